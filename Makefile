@@ -1,0 +1,61 @@
+# `make help` lists the targets. PYTHON is the interpreter that the environment is made with.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab figures targets bench clean \
+        train-autoencoder train-latent-diffusion train-clip train-segmenter
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '  make %-24s %s\n' "$$name" "$$text"; done
+
+setup: $(INSTALLED)  ## make the environment (.venv) and install everything into it
+
+# The stamp is written last: an installation that was cut short is taken up again.
+# torch comes first and by its exact version, so that a CPU build is taken where one is on offer.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "The tested versions need Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install "$$(grep '^torch==' constraints.txt)"
+	$(RUN) -m pip install --constraint constraints.txt --editable ".[development,notebooks]"
+	@touch $@
+
+demo: $(INSTALLED)  ## render the example layouts into outputs/, with IoU and CLIP score
+	$(RUN) -m lrd_helpers render examples/*.json --output outputs
+
+test: $(INSTALLED)  ## ruff and every test
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab
+	@mkdir -p notebooks
+	$(RUN) -m jupyterlab notebooks
+
+train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of the four models)
+	$(RUN) -m lrd_helpers.training.autoencoder $(ARGS)
+
+train-latent-diffusion: $(INSTALLED)  ## train the U-Net and the text encoder (needs the autoencoder)
+	$(RUN) -m lrd_helpers.training.latent_diffusion $(ARGS)
+
+train-clip: $(INSTALLED)  ## train the model behind the CLIP score
+	$(RUN) -m lrd_helpers.training.clip $(ARGS)
+
+train-segmenter: $(INSTALLED)  ## train the detector behind the IoU
+	$(RUN) -m lrd_helpers.training.segmenter $(ARGS)
+
+figures: $(INSTALLED)  ## draw the pictures in figures/ again
+	$(RUN) benchmarks/figures.py
+
+targets: $(INSTALLED)  ## measure how good the shipped models are
+	$(RUN) benchmarks/targets.py
+
+bench: $(INSTALLED)  ## measure time and memory against the budgets
+	$(RUN) benchmarks/budgets.py
+
+clean:  ## remove the environment, caches and outputs (trained checkpoints in runs/ stay)
+	rm -rf $(VENV) outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""Layered Rendering Diffusion: draw boxes, get a picture that obeys them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrd_helpers.guidance import vision_guidance
+    from lrd_helpers.layout import Layer, Layout, LayoutError
+    from lrd_helpers.models import AssetError, load_pipeline
+    from lrd_helpers.rendering import LayeredRenderingPipeline
+
+# Public name → its module, imported when the name is first asked for (PEP 562): importing the
+# package must not wait for torch.
+_MODULES = {
+    "AssetError": "models",
+    "Layer": "layout",
+    "LayeredRenderingPipeline": "rendering",
+    "Layout": "layout",
+    "LayoutError": "layout",
+    "load_pipeline": "models",
+    "vision_guidance": "guidance",
+}
+
+__all__ = [
+    "AssetError",
+    "Layer",
+    "LayeredRenderingPipeline",
+    "Layout",
+    "LayoutError",
+    "load_pipeline",
+    "vision_guidance",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

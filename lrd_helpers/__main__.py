@@ -1,0 +1,186 @@
+"""The command line: `python -m lrd_helpers render LAYOUT.json… --output DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from lrd_helpers.layout import Layout
+    from lrd_helpers.rendering import LayeredRenderingPipeline
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one sentence; `--help` has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code: 0, or 2 after one sentence on stderr."""
+    parser = _Parser(prog="python -m lrd_helpers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    render = commands.add_parser(
+        "render",
+        help="draw layouts",
+        description="Draw each layout; write LAYOUT.png (the picture, and beside it the picture "
+        "with the boxes); print one row each: how well the boxes are obeyed (IoU of each layer, 0 "
+        "to 1) and how well the picture fits the caption (CLIP score, 100·cos).",
+    )
+    render.add_argument("layouts", nargs="+", metavar="LAYOUT.json", type=Path)
+    render.add_argument("--output", required=True, metavar="DIR", type=Path)
+    render.add_argument("--seed", type=_seed, default=0, help="of the initial noise (%(default)s)")
+    render.add_argument("--steps", type=int, default=25, help="denoising steps (%(default)s)")
+    render.add_argument(
+        "--guidance-scale", type=_finite, default=5.0, help="γ of the caption (%(default)s)"
+    )
+    render.add_argument(
+        "--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)"
+    )
+    render.add_argument("--device", help="cuda, mps, cpu (the best there is)")
+    options = parser.parse_args(arguments)
+    try:
+        _render(options)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except Exception as error:
+        # Only what is meant for the user; anything else is a mistake of ours and shows itself.
+        from lrd_helpers.layout import LayoutError
+        from lrd_helpers.models import AssetError
+
+        if isinstance(error, (LayoutError, AssetError, _Refused)):
+            return _complain(str(error))
+        raise
+    return 0
+
+
+class _Refused(ValueError):
+    """Arguments that are each legal, but not here or not together."""
+
+
+def _complain(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _seed(text: str) -> int:
+    seed = int(text)
+    if not 0 <= seed < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63 - 1")
+    return seed
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return number
+
+
+def _render(options: argparse.Namespace) -> None:
+    # Here and not above: --help and a wrong argument need not wait for torch.
+    from tqdm import tqdm
+
+    from lrd_helpers.files import write_atomically
+    from lrd_helpers.layout import Layout
+
+    # All that can be refused is refused before anything is drawn or written.
+    layouts = {path: Layout.load(path) for path in options.layouts}
+    pictures: dict[str, Path] = {}
+    for path in options.layouts:
+        if (other := pictures.setdefault(path.stem, path)) != path:
+            raise _Refused(f"{other} and {path} would both be drawn as {path.stem}.png; rename one")
+    if options.output.exists() and not options.output.is_dir():
+        raise _Refused(f"--output {options.output} is a file, but should be a folder")
+
+    from lrd_helpers.models import load_pipeline
+    from lrd_helpers.plotting import side_by_side
+
+    try:
+        pipe = load_pipeline(options.model, options.device)
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+    pipe.set_progress_bar_config(disable=True)
+    measure = _Measure(pipe)
+
+    width = max(len(name) for name in ["layout", *pictures])
+    rows = [f"{'layout':{width}}  {'IoU':>5}  {'CLIP':>5}  IoU of each layer"]
+    with tqdm(layouts.items(), unit="layout", leave=False, disable=None) as progress:
+        for path, layout in progress:
+            progress.set_description(path.stem)
+            image = _draw(pipe, path, layout, options)
+            row = f"{path.stem:{width}}  {measure(image, layout)}"
+            png = io.BytesIO()
+            side_by_side(image, layout).save(png, format="PNG")
+            options.output.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.output / f"{path.stem}.png", png.getvalue())
+            for line in [*rows, row]:
+                tqdm.write(line, file=sys.stdout)
+            rows = []  # the heading is printed once
+
+
+def _draw(
+    pipe: LayeredRenderingPipeline, path: Path, layout: Layout, options: argparse.Namespace
+) -> Image.Image:
+    import torch
+
+    # On the CPU whatever the device: the same seed is the same noise everywhere.
+    generator = torch.Generator("cpu").manual_seed(options.seed)
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            image = pipe(
+                layout,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                generator=generator,
+            ).images[0]
+        except ValueError as error:
+            raise _Refused(f"{path}: {error}") from None
+    for remark in remarks:
+        if issubclass(remark.category, UserWarning):
+            print(f"warning: {path}: {remark.message}", file=sys.stderr)
+    return image
+
+
+class _Measure:
+    """IoU and CLIP score of a picture as a row of text.
+
+    The shipped segmenter and CLIP know the storybook world only: for a model with another
+    vocabulary, and for a layer that names no sticker, there is a dash.
+    """
+
+    def __init__(self, pipe: LayeredRenderingPipeline) -> None:
+        from lrd_helpers.metrics import StorybookClip, StorybookDetector
+        from lrd_helpers.vocabulary import WHOLE_WORDS
+
+        known = len(pipe.tokenizer) <= WHOLE_WORDS
+        self.detector = StorybookDetector() if known else None
+        self.clip = StorybookClip() if known else None
+
+    def __call__(self, image: Image.Image, layout: Layout) -> str:
+        from lrd_helpers.metrics import clip_score, layout_iou
+
+        if self.detector is None or self.clip is None:
+            return f"{'–':>5}  {'–':>5}"
+        score = f"{clip_score(self.clip, image, layout.caption):5.1f}"
+        try:
+            ious = layout_iou(self.detector, image, layout)
+        except ValueError:  # a prompt that names no sticker
+            return f"{'–':>5}  {score}"
+        each = " ".join(f"{iou:.2f}" for iou in ious)
+        return f"{sum(ious) / len(ious):5.2f}  {score}  {each}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

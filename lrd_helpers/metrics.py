@@ -1,0 +1,368 @@
+"""How well a picture obeys its layout and its caption: IoU, success and CLIP score.
+
+What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
+with words. `StorybookDetector` and `StorybookClip` are the shipped ones.
+
+    ious = layout_iou(StorybookDetector(), image, layout)      # one number a layer
+    score = clip_score(StorybookClip(), image, layout.caption)
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrd_helpers.layout import Box, Layout
+from lrd_helpers.models import load_clip, load_segmenter
+from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, tight_boxes
+
+Picture = Image.Image | Float[Tensor, "3 _height _width"]
+"""A PIL image, or a tensor in [0, 1]."""
+
+REFERENCE_PIXELS = 128 * 128
+NOISE_FLOOR = 20
+"""Regions of fewer pixels (of 128 × 128) are noise, not objects.
+
+The smallest sticker the world draws covers about a hundred pixels. Along a blurred outline single
+pixels look like something else, and one of them is enough to stretch a box across the picture.
+"""
+
+SECOND_COLOUR = 0.25  # a smaller share of an object in another colour is a detail, not an object
+
+SEGMENTER_STRIDE = 16  # picture sides are brought to a multiple: the U-Net halves them repeatedly
+BATCH_SIZE = 32
+
+
+# ------------------------------------------------------------------ what looks at the picture
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """One thing that was found.
+
+    Attributes:
+        box: (x0, y0, x1, y1) as fractions of the picture, the tight one of what is visible.
+        score: how sure the detector is, in [0, 1].
+        mask: the pixels, where the detector knows them.
+    """
+
+    box: Box
+    score: float
+    mask: Bool[Tensor, "height width"] | None
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds in one picture what each of several prompts names."""
+
+    def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
+        """One list a prompt, empty where nothing was found.
+
+        A thing that answers to several prompts ("a car", "a red car") is the same `Detection`
+        object in each of their lists.
+        """
+        ...
+
+
+@runtime_checkable
+class Clip(Protocol):
+    """Puts pictures and words into one space, as vectors of length 1."""
+
+    def encode_images(self, images: Sequence[Picture]) -> Float[Tensor, "images channels"]: ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]: ...
+
+
+# ------------------------------------------------------------------ the storybook's detector
+
+
+@dataclass(frozen=True, eq=False)
+class FoundSticker(Detection):
+    """A connected region of one sticker in one colour."""
+
+    sticker: str
+    colour: str
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What a storybook picture shows: a place and stickers, the largest first."""
+
+    place: str
+    place_score: float  # mean probability over the background, in [0, 1]
+    stickers: tuple[FoundSticker, ...]
+
+
+class StorybookDetector:
+    """Finds stickers by their name and colour with the shipped segmenter.
+
+    Args:
+        model: called as `model(2 * images - 1, timestep=0).sample`, gives for images
+            (batch, 3, height, width) in [0, 1] the logits (batch, 27, height, width): 12 stickers
+            and 6 places (a background pixel's class is the place), then 8 colours and "none".
+            Default: the shipped one.
+        noise_floor: smallest region that counts, in pixels of a 128 × 128 picture.
+    """
+
+    def __init__(self, model: nn.Module | None = None, *, noise_floor: float = NOISE_FLOOR) -> None:
+        self.model = (load_segmenter() if model is None else model).eval()
+        self.noise_floor = noise_floor
+
+    def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
+        """The stickers each prompt names; a prompt without a colour takes any colour.
+
+        Raises:
+            ValueError: a prompt that does not name exactly one sticker, or several colours.
+        """
+        wanted = [sticker_and_colour(prompt) for prompt in prompts]
+        found = self.describe(image).stickers
+        return [[thing for thing in found
+                 if thing.sticker == sticker and colour in (None, thing.colour)]
+                for sticker, colour in wanted]
+
+    def find(self, image: Picture, prompt: str) -> Bool[Tensor, "height width"] | None:
+        """All pixels that show the prompt, or None if there are none above the noise floor."""
+        found = self(image, [prompt])[0]
+        return torch.stack([thing.mask for thing in found]).any(0) if found else None
+
+    def describe(self, image: Picture) -> Description:
+        """Everything the picture shows."""
+        return self.describe_all([image])[0]
+
+    @torch.no_grad()
+    def describe_all(self, images: Sequence[Picture]) -> list[Description]:
+        """`describe` for many pictures; neighbours of one size share a forward pass."""
+        descriptions = []
+        for _, group in itertools.groupby(map(_pixels, images), key=lambda pixels: pixels.shape):
+            pictures = list(group)
+            for first in range(0, len(pictures), BATCH_SIZE):
+                logits = self._logits(torch.stack(pictures[first:first + BATCH_SIZE]))
+                descriptions += [self._description(one) for one in logits]
+        return descriptions
+
+    def _logits(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch classes height width"]:
+        like = next(self.model.parameters())
+        height, width = images.shape[-2:]
+        sides = [max(1, round(side / SEGMENTER_STRIDE)) * SEGMENTER_STRIDE
+                 for side in (height, width)]
+        images = _resized(images, *sides).to(like.device, like.dtype)
+        logits = self.model(images * 2 - 1, timestep=0).sample.float().cpu()
+        classes = len(STICKERS) + len(PLACES) + len(COLOURS) + 1
+        if logits.shape[1] != classes:
+            raise ValueError(f"the segmenter gives {logits.shape[1]} channels, but {classes} are "
+                             "expected: 12 stickers, 6 places, 8 colours and 'none'")
+        return _resized(logits, height, width)
+
+    def _description(self, logits: Float[Tensor, "classes height width"]) -> Description:
+        kinds = logits[:len(STICKERS) + len(PLACES)].softmax(0)
+        # The last channel, "none", takes part in the probability but is never the answer:
+        # what is a sticker has a colour.
+        colours = logits[len(STICKERS) + len(PLACES):].softmax(0)[:-1]
+        winner = kinds.argmax(0)
+
+        background = winner >= len(STICKERS)
+        places = kinds[len(STICKERS):, background if background.any() else ~background].mean(1)
+        stickers = [
+            FoundSticker(
+                box=_box_of(region),
+                score=float((kinds[number] * colours[colour])[region].mean()),
+                mask=region, sticker=STICKERS[number], colour=list(COLOURS)[colour])
+            for number in winner.unique().tolist() if number < len(STICKERS)
+            for whole in self._regions(winner == number)
+            for colour, region in self._parts_by_colour(whole, colours)]
+        stickers.sort(key=lambda thing: int(thing.mask.sum()), reverse=True)
+        return Description(PLACES[int(places.argmax())], float(places.max()), tuple(stickers))
+
+    def _regions(self, mask: Bool[Tensor, "height width"]) -> list[Bool[Tensor, "height width"]]:
+        least = max(1, math.ceil(self.noise_floor * mask.numel() / REFERENCE_PIXELS))
+        return connected_regions(mask, least)
+
+    def _parts_by_colour(
+        self, region: Bool[Tensor, "height width"], colours: Float[Tensor, "colours height width"]
+    ) -> list[tuple[int, Bool[Tensor, "height width"]]]:
+        """A red ball that touches a blue one is two objects; a red ball with a blue dot is one."""
+        counts = torch.bincount(colours.argmax(0)[region], minlength=len(colours))
+        kept = (counts >= SECOND_COLOUR * counts.sum()).nonzero()[:, 0]
+        if len(kept) < 2:
+            return [(int(counts.argmax()), region)]
+        nearest = kept[colours[kept].argmax(0)]
+        return [(colour, part) for colour in kept.tolist()
+                for part in self._regions(region & (nearest == colour))]
+
+
+def sticker_and_colour(prompt: str) -> tuple[str, str | None]:
+    """The sticker and the colour (None if it names none) of a prompt such as "a red car".
+
+    Raises:
+        ValueError: no sticker, several stickers, or several colours.
+    """
+    words = re.findall(r"[a-z]+", prompt.lower())
+    stickers = [word for word in STICKERS if word in words]
+    colours = [word for word in COLOURS if word in words]
+    if len(stickers) != 1:
+        named = " and ".join(stickers) or "no sticker"
+        near = [match for word in words for match in difflib.get_close_matches(word, STICKERS, 1)]
+        guess = f"; did you mean {near[0]!r}?" if near and not stickers else ""
+        raise ValueError(f"{prompt!r} names {named}, but should name exactly one of "
+                         f"{', '.join(STICKERS)}{guess}")
+    if len(colours) > 1:
+        raise ValueError(f"{prompt!r} names the colours {' and '.join(colours)}, "
+                         "but should name one or none")
+    return stickers[0], colours[0] if colours else None
+
+
+def connected_regions(
+    mask: Bool[Tensor, "height width"], least: int = 1
+) -> list[Bool[Tensor, "height width"]]:
+    """The connected parts (8 neighbours) of a mask with at least `least` pixels, largest first.
+
+    Every pixel starts with a number of its own, and takes the largest one among its neighbours
+    until nothing changes: then all pixels of a part have the same number.
+    """
+    labels = torch.arange(1.0, mask.numel() + 1).view(mask.shape) * mask
+    while True:
+        grown = functional.max_pool2d(labels[None], 3, stride=1, padding=1)[0] * mask
+        if torch.equal(grown, labels):
+            break
+        labels = grown
+    numbers, counts = labels[mask].unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    return [labels == numbers[i] for i in order.tolist() if counts[i] >= least]
+
+
+# ------------------------------------------------------------------ layout against picture
+
+
+def box_iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1); 0 where either has no area."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    both = width * height
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def found_boxes(detector: Detector, image: Picture, layout: Layout) -> list[Box | None]:
+    """For each layer the tight box around everything that shows its prompt; None if nothing does.
+
+    Everything: an object cut in two by a nearer one counts whole, and a second copy elsewhere
+    makes the box too large, as it should. Where several layers name the same thing (two red
+    balls), each thing counts only for the layer whose box it fits best.
+    """
+    prompts = list(dict.fromkeys(layer.prompt for layer in layout.layers))
+    by_prompt = dict(zip(prompts, detector(image, prompts), strict=True))
+    found = [by_prompt[layer.prompt] for layer in layout.layers]
+
+    def misfit(thing: Detection, number: int) -> tuple[float, float]:
+        asked = layout.layers[number].box
+        return -box_iou(thing.box, asked), math.dist(_centre(thing.box), _centre(asked))
+
+    boxes = []
+    for number, things in enumerate(found):
+        own = [thing.box for thing in things
+               if number == min((rival for rival, others in enumerate(found)
+                                 if any(thing is other for other in others)),
+                                key=lambda rival, thing=thing: misfit(thing, rival))]
+        boxes.append((min(box[0] for box in own), min(box[1] for box in own),
+                      max(box[2] for box in own), max(box[3] for box in own)) if own else None)
+    return boxes
+
+
+def layout_iou(detector: Detector, image: Picture, layout: Layout) -> list[float]:
+    """IoU of each layer, in [0, 1]: the box asked for against the box found; nothing found = 0."""
+    return [box_iou(found, layer.box) if found else 0.0
+            for found, layer in zip(found_boxes(detector, image, layout), layout.layers,
+                                    strict=True)]
+
+
+def success(ious: Sequence[float], threshold: float = 0.5) -> list[bool]:
+    """Which layers of `layout_iou` succeeded: IoU ≥ 0.5 with what the prompt names.
+
+    The right sticker and colour are in the IoU already: of anything else nothing is found.
+    """
+    return [iou >= threshold for iou in ious]
+
+
+# ------------------------------------------------------------------ words against picture
+
+
+class StorybookClip:
+    """Compares storybook pictures with captions by the shipped CLIP model.
+
+    Args:
+        model: a `CLIPModel`; default: the shipped one.
+        tokenizer: its `CLIPTokenizer`; to be given exactly when `model` is.
+    """
+
+    def __init__(self, model: nn.Module | None = None, tokenizer: object | None = None) -> None:
+        if (model is None) != (tokenizer is None):
+            raise ValueError("give both a model and its tokenizer, or neither")
+        if model is None:
+            model, tokenizer = load_clip()
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Picture]) -> Float[Tensor, "images channels"]:
+        """Pictures of any size → vectors of length 1."""
+        like = next(self.model.parameters())
+        side = self.model.config.vision_config.image_size
+        pixels = torch.cat([_resized(_pixels(image)[None], side, side) for image in images])
+        pixels = ((pixels - 0.5) / 0.5).to(like.device, like.dtype)
+        # Not get_image_features: what it returns differs between versions of transformers.
+        vectors = self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+        return functional.normalize(vectors.float().cpu(), dim=-1)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:
+        """Texts → vectors of length 1; what exceeds the model's number of tokens is cut off."""
+        longest = self.model.config.text_config.max_position_embeddings
+        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True,
+                                max_length=longest, return_tensors="pt").to(self.model.device)
+        output = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask)
+        vectors = self.model.text_projection(output.pooler_output)
+        return functional.normalize(vectors.float().cpu(), dim=-1)
+
+
+def clip_score(clip: Clip, image: Picture, text: str) -> float:
+    """100 · cos(image, text), in [−100, 100] (CLIPScore, Hessel et al. 2021, without its 2.5)."""
+    return 100 * float(clip.encode_images([image])[0] @ clip.encode_texts([text])[0])
+
+
+# ------------------------------------------------------------------ pictures and boxes as numbers
+
+
+def _pixels(image: Picture) -> Float[Tensor, "3 height width"]:
+    if isinstance(image, Image.Image):
+        array = numpy.asarray(image.convert("RGB"), numpy.float32) / 255
+        return torch.from_numpy(array).permute(2, 0, 1)
+    return image.detach().float().cpu()
+
+
+def _resized(
+    images: Float[Tensor, "batch channels _ _"], height: int, width: int
+) -> Float[Tensor, "batch channels {height} {width}"]:
+    if images.shape[-2:] == (height, width):
+        return images
+    return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+
+
+def _box_of(mask: Bool[Tensor, "height width"]) -> Box:
+    x0, y0, x1, y1 = tight_boxes(mask).tolist()
+    return x0, y0, x1, y1
+
+
+def _centre(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

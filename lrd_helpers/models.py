@@ -1,0 +1,200 @@
+"""Loading the shipped models, or Stable Diffusion, onto the best device there is."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.vocabulary import unknown_words
+
+with quiet_libraries():
+    import diffusers
+    import transformers
+    from diffusers import UNet2DModel
+    from transformers import CLIPModel, CLIPTokenizer
+
+__all__ = [
+    "ASSETS",
+    "AssetError",
+    "best_device",
+    "load_clip",
+    "load_pipeline",
+    "load_segmenter",
+    "unknown_words",
+]
+
+ASSETS = Path(__file__).parent / "assets"
+"""Where the shipped models lie, a folder each."""
+
+REVISIONS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+}
+"""The commit on the Hugging Face hub that a model is taken from: so pictures stay the same."""
+
+TRAINED_BY = {
+    "storybook": "latent_diffusion",
+    "storybook-clip": "clip",
+    "storybook-segmenter": "segmenter",
+}
+"""The module of `lrd_helpers.training` that makes each shipped model."""
+
+
+class AssetError(RuntimeError):
+    """A model that cannot be loaded: one sentence with its folder and what to do."""
+
+
+def load_pipeline(
+    name_or_folder: str | os.PathLike[str] = "storybook",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> LayeredRenderingPipeline:
+    """The model as a `LayeredRenderingPipeline`, ready to draw: in eval mode, no safety checker.
+
+    Args:
+        name_or_folder: "storybook" (shipped), a folder of a Stable Diffusion pipeline, or a name on
+            the Hugging Face hub such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (at the
+            commit in `REVISIONS`). Only safetensors weights are read.
+        device: "cuda", "mps", "cpu", …; the best there is by default.
+        dtype: of all weights; half precision on CUDA and single elsewhere by default.
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or weights of another shape.
+        ValueError: a device that this machine does not have.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    if dtype is None:
+        dtype = torch.float16 if device.type == "cuda" else torch.float32
+    name = os.fspath(name_or_folder)
+    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    if name == "storybook" or Path(name).is_dir():
+        folder = ASSETS / name if name == "storybook" else Path(name)
+        with _one_sentence(folder), _no_progress_bars():
+            index = LayeredRenderingPipeline.load_config(str(folder))
+            for part in ("unet", "vae", "text_encoder"):
+                library, kind = index[part]
+                cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+                options[part] = _load_weights(cls, folder / part)
+            pipe = LayeredRenderingPipeline.from_pretrained(str(folder), **options)
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        with _one_sentence(name):
+            pipe = LayeredRenderingPipeline.from_pretrained(
+                name, revision=REVISIONS.get(name), use_safetensors=True, **options
+            )
+    else:
+        raise AssetError(
+            f"there is no model {name!r}: give 'storybook', a folder with a model_index.json, or a "
+            "name on the Hugging Face hub such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+        )
+    with quiet_libraries():
+        return pipe.to(device, dtype)
+
+
+def load_clip(device: torch.device | str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
+    """The shipped CLIP (in eval mode, single precision) and its tokenizer.
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or weights of another shape.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    folder = ASSETS / "storybook-clip"
+    with _one_sentence(folder), _no_progress_bars():
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder))
+        return _load_weights(CLIPModel, folder).to(device, torch.float32), tokenizer
+
+
+def load_segmenter(device: torch.device | str | None = None) -> UNet2DModel:
+    """The shipped segmenter (in eval mode, single precision).
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or weights of another shape.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    folder = ASSETS / "storybook-segmenter"
+    with _one_sentence(folder), _no_progress_bars():
+        return _load_weights(UNet2DModel, folder).to(device, torch.float32)
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _checked_device(device: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"there is no device {str(device)!r} on this machine; {str(best_device())!r} would work"
+        ) from None
+    return device
+
+
+def _load_weights(cls: Any, folder: Path) -> nn.Module:
+    """`cls.from_pretrained(folder)`, but a weight that the file lacks is an error.
+
+    Both libraries leave such a weight at random and log a line.
+    """
+    model, info = cls.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise AssetError(
+            f"{folder}: the weights are not complete, {len(missing)} missing ({missing[0]}, …)"
+            f"{_remedy(folder)}"
+        )
+    return model.eval()
+
+
+def _remedy(folder: Path | str) -> str:
+    if not isinstance(folder, Path) or ASSETS not in [folder, *folder.parents]:
+        return ""
+    asset = folder.relative_to(ASSETS).parts[0]
+    return (
+        "; clone the repository again, or train the model with "
+        f"`python -m lrd_helpers.training.{TRAINED_BY[asset]}`"
+    )
+
+
+@contextmanager
+def _one_sentence(folder: Path | str) -> Iterator[None]:
+    """Turn whatever the libraries raise while they load `folder` into an `AssetError`."""
+    if isinstance(folder, Path) and not (
+        (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    ):
+        what = "holds no model_index.json or config.json" if folder.is_dir() else "is missing"
+        raise AssetError(f"the model folder {folder} {what}{_remedy(folder)}")
+    try:
+        with quiet_libraries():
+            yield
+    except AssetError:
+        raise
+    except Exception as error:
+        if "ignore_mismatched_sizes" in str(error):
+            what = "the weights have another shape than config.json says"
+        else:
+            what = " ".join(str(error).split()) or type(error).__name__
+        raise AssetError(f"{folder} cannot be loaded: {what}{_remedy(folder)}") from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """No bars for what takes a blink (a download from the hub keeps its own)."""
+    libraries = [diffusers.utils.logging, transformers.utils.logging]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

@@ -1,0 +1,225 @@
+"""Pictures for people: rows of images, and layouts drawn over them.
+
+A layer has the same number and colour wherever it is drawn.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy
+from jaxtyping import Float, UInt8
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from torch import Tensor
+
+from lrd_helpers.layout import Layout
+
+Picture = (Image.Image | Float[Tensor, "3 _height _width"]
+           | Float[numpy.ndarray, "_height _width 3"] | UInt8[numpy.ndarray, "_height _width 3"])
+"""A PIL image, a tensor or an array; float tensors and arrays in [0, 1]."""
+
+BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+"""Okabe and Ito (2008): told apart with any kind of colour vision; an eighth layer starts again."""
+
+CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
+
+
+def show_images(
+    images: Sequence[Picture],
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    width: float = 2.2,
+    suptitle: str | None = None,
+) -> Figure:
+    """The images in rows, each under its title.
+
+    Args:
+        images: at least one, of any sizes.
+        titles: one an image, or none at all.
+        columns: images a row; default: as many as there are, at most 6.
+        width: of one image, in inches.
+        suptitle: above everything: what the figure shows.
+
+    Raises:
+        ValueError: no images, no columns, or another number of titles than of images.
+    """
+    if not images:
+        raise ValueError("there are no images to show")
+    if titles is not None and len(titles) != len(images):
+        raise ValueError(f"{len(images)} images, but {len(titles)} titles")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns is {columns}, but should be at least 1")
+    pictures = [as_image(image) for image in images]
+    columns = min(columns or 6, len(pictures))
+    rows = -(-len(pictures) // columns)
+    tallest = max(picture.height / picture.width for picture in pictures)
+    letters = max(8, int(width * 13))  # of nine points stand in one line above an image
+    lines = [textwrap.fill(title, letters) for title in titles or [""] * len(pictures)]
+    most_lines = max(line.count("\n") + bool(line) for line in lines)
+    height = width * tallest + (0.16 * most_lines + 0.17 if most_lines else 0)
+    # White also where the notebook is dark: the titles stay readable.
+    figure, axes = pyplot.subplots(
+        rows, columns, squeeze=False, layout="compressed", facecolor="white",
+        figsize=(columns * width, rows * height + (0.4 if suptitle else 0)))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, line in zip(axes.flat, pictures, lines, strict=False):
+        # Small pictures are shown as the pixels they are, not smoothed into something prettier.
+        axis.imshow(picture, interpolation="nearest")
+        axis.set_title(line, fontsize=9, color="black")
+    if suptitle:
+        figure.suptitle(suptitle, fontsize=11, color="black")
+    return figure
+
+
+def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> Image.Image:
+    """The image, enlarged, with every layer's box, number and prompt.
+
+    Args:
+        image: of any size; its sides keep their ratio.
+        layout: its boxes are drawn back to front, as they are rendered.
+        longest_side: of the result, in pixels.
+    """
+    picture = _enlarged(as_image(image), longest_side)
+    draw = ImageDraw.Draw(picture)
+    line = max(2, round(longest_side / 128))
+    font = _font(max(11, round(longest_side / 32)))
+    corners = [_pixel_box(layer.box, picture.size) for layer in layout.layers]
+    for number, box in enumerate(corners):
+        # A dark rim, so that a light box shows on snow and a dark one at night.
+        draw.rectangle(box, outline="#202020", width=line + 2)
+        inner = (box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1))
+        draw.rectangle(inner, outline=BOX_COLOURS[number % len(BOX_COLOURS)], width=line)
+    taken: list[tuple[int, int, int, int]] = []
+    for number, (layer, box) in enumerate(zip(layout.layers, corners, strict=True)):
+        text = _fitted(f"{number + 1} {layer.prompt}", font, picture.width - 4 * line)
+        tag = _free_place(box, _text_size(text, font, line // 2), picture.size, taken)
+        taken.append(tag)
+        colour = BOX_COLOURS[number % len(BOX_COLOURS)]
+        draw.rectangle(tag, fill=colour, outline="#202020")
+        draw.multiline_text((tag[0] + line, tag[1] + line // 2), text, font=font,
+                            fill=_ink_on(colour))
+    return picture
+
+
+def side_by_side(
+    image: Picture, layout: Layout, *, caption: str | None = None, longest_side: int = 512
+) -> Image.Image:
+    """The picture, and beside it the picture with the layout drawn over it, with a caption below.
+
+    Args:
+        image: of any size.
+        layout: its caption is written below both.
+        caption: another text instead; "" for none.
+        longest_side: of each half, in pixels.
+    """
+    plain = _enlarged(as_image(image), longest_side)
+    boxes = draw_layout(image, layout, longest_side=longest_side)
+    gap = max(4, longest_side // 64)
+    width = 2 * plain.width + 3 * gap
+    font = _font(max(12, round(longest_side / 26)))
+    text = _fitted(layout.caption if caption is None else caption, font, width - 2 * gap)
+    below = _text_size(text, font, gap)[1] + gap if text else 0
+    sheet = Image.new("RGB", (width, plain.height + 2 * gap + below), CAPTION_PAPER)
+    sheet.paste(plain, (gap, gap))
+    sheet.paste(boxes, (2 * gap + plain.width, gap))
+    ImageDraw.Draw(sheet).multiline_text(
+        (width / 2, plain.height + 2 * gap), text, font=font, fill=CAPTION_INK, anchor="ma",
+        align="center")
+    return sheet
+
+
+def as_image(image: Picture) -> Image.Image:
+    """An RGB image of a PIL image, a (3, height, width) tensor or a (height, width, 3) array.
+
+    Floats outside [0, 1] are cut off, as every screen would.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().float().permute(1, 2, 0).numpy()
+    if image.dtype == numpy.uint8:
+        return Image.fromarray(image)
+    return Image.fromarray((255 * image.clip(0, 1)).round().astype(numpy.uint8))
+
+
+def _enlarged(picture: Image.Image, longest_side: int) -> Image.Image:
+    scale = longest_side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _pixel_box(
+    box: tuple[float, float, float, float], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    width, height = size
+    x0, y0, x1, y1 = box
+    left, top = min(int(x0 * width), width - 1), min(int(y0 * height), height - 1)
+    return left, top, max(left, round(x1 * width) - 1), max(top, round(y1 * height) - 1)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Matplotlib's own DejaVu: there on every machine, with far more letters than Pillow's.
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    return ImageFont.truetype(str(file), size)
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """`text` broken into lines of at most `width` pixels, within a word only where it must be."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(lines)
+
+
+def _text_size(text: str, font: ImageFont.FreeTypeFont, pad: int) -> tuple[int, int]:
+    """Width and height in pixels of a tag with `text` in it."""
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    _, _, right, bottom = draw.multiline_textbbox((0, 0), text, font=font)
+    return round(right) + 4 * pad, round(bottom) + 2 * pad + 1
+
+
+def _free_place(
+    box: tuple[int, int, int, int],
+    tag: tuple[int, int],
+    canvas: tuple[int, int],
+    taken: Sequence[tuple[int, int, int, int]],
+) -> tuple[int, int, int, int]:
+    """Where the tag goes: inside the canvas, best above its box, covering no earlier tag."""
+    left, top, right, bottom = box
+    width, height = tag
+    tops = (top - height, bottom + 1, top, bottom - height, *range(0, canvas[1], height))
+    places = []
+    for y in tops:
+        for x in (left, right - width + 1):
+            x0 = max(0, min(x, canvas[0] - width))
+            y0 = max(0, min(y, canvas[1] - height))
+            places.append((x0, y0, x0 + width - 1, y0 + height - 1))
+    wanted = [place for place, y in zip(places, (y for y in tops for _ in range(2)), strict=True)
+              if place[1] == y]  # not one that had to be pushed back onto the canvas
+    for place in wanted + places:
+        if not any(place[0] <= other[2] and other[0] <= place[2]
+                   and place[1] <= other[3] and other[1] <= place[3] for other in taken):
+            return place
+    return (wanted + places)[0]
+
+
+def _ink_on(colour: str) -> str:
+    """Black or white, whichever is read more easily on `colour` (by WCAG's contrast ratio)."""
+    channels = [value / 255 for value in ImageColor.getrgb(colour)]
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#ffffff"

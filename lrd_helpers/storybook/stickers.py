@@ -1,0 +1,116 @@
+"""Stickers: twelve SVG drawings in eight colours and three styles, rasterised once into a sprite bank.
+
+A sticker is a file `stickers/NAME.svg` with four placeholders, {main}, {dark}, {light} and
+{outline}; every other colour in it is a fixed detail (a window, an eye). To add your own sticker,
+add a file: its name becomes a word of the world (and the models must then be trained again).
+"""
+
+import functools
+import io
+import re
+from pathlib import Path
+
+import numpy
+import resvg_py
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+STICKER_FOLDER = Path(__file__).parent / "stickers"
+STICKERS: tuple[str, ...] = tuple(sorted(path.stem for path in STICKER_FOLDER.glob("*.svg")))
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.88, 0.16, 0.18),
+    "orange": (0.97, 0.55, 0.12),
+    "yellow": (0.98, 0.84, 0.20),
+    "green": (0.18, 0.63, 0.28),
+    "blue": (0.16, 0.38, 0.86),
+    "purple": (0.52, 0.24, 0.70),
+    "pink": (0.97, 0.52, 0.70),
+    "white": (0.96, 0.96, 0.95),
+}
+STYLES: tuple[str, ...] = ("flat", "sketch", "neon")
+
+PAPER = (0.96, 0.94, 0.88)  # the sketch style's background
+SPRITE_SIZES = (128, 64, 32)  # a small mip pyramid: a sprite is sampled from the next larger size
+
+FIXED_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+
+
+def _hexadecimal(rgb: Float[numpy.ndarray, "3"]) -> str:
+    return "#" + "".join(f"{round(255 * float(value)):02x}" for value in rgb.clip(0, 1))
+
+
+def sticker_svg(sticker: str, colour: str, style: str = "flat") -> str:
+    """The SVG text of one sticker in one colour and style.
+
+    Raises:
+        ValueError: a sticker, colour or style that the world does not have.
+    """
+    for value, known, what in ((sticker, STICKERS, "sticker"), (colour, COLOURS, "colour"),
+                               (style, STYLES, "style")):
+        if value not in known:
+            raise ValueError(f"no {what} {value!r}; there are: {', '.join(known)}")
+    main = numpy.array(COLOURS[colour])
+    paper, ink = numpy.array(PAPER), numpy.array((0.2, 0.2, 0.24))
+    if style == "flat":
+        shades = {"main": main, "dark": 0.72 * main, "light": 0.55 * main + 0.45,
+                  "outline": 0.36 * main}
+    elif style == "sketch":  # a wash of colour on paper under a dark line
+        shades = {"main": 0.45 * main + 0.55 * paper, "dark": 0.6 * main + 0.4 * paper,
+                  "light": 0.2 * main + 0.8 * paper, "outline": ink}
+    else:  # neon: a glowing line around a dark shape
+        shades = {"main": 0.22 * main, "dark": 0.12 * main, "light": 0.4 * main,
+                  "outline": 0.85 * main + 0.15}
+    svg = (STICKER_FOLDER / f"{sticker}.svg").read_text(encoding="utf-8")
+    if style != "flat":
+        detail = _hexadecimal(paper if style == "sketch" else 0.55 * main + 0.1)
+        svg = FIXED_COLOUR.sub(detail, svg)
+    for name, rgb in shades.items():
+        svg = svg.replace("{" + name + "}", _hexadecimal(rgb))
+    return svg
+
+
+def _rasterise(svg: str, size: int) -> Float[numpy.ndarray, "size size 4"]:
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
+    return numpy.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"), numpy.float32) / 255
+
+
+@functools.cache
+def _tight_view(sticker: str) -> tuple[float, float, float, float]:
+    """x, y, width and height, in viewBox units (0 to 100), of the pixels a sticker really paints."""
+    alpha = _rasterise(sticker_svg(sticker, "red"), 400)[..., 3] > 0.5
+    rows, columns = numpy.flatnonzero(alpha.any(1)) / 4, numpy.flatnonzero(alpha.any(0)) / 4
+    return (float(columns[0]), float(rows[0]),
+            float(columns[-1] - columns[0] + 0.25), float(rows[-1] - rows[0] + 0.25))
+
+
+def aspect_ratio(sticker: str) -> float:
+    """Width over height of the drawing itself, without its margins."""
+    _, _, width, height = _tight_view(sticker)
+    return width / height
+
+
+@functools.cache
+def sprite_bank(style: str = "flat") -> tuple[Float[Tensor, "stickers colours 4 size size"], ...]:
+    """All stickers in all colours, one tensor per size of SPRITE_SIZES, in [0, 1].
+
+    Each drawing is cropped to its tight box and stretched to a square; `aspect_ratio` undoes that
+    when a scene is rendered. Colours are premultiplied by alpha, so that sampling between pixels
+    leaves no fringe.
+    """
+    sprites = []
+    for sticker in STICKERS:
+        x, y, width, height = _tight_view(sticker)
+        size = SPRITE_SIZES[0]
+        view = (f'width="{size}" height="{size}" viewBox="{x} {y} {width} {height}" '
+                'preserveAspectRatio="none"')
+        for colour in COLOURS:
+            svg = sticker_svg(sticker, colour, style).replace('viewBox="0 0 100 100"', view)
+            sprites.append(_rasterise(svg, size))
+    bank = torch.from_numpy(numpy.stack(sprites)).permute(0, 3, 1, 2)
+    bank = torch.cat([bank[:, :3] * bank[:, 3:], bank[:, 3:]], dim=1)
+    return tuple(functional.adaptive_avg_pool2d(bank, size)
+                 .reshape(len(STICKERS), len(COLOURS), 4, size, size) for size in SPRITE_SIZES)

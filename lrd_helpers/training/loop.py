@@ -1,0 +1,313 @@
+"""The loop all trainings share: budget, learning rate, EMA, log, checkpoints, exact resume, export.
+
+A training is a module whose `forward(batch, generator)` returns a dictionary of losses; "loss" is
+minimised, the others are logged. Batch number n and the random numbers of step n depend on
+(seed, n) alone, so a training that is cut and taken up again walks the same path.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..storybook import StorybookDataset, seeded
+
+ASSETS = Path(__file__).parents[1] / "assets"
+HELD_OUT_SEED = 1_000_000  # trainings use small seeds: a held-out scene was never trained on
+
+
+@dataclass
+class Progress:
+    """How far a training has come; `seconds` counts time spent in steps, over all resumes."""
+
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def parser(name: str, description: str, **defaults: object) -> argparse.ArgumentParser:
+    """The options every training has; `defaults` are this training's own."""
+    result = argparse.ArgumentParser(
+        f"python -m lrd_helpers.training.{name}", description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = result.add_argument
+    add("--steps", type=int, help="stop after this many optimiser steps; the run is then exactly repeatable")
+    add("--minutes", type=float, help="stop after this many minutes of training, resumes included")
+    add("--batch-size", type=int, help="scenes a step and process")
+    add("--learning-rate", type=float, help="at its peak: after a warm-up, before the decay")
+    add("--warmup", type=int, help="steps of linear warm-up", default=100)
+    add("--decay", type=float, default=0.5, help="share of the budget over which the rate falls to 0")
+    add("--weight-decay", type=float, default=0.01)
+    add("--ema-decay", type=float, default=0.999, help="of the averaged weights that are exported")
+    add("--seed", type=int, default=0)
+    add("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16",
+        help="bf16 helps on GPUs and on CPUs with AVX512-BF16 or AMX; elsewhere say no")
+    add("--run", type=Path, default=Path("runs") / name, help="folder of checkpoints, log, samples")
+    add("--output", type=Path, help="folder the finished model is written to")
+    add("--from", dest="start_from", type=Path, metavar="FOLDER",
+        help="start from the weights of a finished model instead of from nothing")
+    add("--fresh", action="store_true", help="begin anew even if the run folder has a checkpoint")
+    add("--log-every", type=int, default=50, metavar="STEPS")
+    add("--checkpoint-every", type=int, default=1000, metavar="STEPS")
+    add("--sample-every", type=int, default=2000, metavar="STEPS", help="0 for no sample sheets")
+    result.set_defaults(**defaults)
+    return result
+
+
+def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parses, and refuses with one sentence (exit code 2) what no training can do."""
+    parsed = options.parse_args(arguments)
+    if (parsed.steps is None) == (parsed.minutes is None):
+        options.error("give a budget, either --steps or --minutes")
+    if parsed.start_from is not None and not parsed.start_from.is_dir():
+        options.error(f"--from {parsed.start_from}: no such folder")
+    return parsed
+
+
+def learning_rate_factor(step: int, done: float, warmup: int, decay: float) -> float:
+    """Trapezoid: linear warm-up, constant, then linear to 0 over the last `decay` of the budget."""
+    return min(1.0, (step + 1) / max(1, warmup), max(0.0, 1 - done) / max(decay, 1e-9))
+
+
+def train(trainee: nn.Module, options: argparse.Namespace, *,
+          batches: Callable[[int, int, int], Iterable] | None = None,
+          sample: Callable[[Path], None] | None = None) -> Progress:
+    """Trains `trainee` within the budget and leaves the averaged (EMA) weights in it.
+
+    Args:
+        trainee: `forward(batch, generator) -> {"loss": …}`, losses as means over the batch.
+        options: from `parse`.
+        batches: (start, process, processes) → batches; by default rendered storybook scenes.
+        sample: draws pictures with the averaged weights into the file it is given.
+    """
+    # bf16 needs no loss scaling, so one code path serves CPU and GPU.
+    accelerator = Accelerator(mixed_precision=options.mixed_precision,
+                              cpu=not torch.cuda.is_available())
+    optimizer = torch.optim.AdamW(trainee.parameters(), options.learning_rate,
+                                  weight_decay=options.weight_decay, betas=(0.9, 0.99))
+    average = EMAModel(trainee.parameters(), decay=options.ema_decay)
+    model, optimizer = accelerator.prepare(trainee, optimizer)
+    average.to(accelerator.device)
+    progress = Progress()
+    accelerator.register_for_checkpointing(progress, average)
+
+    latest = None if options.fresh else latest_checkpoint(options.run)
+    if latest is not None:
+        accelerator.load_state(str(latest))
+        accelerator.print(f"resumed {latest} at step {progress.step}")
+    log = Log(options.run / "log.csv", progress.step) if accelerator.is_main_process else None
+    if batches is None:
+        def batches(start: int, reader: int, readers: int) -> Iterable:
+            return StorybookDataset(options.batch_size, seed=options.seed, start=start,
+                                    reader=reader, readers=readers)
+    stream = iter(batches(progress.step, accelerator.process_index, accelerator.num_processes))
+
+    def done() -> float:
+        spent = progress.step / options.steps if options.steps is not None \
+            else progress.seconds / 60 / options.minutes
+        # Processes must agree on when to stop, so the first one's clock counts.
+        return spent if options.steps is not None or accelerator.num_processes == 1 else \
+            accelerate_broadcast(accelerator, spent)
+
+    bar = tqdm(total=100, initial=round(100 * min(1, done()), 2), unit="%", desc=options.run.name,
+               disable=not accelerator.is_main_process,
+               bar_format="{desc} {n:.1f}%|{bar}| {elapsed}<{remaining} {postfix}")
+    model.train()
+    while (share := done()) < 1:
+        began = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * learning_rate_factor(
+                progress.step, share, options.warmup, options.decay)
+        generator = seeded(options.seed, 1, progress.step, accelerator.process_index)
+        losses = model(next(stream), generator)
+        if not torch.isfinite(losses["loss"]):
+            raise FloatingPointError(
+                f"the loss is {losses['loss'].item()} at step {progress.step}; the last checkpoint "
+                f"in {options.run} is good: resume with a lower --learning-rate")
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(trainee.parameters())
+        progress.step += 1
+        progress.samples += options.batch_size * accelerator.num_processes
+        progress.seconds += time.perf_counter() - began
+        if log is not None:
+            log.add(losses)
+            if progress.step % options.log_every == 0:
+                means = log.write(progress, optimizer.param_groups[0]["lr"])
+                bar.set_postfix_str(f"step {progress.step}, loss {means['loss']:.4f}")
+                bar.update(100 * min(1, done()) - bar.n)
+        if progress.step % options.checkpoint_every == 0:
+            save_checkpoint(accelerator, options.run, progress.step)
+        if sample and options.sample_every and progress.step % options.sample_every == 0 \
+                and accelerator.is_main_process:
+            with averaged(trainee, average):
+                sample(options.run / f"samples-{progress.step:07d}.png")
+    bar.update(100 - bar.n)
+    bar.close()
+    save_checkpoint(accelerator, options.run, progress.step)
+    average.copy_to(trainee.parameters())
+    trainee.eval().cpu()
+    return progress
+
+
+def accelerate_broadcast(accelerator: Accelerator, value: float) -> float:
+    from accelerate.utils import broadcast
+    return float(broadcast(torch.tensor(value, device=accelerator.device)))
+
+
+@contextmanager
+def averaged(trainee: nn.Module, average: EMAModel):
+    """Inside, `trainee` has the averaged weights and is in eval mode; afterwards all is as before."""
+    average.store(trainee.parameters())
+    average.copy_to(trainee.parameters())
+    trainee.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        average.restore(trainee.parameters())
+        trainee.train()
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest complete checkpoint: a folder gets its name only when it is complete."""
+    found = [path for path in run.glob("checkpoint-*") if path.suffix != ".partial"]
+    return max(found, default=None)
+
+
+def save_checkpoint(accelerator: Accelerator, run: Path, step: int) -> None:
+    """Writes `checkpoint-STEP` beside the older one, then removes that: never a moment without."""
+    final = run / f"checkpoint-{step:07d}"
+    partial = final.with_suffix(".partial")
+    if final.exists():
+        return
+    if accelerator.is_main_process:
+        for leftover in run.glob("*.partial"):
+            shutil.rmtree(leftover)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        os.replace(partial, final)
+        for older in run.glob("checkpoint-*"):
+            if older != final:
+                shutil.rmtree(older)
+
+
+class Log:
+    """log.csv: one row every so many steps, each the mean over the steps since the last row."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.sums, self.count = path, {}, 0
+        rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+        rows = [row for row in rows if int(row["step"]) <= step]  # rows after the checkpoint go
+        if rows:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            path.unlink(missing_ok=True)
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.count += 1
+
+    def write(self, progress: Progress, learning_rate: float) -> dict[str, float]:
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        row = {"step": progress.step, "samples": progress.samples,
+               "seconds": round(progress.seconds, 1), "learning_rate": f"{learning_rate:.3g}",
+               **{name: f"{mean:.5g}" for name, mean in means.items()}}
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self.sums, self.count = {}, 0
+        return means
+
+
+@contextmanager
+def replacing_folder(folder: Path):
+    """Yields an empty sibling folder; on success it takes `folder`'s place, on failure it vanishes.
+
+    Raises:
+        OSError: as met while writing (a full disk, say), naming `folder`, which is then as it was.
+    """
+    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno, f"could not write {folder}: {error.strerror or error}; "
+                                   "it was left as it was") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(folder, previous)
+    os.replace(partial, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def model_card(folder: Path, *, title: str, what: str, options: argparse.Namespace,
+               progress: Progress, scores: dict[str, object]) -> None:
+    """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
+    used = {name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(options).items()
+            if name not in ("run", "output", "fresh", "start_from")}
+    lines = ["---", "license: mit", "library_name: diffusers", "---", f"# {title}", "", what, "",
+             "| training | |", "|---|---|",
+             f"| data | storybook scenes, rendered as needed from seed {options.seed} |",
+             f"| optimiser steps | {progress.step:,} |",
+             f"| samples seen | {progress.samples:,} |",
+             f"| time in steps | {progress.seconds / 60:.1f} minutes |",
+             f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
+             f"| machine | {describe_machine()} |", f"| date | {date.today()} |",
+             f"| options | `{json.dumps(used)}` |", "", "| held-out score | |", "|---|---|",
+             *(f"| {name} | {value} |" for name, value in scores.items()), ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    record = {**asdict(progress), "scores": scores, "options": used}
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    log = options.run / "log.csv"
+    if log.exists():
+        header, *rows = log.read_text().splitlines()
+        every = math.ceil(len(rows) / 400)
+        (folder / "log.csv").write_text("\n".join([header, *rows[::max(1, every)]]) + "\n")
+
+
+def describe_machine() -> str:
+    """The processor a training ran on, as its card says."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"

@@ -1,0 +1,24 @@
+"""Sample sheets: a grid of pictures in one PNG, written whole or not at all."""
+
+import os
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+
+def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, columns: int) -> None:
+    """Writes images in [0, 1] as a grid with white gaps of four pixels."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = torch.ones(3, rows * (height + 4) - 4, columns * (width + 4) - 4)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 4), i % columns * (width + 4)
+        sheet[:, top:top + height, left:left + width] = image
+    pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    Image.fromarray(pixels).save(partial, format="PNG")
+    os.replace(partial, path)

@@ -1,0 +1,119 @@
+"""What the tests share: a tiny random Stable Diffusion, and the shipped models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+WORDS = ["a", "red", "yellow", "blue", "car", "star", "boat", "ball"]
+WORDS += ["on", "grass", "at", "sea", "night", "and"]
+
+
+def word_tokenizer(words: Iterable[str], length: int = 16) -> CLIPTokenizer:
+    """A `CLIPTokenizer` in which each of `words` is one token and any other is spelled."""
+    words = sorted(set(words), key=lambda word: (-len(word), word))
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters)]
+    merges = []
+    for word in words:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            pair = f"{pieces[0]} {pieces[1]}"
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+            merges += [pair] if pair not in merges else []
+            vocabulary += [pieces[0]] if pieces[0] not in vocabulary else []
+    tokenizer = CLIPTokenizer(
+        vocab={piece: number for number, piece in enumerate(vocabulary)},
+        merges=[tuple(pair.split()) for pair in merges],
+        model_max_length=length,
+    )
+    for word in words:
+        assert tokenizer.tokenize(word) == [word + "</w>"], word
+    return tokenizer
+
+
+def tiny_stable_diffusion(**scheduler: object) -> StableDiffusionPipeline:
+    """A random Stable Diffusion of some ten thousand parameters: 32 × 32 pixels, f = 8."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(WORDS)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        mid_block_add_attention=False,
+    )
+    noise = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        steps_offset=1,
+        **scheduler,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=noise,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def _tiny() -> StableDiffusionPipeline:
+    return tiny_stable_diffusion()
+
+
+@pytest.fixture
+def tiny(_tiny: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """The tiny pipeline with a scheduler of its own (the models are shared: do not change them)."""
+    pipe = StableDiffusionPipeline(
+        **_tiny.components | {"scheduler": DDIMScheduler.from_config(_tiny.scheduler.config)},
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def storybook_folder() -> Path:
+    """The shipped pipeline's folder. Missing is a failure, not a skip: the course needs it."""
+    from lrd_helpers.models import ASSETS
+
+    folder = ASSETS / "storybook"
+    assert (folder / "model_index.json").is_file(), f"{folder} is missing: the shipped model"
+    return folder

@@ -1,0 +1,191 @@
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import lrd_helpers
+from lrd_helpers import __main__ as command_line
+from lrd_helpers import metrics, models, plotting
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.rendering import LayeredRenderingPipeline
+
+LAYOUT = Layout("a red car at sea", layers=[Layer("a red car", (0.1, 0.3, 0.6, 0.8))])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the layout car.json; the tiny model stands in for the shipped ones."""
+    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
+
+    def load(name: str, device: str | None) -> LayeredRenderingPipeline:
+        if name != "storybook":
+            raise models.AssetError(f"there is no model {name!r}")
+        return pipe
+
+    monkeypatch.setattr(models, "load_pipeline", load)
+    monkeypatch.setattr(metrics, "StorybookDetector", lambda: "detector")
+    monkeypatch.setattr(metrics, "StorybookClip", lambda: "clip")
+    monkeypatch.setattr(metrics, "layout_iou", lambda detector, image, layout: [0.25])
+    monkeypatch.setattr(metrics, "clip_score", lambda clip, image, text: 31.44)
+    LAYOUT.save(tmp_path / "car.json")
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    return command_line.main(["render", *map(str, arguments)])
+
+
+def test_renders_a_picture_and_prints_a_row(folder, capsys) -> None:
+    assert run(folder / "car.json", "--output", folder / "out", "--steps", 2) == 0
+    assert os.listdir(folder / "out") == ["car.png"]
+    with Image.open(folder / "out" / "car.png") as picture:
+        assert picture.width > picture.height, "the picture, and the boxes beside it"
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "layout    IoU   CLIP  IoU of each layer",
+        "car      0.25   31.4  0.25",
+    ]
+    assert err == ""
+
+
+def test_the_seed_decides(folder) -> None:
+    pictures = []
+    for number, seed in enumerate([3, 3, 4]):
+        output = folder / str(number)
+        assert run(folder / "car.json", "--output", output, "--steps", 2, "--seed", seed) == 0
+        pictures.append((output / "car.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_a_picture_does_not_depend_on_its_neighbours(folder) -> None:
+    LAYOUT.save(folder / "other.json")
+    both = [folder / "other.json", folder / "car.json"]
+    assert run(*both, "--output", folder / "both", "--steps", 2) == 0
+    assert run(folder / "car.json", "--output", folder / "one", "--steps", 2) == 0
+    one, two = ((folder / name / "car.png").read_bytes() for name in ("one", "both"))
+    assert one == two
+
+
+def test_unknown_words_are_a_warning(folder, capsys) -> None:
+    path = folder / "dog.json"
+    Layout("a red dog", layers=[Layer("a red car", (0, 0, 1, 1))]).save(path)
+    assert run(path, "--output", folder / "out", "--steps", 1) == 0
+    assert capsys.readouterr().err == (
+        f"warning: {path}: caption: the model does not know the word 'dog'\n"
+    )
+
+
+def test_a_layer_without_a_sticker_has_a_dash(folder, capsys, monkeypatch) -> None:
+    def iou(detector, image, layout):
+        raise ValueError("names no sticker")
+
+    monkeypatch.setattr(metrics, "layout_iou", iou)
+    assert run(folder / "car.json", "--output", folder / "out", "--steps", 1) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "car         –   31.4"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    try:
+        code = run(*arguments)
+    except SystemExit as exit_:  # argparse
+        code = exit_.code
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1, "one sentence"
+    return err
+
+
+def test_bad_layouts_are_refused_before_anything_is_drawn(folder, capsys) -> None:
+    bad = folder / "bad.json"
+    bad.write_text('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 90, 70]}]}')
+    message = refused(capsys, folder / "car.json", bad, "--output", folder / "out")
+    assert message.startswith(f"error: {bad}, layer 1 'a cat', box is (0, 0, 90, 70), which is out")
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "car.json: num_inference_steps is 0, but should be between 1 and 1000"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--guidance-scale", "nan"], "argument --guidance-scale: nan is not a finite number"),
+        (["--seed", "-1"], "argument --seed: -1 is not between 0 and 2**63 - 1"),
+        (["--model", "nothing"], "error: there is no model 'nothing'"),
+        (["--sede", "1"], "unrecognized arguments: --sede 1"),
+    ],
+)
+def test_bad_arguments(folder, capsys, arguments, message) -> None:
+    given = [folder / "car.json", "--output", folder / "out", *arguments]
+    assert message in refused(capsys, *given)
+    assert not (folder / "out").exists()
+
+
+def test_two_layouts_of_one_name(folder, capsys) -> None:
+    (folder / "b").mkdir()
+    LAYOUT.save(folder / "b" / "car.json")
+    files = [folder / "car.json", folder / "b" / "car.json"]
+    message = refused(capsys, *files, "--output", folder / "out")
+    assert (
+        message == f"error: {files[0]} and {files[1]} would both be drawn as car.png; rename one\n"
+    )
+
+
+def test_an_output_that_is_a_file(folder, capsys) -> None:
+    (folder / "out").write_text("mine")
+    message = refused(capsys, folder / "car.json", "--output", folder / "out")
+    assert message == f"error: --output {folder / 'out'} is a file, but should be a folder\n"
+    assert (folder / "out").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_picture(folder, capsys, monkeypatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    message = refused(capsys, folder / "car.json", "--output", folder / "out", "--steps", 1)
+    assert message == f"error: {folder / 'out' / 'car.png'}: No space left on device\n"
+    assert os.listdir(folder / "out") == []
+
+
+def test_a_mistake_of_ours_is_not_dressed_up(folder, monkeypatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(plotting, "side_by_side", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(folder / "car.json", "--output", folder / "out", "--steps", 1)
+
+
+# ------------------------------------------------------------------ the package
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    slow = "{'torch', 'diffusers', 'pydantic', 'numpy'}"
+    code = f"import sys, lrd_helpers; print(sorted({slow} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert set(lrd_helpers.__all__) == set(lrd_helpers._MODULES)
+    assert set(lrd_helpers.__all__) <= set(dir(lrd_helpers))
+    for name in lrd_helpers.__all__:
+        assert getattr(lrd_helpers, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'lrd_helpers' has no attribute 'Layuot'"):
+        _ = lrd_helpers.Layuot
+
+
+def test_the_demo(storybook_folder: Path, tmp_path: Path) -> None:
+    """As `make demo` does it, with one of the examples and few steps."""
+    example = Path(__file__).parents[1] / "examples" / "1_one_object.json"
+    command = [sys.executable, "-m", "lrd_helpers", "render", example, "--output", tmp_path]
+    done = subprocess.run([*command, "--steps", "3"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr == ""
+    assert os.listdir(tmp_path) == ["1_one_object.png"]

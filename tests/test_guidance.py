@@ -1,0 +1,69 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ImageColor
+
+from lrd_helpers.guidance import NORM, colour_of_prompt, constant_delta, vision_guidance
+
+
+def test_vision_guidance_is_plus_delta_inside_and_minus_delta_outside() -> None:
+    delta = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    mask = torch.zeros(5, 7)
+    mask[1:3, 2:6] = 1
+    field = vision_guidance(delta, mask, inside=0.05, outside=0.2)
+    for row in range(5):
+        for column in range(7):
+            strength = 0.05 if 1 <= row < 3 and 2 <= column < 6 else -0.2
+            assert torch.allclose(field[:, row, column], strength * delta)
+
+
+@given(st.floats(-2, 2))
+def test_equal_strengths_are_the_papers_equation(strength: float) -> None:
+    # Eq. 5 word by word: ξ[j,k,l] = δ[l]·M[j,k] − δ[l]·(1 − M[j,k])
+    delta, mask = torch.tensor([0.5, 1.0]), torch.tensor([[1.0, 0.0, 1.0]])
+    scaled = strength * delta
+    expected = scaled[:, None, None] * mask - scaled[:, None, None] * (1 - mask)
+    assert torch.allclose(vision_guidance(delta, mask, strength, strength), expected)
+
+
+def test_constant_delta_is_the_direction_from_grey_to_the_colour(tiny) -> None:
+    def latent(colour: str) -> torch.Tensor:
+        rgb = torch.tensor(ImageColor.getrgb(colour)) / 127.5 - 1
+        flat = rgb[None, :, None, None].expand(1, 3, 64, 64)
+        with torch.no_grad():
+            encoded = tiny.vae.encode(flat).latent_dist.mode()
+        return encoded.mean(dim=(0, 2, 3)) * tiny.vae.config.scaling_factor
+
+    delta = constant_delta(tiny.vae, "red", size=64)
+    direction = latent("red") - latent("#808080")
+    assert torch.allclose(delta, 2 * direction / direction.norm(), atol=1e-4)
+    assert delta.norm().item() == pytest.approx(NORM)
+    assert delta.dtype == torch.float32
+    assert not torch.allclose(delta, constant_delta(tiny.vae, "blue", size=64), atol=0.01)
+
+
+def test_grey_has_no_direction(tiny) -> None:
+    assert constant_delta(tiny.vae, "grey", size=64).tolist() == [0, 0, 0, 0]
+
+
+def test_an_unknown_colour_is_refused(tiny) -> None:
+    with pytest.raises(ValueError, match="unknown color specifier: 'reddish'"):
+        constant_delta(tiny.vae, "reddish")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "colour"),
+    [
+        ("a red car", "red"),
+        ("An ORANGE rocket, at sea", "orange"),
+        ("a white cat and a red ball", "white"),
+        ("a car", None),
+        ("a cat on snow", None),
+        ("a pink cat on snow", "pink"),
+        ("red", "red"),
+        ("a redder car", None),
+    ],
+)
+def test_colour_of_prompt(prompt: str, colour: str | None) -> None:
+    assert colour_of_prompt(prompt) == colour

@@ -1,0 +1,165 @@
+"""lrd_helpers.plotting: what is drawn is where it should be, and nothing is cut off."""
+
+import numpy
+import pytest
+import torch
+from matplotlib import pyplot
+from PIL import Image, ImageColor, ImageFont
+
+from lrd_helpers import plotting
+from lrd_helpers.layout import Layer, Layout
+
+GREY = Image.new("RGB", (128, 128), (128, 128, 128))
+LAYOUT = Layout(caption="a red car and a yellow star at night", layers=[
+    Layer("a red car", box=(0.05, 0.55, 0.50, 0.95)),
+    Layer("a yellow star", box=(0.60, 0.25, 0.95, 0.60))])
+
+
+def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, int, int]:
+    return image.getpixel((round(x), round(y)))
+
+
+@pytest.mark.parametrize("image", [
+    Image.new("RGB", (2, 2), (255, 0, 128)),
+    torch.tensor([1.0, -3.0, 0.502]).view(3, 1, 1).expand(3, 2, 2),
+    numpy.broadcast_to(numpy.array([9.0, 0.0, 0.502]), (2, 2, 3)),
+    numpy.broadcast_to(numpy.array([255, 0, 128], numpy.uint8), (2, 2, 3)),
+], ids=["pil", "tensor", "floats", "bytes"])
+def test_every_kind_of_picture_becomes_the_same_image(image):
+    result = plotting.as_image(image)
+    assert result.size == (2, 2)
+    assert result.getpixel((1, 1)) == (255, 0, 128)
+
+
+def test_each_box_is_drawn_at_its_place_in_its_colour():
+    drawn = plotting.draw_layout(GREY, LAYOUT, longest_side=512)
+    assert drawn.size == (512, 512)
+    for number, layer in enumerate(LAYOUT.layers):
+        x0, _, x1, y1 = (512 * value for value in layer.box)
+        colour = ImageColor.getrgb(plotting.BOX_COLOURS[number])
+        middle = 512 * (layer.box[1] + layer.box[3]) / 2
+        assert colour_at(drawn, x0 + 3, middle) == colour      # left line
+        assert colour_at(drawn, x1 - 4, middle) == colour      # right line
+        assert colour_at(drawn, (x0 + x1) / 2, y1 - 4) == colour
+        assert colour_at(drawn, (x0 + x1) / 2, middle) == (128, 128, 128)  # open inside
+        assert colour_at(drawn, x0 - 4, middle) == (128, 128, 128)
+
+
+def test_the_picture_given_is_not_drawn_upon():
+    image = GREY.resize((512, 512))
+    plotting.draw_layout(image, LAYOUT)
+    assert image.getcolors() == [(512 * 512, (128, 128, 128))]
+
+
+def test_sides_keep_their_ratio():
+    assert plotting.draw_layout(Image.new("RGB", (192, 96)), LAYOUT, longest_side=384).size == (
+        384, 192)
+
+
+BORDER_BOXES = [(0, 0, 1, 1), (0, 0, 0.02, 0.02), (0.98, 0, 1, 0.02), (0, 0.98, 0.02, 1),
+                (0.98, 0.98, 1, 1), (0, 0.5, 1, 0.501), (0.999, 0.4, 1, 0.6)]
+PROMPTS = ["a cat", "a very long prompt about a boat " * 6, "Donaudampfschifffahrt" * 8]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["short", "long", "one word"])
+@pytest.mark.parametrize("box", BORDER_BOXES)
+def test_a_label_is_never_cut_off(box, prompt, monkeypatch):
+    labels = []
+
+    def recorded(draw, xy, text, font, **options):
+        labels.append((draw.multiline_textbbox(xy, text, font=font), text))
+
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.multiline_text", recorded)
+    plotting.draw_layout(GREY, Layout(caption="x", layers=[Layer(prompt, box=box)]))
+    [(drawn, text)] = labels
+    assert drawn[0] >= 0
+    assert drawn[1] >= 0
+    assert drawn[2] <= 512
+    assert drawn[3] <= 512
+    assert "".join(text.split()) == "1" + "".join(prompt.split())
+
+
+def test_labels_of_neighbours_do_not_cover_each_other():
+    taken = []
+    for _ in range(10):  # ten times the same box
+        taken.append(plotting._free_place((100, 100, 200, 200), (120, 20), (512, 512), taken))
+    for number, a in enumerate(taken):
+        for b in taken[:number]:
+            assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
+
+
+def test_labels_stay_on_the_canvas_when_there_is_no_room_left():
+    taken = [(0, 0, 511, 511)]
+    x0, y0, x1, y1 = plotting._free_place((500, 0, 511, 10), (120, 20), (512, 512), taken)
+    assert x0 >= 0
+    assert y0 >= 0
+    assert x1 < 512
+    assert y1 < 512
+
+
+@pytest.mark.parametrize("colour", plotting.BOX_COLOURS)
+def test_labels_can_be_read(colour):
+    def luminance(text):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+                  for v in (c / 255 for c in ImageColor.getrgb(text))]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted([luminance(colour), luminance(plotting._ink_on(colour))], reverse=True)
+    assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
+
+
+def test_side_by_side_has_the_plain_picture_the_boxes_and_the_caption():
+    sheet = plotting.side_by_side(GREY, LAYOUT, longest_side=256)
+    bare = plotting.side_by_side(GREY, LAYOUT, longest_side=256, caption="")
+    assert sheet.width == bare.width > 512
+    assert sheet.height > bare.height
+    gap = (bare.width - 512) // 3
+    left = sheet.crop((gap, gap, gap + 256, gap + 256))
+    assert left.getcolors() == [(256 * 256, (128, 128, 128))]
+    right = sheet.crop((2 * gap + 256, gap, 2 * gap + 512, gap + 256))
+    boxes = plotting.draw_layout(GREY, LAYOUT, longest_side=256)
+    assert right.tobytes() == boxes.tobytes()
+    below = numpy.asarray(sheet.crop((0, bare.height, sheet.width, sheet.height)))
+    assert (below < 100).any()                      # letters
+    assert (below[:, :gap] == 255).all()            # and none at the edges
+    assert (below[-2:] == 255).all()
+
+
+def test_a_long_caption_is_broken_into_lines():
+    font = plotting._font(20)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    text = "word " * 50
+    lines = plotting._fitted(text, font, 300).split("\n")
+    assert " ".join(lines) == text.strip()
+    assert max(map(font.getlength, lines)) <= 300
+
+
+def test_show_images_lays_out_rows_and_titles():
+    mixed = [GREY, torch.rand(3, 8, 6), torch.rand(3, 4, 4), numpy.zeros((9, 5, 3)), GREY]
+    figure = plotting.show_images(mixed, list("abcde"), columns=3, suptitle="five")
+    shown = [axis for axis in figure.axes if axis.images]
+    assert [axis.get_title() for axis in shown] == list("abcde")
+    assert len(figure.axes) == 6
+    assert figure._suptitle.get_text() == "five"
+    pyplot.close(figure)
+
+
+def test_long_titles_of_neighbours_do_not_overlap():
+    title = "a red house and a purple tree and an orange flower at night"
+    figure = plotting.show_images([GREY] * 3, [title] * 3)
+    figure.canvas.draw()
+    extents = [axis.title.get_window_extent() for axis in figure.axes]
+    for left, right in zip(extents, extents[1:], strict=False):
+        assert left.x1 <= right.x0
+    assert max(extent.y1 for extent in extents) <= figure.bbox.y1
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(("images", "titles", "columns", "message"), [
+    ([], None, None, "no images"),
+    ([GREY], ["a", "b"], None, "1 images, but 2 titles"),
+    ([GREY], None, 0, "columns is 0"),
+])
+def test_show_images_says_what_is_wrong(images, titles, columns, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.show_images(images, titles, columns=columns)
