@@ -58,7 +58,7 @@ def evaluate(vae: AutoencoderKL, scenes: int = 1000) -> dict[str, object]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = loop.parse(loop.parser(
-        "autoencoder", __doc__, batch_size=16, learning_rate=1.5e-3, ema_decay=0.998, decay=0.6,
+        "autoencoder", __doc__, minutes=60, batch_size=16, learning_rate=1.5e-3, ema_decay=0.998, decay=0.6,
         weight_decay=0.0, output=loop.ASSETS / "storybook" / "vae"), arguments)
     torch.manual_seed(options.seed)
     trainee = AutoencoderTraining(options.start_from)
@@ -86,4 +86,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    loop.command(main)

@@ -73,7 +73,7 @@ def evaluate(trainee: ClipTraining, batches: int = 16) -> dict[str, object]:
 
 def main(arguments: list[str] | None = None) -> None:
     options = loop.parse(loop.parser(
-        "clip", __doc__, batch_size=128, learning_rate=1e-3, ema_decay=0.995, decay=0.6,
+        "clip", __doc__, minutes=20, batch_size=128, learning_rate=1e-3, ema_decay=0.995, decay=0.6,
         weight_decay=0.05, output=loop.ASSETS / "storybook-clip"), arguments)
     torch.manual_seed(options.seed)
     trainee = ClipTraining(options.start_from)
@@ -90,4 +90,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    loop.command(main)

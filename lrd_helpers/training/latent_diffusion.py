@@ -167,7 +167,7 @@ def evaluate(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = loop.parser(
-        "latent_diffusion", __doc__, batch_size=32, learning_rate=7e-4, ema_decay=0.9995, decay=0.6,
+        "latent_diffusion", __doc__, minutes=180, batch_size=32, learning_rate=7e-4, ema_decay=0.9995, decay=0.6,
         warmup=300, output=loop.ASSETS / "storybook", run=Path("runs") / "latent-diffusion")
     parser.add_argument("--autoencoder", type=Path, default=loop.ASSETS / "storybook" / "vae",
                         help="folder of the finished first stage")
@@ -207,4 +207,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    loop.command(main)

@@ -12,6 +12,8 @@ import math
 import os
 import platform
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -21,7 +23,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -53,7 +57,8 @@ def parser(name: str, description: str, **defaults: object) -> argparse.Argument
         f"python -m lrd_helpers.training.{name}", description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = result.add_argument
-    add("--steps", type=int, help="stop after this many optimiser steps; the run is then exactly repeatable")
+    add("--steps", type=int, metavar="N", help="stop after N optimiser steps, whatever "
+        "--minutes says; such a run is exactly repeatable, resumed or not")
     add("--minutes", type=float, help="stop after this many minutes of training, resumes included")
     add("--batch-size", type=int, help="scenes a step and process")
     add("--learning-rate", type=float, help="at its peak: after a warm-up, before the decay")
@@ -79,11 +84,22 @@ def parser(name: str, description: str, **defaults: object) -> argparse.Argument
 def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parses, and refuses with one sentence (exit code 2) what no training can do."""
     parsed = options.parse_args(arguments)
-    if (parsed.steps is None) == (parsed.minutes is None):
-        options.error("give a budget, either --steps or --minutes")
+    if parsed.steps is not None:
+        parsed.minutes = None
+    if (parsed.minutes if parsed.steps is None else parsed.steps) <= 0:
+        options.error("the budget, --steps or --minutes, must be more than 0")
     if parsed.start_from is not None and not parsed.start_from.is_dir():
         options.error(f"--from {parsed.start_from}: no such folder")
     return parsed
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a training as a command: what a user can mend is one sentence, exit code 2."""
+    try:
+        main()
+    except (OSError, ValueError, FloatingPointError, SafetensorError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def learning_rate_factor(step: int, done: float, warmup: int, decay: float) -> float:
@@ -115,7 +131,11 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
 
     latest = None if options.fresh else latest_checkpoint(options.run)
     if latest is not None:
-        accelerator.load_state(str(latest))
+        try:
+            accelerator.load_state(str(latest))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{latest} does not fit this model ({str(error).splitlines()[0]}); "
+                             "--fresh begins anew, --run names another folder") from error
         accelerator.print(f"resumed {latest} at step {progress.step}")
     log = Log(options.run / "log.csv", progress.step) if accelerator.is_main_process else None
     if batches is None:
@@ -129,13 +149,14 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
             else progress.seconds / 60 / options.minutes
         # Processes must agree on when to stop, so the first one's clock counts.
         return spent if options.steps is not None or accelerator.num_processes == 1 else \
-            accelerate_broadcast(accelerator, spent)
+            float(broadcast(torch.tensor(spent, device=accelerator.device)))
 
     bar = tqdm(total=100, initial=round(100 * min(1, done()), 2), unit="%", desc=options.run.name,
                disable=not accelerator.is_main_process,
                bar_format="{desc} {n:.1f}%|{bar}| {elapsed}<{remaining} {postfix}")
     model.train()
-    while (share := done()) < 1:
+    stopped = stop_requests()
+    while (share := done()) < 1 and not stopped:
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * learning_rate_factor(
@@ -166,17 +187,26 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
                 and accelerator.is_main_process:
             with averaged(trainee, average):
                 sample(options.run / f"samples-{progress.step:07d}.png")
-    bar.update(100 - bar.n)
     bar.close()
     save_checkpoint(accelerator, options.run, progress.step)
+    if stopped:
+        sys.exit(f"stopped at step {progress.step}; the same command goes on from there")
     average.copy_to(trainee.parameters())
     trainee.eval().cpu()
     return progress
 
 
-def accelerate_broadcast(accelerator: Accelerator, value: float) -> float:
-    from accelerate.utils import broadcast
-    return float(broadcast(torch.tensor(value, device=accelerator.device)))
+def stop_requests() -> list[int]:
+    """A list that fills when Ctrl-C or a termination is asked for; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return received
 
 
 @contextmanager
@@ -266,10 +296,9 @@ def replacing_folder(folder: Path):
     partial.mkdir(parents=True)
     try:
         yield partial
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(error.errno, f"could not write {folder}: {error.strerror or error}; "
-                                   "it was left as it was") from error
+        raise OSError(f"could not write {folder}: {error}; it was left as it was") from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -109,7 +109,7 @@ def evaluate(unet: UNet2DModel, vae: AutoencoderKL | None, scenes: int = 500) ->
 
 def main(arguments: list[str] | None = None) -> None:
     options = loop.parse(loop.parser(
-        "segmenter", __doc__, batch_size=16, learning_rate=2e-3, ema_decay=0.99, decay=0.7,
+        "segmenter", __doc__, minutes=20, batch_size=16, learning_rate=2e-3, ema_decay=0.99, decay=0.7,
         output=loop.ASSETS / "storybook-segmenter"), arguments)
     torch.manual_seed(options.seed)
     autoencoder = loop.ASSETS / "storybook" / "vae"
@@ -126,4 +126,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    loop.command(main)

@@ -1,12 +1,14 @@
 """Sample sheets: a grid of pictures in one PNG, written whole or not at all."""
 
-import os
+import io
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+
+from ..files import write_atomically
 
 
 def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, columns: int) -> None:
@@ -19,6 +21,6 @@ def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, column
         sheet[:, top:top + height, left:left + width] = image
     pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    Image.fromarray(pixels).save(partial, format="PNG")
-    os.replace(partial, path)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, format="PNG")
+    write_atomically(path, png.getvalue())

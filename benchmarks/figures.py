@@ -1,0 +1,100 @@
+"""Draws the pictures in figures/: the world's contact sheet, 64 samples of the model, the demo."""
+
+import textwrap
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
+from tqdm.auto import tqdm
+
+from lrd_helpers.layout import Layout
+from lrd_helpers.models import load_pipeline
+from lrd_helpers.plotting import as_image, side_by_side
+from lrd_helpers.storybook import (
+    COLOURS,
+    PLACES,
+    STICKERS,
+    STYLES,
+    PlacedSticker,
+    Scene,
+    aspect_ratio,
+    render_scenes,
+    sample_scene,
+    seeded,
+)
+from lrd_helpers.training.loop import HELD_OUT_SEED
+
+REPOSITORY = Path(__file__).parents[1]
+FIGURES = REPOSITORY / "figures"
+INK, PAPER = "#202020", "#ffffff"
+
+
+def contact_sheet(cell: int = 40, margin: int = 76) -> Image.Image:
+    """Every sticker and style (rows) in every place and colour (columns)."""
+    sheet = Image.new("RGB", (margin + cell * len(PLACES) * len(COLOURS),
+                              24 + cell * len(STYLES) * len(STICKERS)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, place in enumerate(PLACES):
+        draw.text((margin + cell * len(COLOURS) * (column + 0.5), 12), place, INK, font, "mm")
+    for block, style in enumerate(STYLES):
+        for row, sticker in enumerate(STICKERS):
+            top = 24 + cell * (block * len(STICKERS) + row)
+            draw.text((4, top + cell / 2), f"{sticker}", INK, font, "lm")
+            aspect = aspect_ratio(sticker)
+            size = (0.8 * min(1, aspect), 0.8 * min(1, 1 / aspect))
+            scenes = [Scene(place, (PlacedSticker(sticker, colour, (0.5, 0.5), size),), "",
+                            style=style) for place in PLACES for colour in COLOURS]
+            for column, image in enumerate(render_scenes(scenes, 2 * cell).images):
+                picture = as_image(image).resize((cell, cell), Image.Resampling.LANCZOS)
+                sheet.paste(picture, (margin + cell * column, top))
+    return sheet
+
+
+def samples(pipe, count: int = 64, columns: int = 8) -> Image.Image:
+    """What the model draws for random captions: the first that come, none left out."""
+    captions = [sample_scene(seeded(HELD_OUT_SEED, 4, i)).caption for i in range(count)]
+    plain = StableDiffusionPipeline.from_pipe(pipe)
+    plain.set_progress_bar_config(disable=True)
+    images = []
+    for first in tqdm(range(0, count, 16), desc="samples"):
+        images += plain(captions[first:first + 16], num_inference_steps=25, guidance_scale=5.0,
+                        generator=torch.Generator().manual_seed(first)).images
+    width, height, font = 150, 176, ImageFont.load_default(10)
+    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = i % columns * width, i // columns * height
+        sheet.paste(image, (left + 11, top + 4))
+        text = "\n".join(textwrap.wrap(caption, 27)[:3])
+        draw.multiline_text((left + width / 2, top + 136), text, INK, font, "ma", align="center")
+    return sheet
+
+
+def demo(pipe) -> Image.Image:
+    """Four example layouts, each as it came from seed 0, with its boxes beside it."""
+    names = ("2_side_by_side", "3_two_colours_of_one_sticker", "5_four_objects", "6_unusual_place")
+    panels = []
+    for name in tqdm(names, desc="demo"):
+        layout = Layout.load(REPOSITORY / "examples" / f"{name}.json")
+        picture = pipe(layout, generator=torch.Generator().manual_seed(0)).images[0]
+        panels.append(side_by_side(picture, layout))
+    width, height = (max(getattr(panel, side) for panel in panels) for side in ("width", "height"))
+    sheet = Image.new("RGB", (2 * width + 12, 2 * height + 12), PAPER)
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (i % 2 * (width + 12), i // 2 * (height + 12)))
+    return sheet
+
+
+def main() -> None:
+    FIGURES.mkdir(exist_ok=True)
+    contact_sheet().save(FIGURES / "contact-sheet.png", optimize=True)
+    pipe = load_pipeline("storybook", "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    samples(pipe).save(FIGURES / "samples-64.png", optimize=True)
+    demo(pipe).save(FIGURES / "demo.png", optimize=True)
+    print(*sorted(path.name for path in FIGURES.glob("*.png")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The training loop and the four trainings, each for a few steps."""
+
+import csv
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from lrd_helpers.storybook import StorybookDataset
+from lrd_helpers.training import autoencoder, clip, latent_diffusion, loop, segmenter
+
+
+class Line(nn.Module):
+    """The smallest training there is: noisy points of a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, batch, generator):
+        noise = torch.randn(len(batch), 1, generator=generator)
+        return {"loss": (self.layer(batch) - batch.sum(1, keepdim=True) + 0.1 * noise).square().mean()}
+
+
+def points(start, reader, readers, cut_at=None):
+    number = start
+    while number != cut_at:
+        generator = torch.Generator().manual_seed(number)
+        yield torch.randn(8, 3, generator=generator)
+        number += 1
+    raise InterruptedError("the power went out")
+
+
+def options(run, *more, **defaults):
+    defaults = {"minutes": 1.0, "batch_size": 8, "learning_rate": 0.05, "warmup": 2, **defaults}
+    return loop.parse(loop.parser("line", "", **defaults),
+                      ["--run", str(run), "--mixed-precision", "no", "--log-every", "5", *more])
+
+
+def test_a_cut_training_resumed_equals_one_in_one_go(tmp_path):
+    whole, cut, resumed = Line(), Line(), Line()
+    loop.train(whole, options(tmp_path / "whole", "--steps", "20"), batches=points)
+    more = ("--steps", "20", "--checkpoint-every", "5")
+    with pytest.raises(InterruptedError):
+        loop.train(cut, options(tmp_path / "cut", *more),
+                   batches=lambda *where: points(*where, cut_at=13))
+    assert loop.latest_checkpoint(tmp_path / "cut").name == "checkpoint-0000010"
+    progress = loop.train(resumed, options(tmp_path / "cut", *more), batches=points)
+    assert progress.step == 20
+    assert progress.samples == 160
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    logs = [[(row["step"], row["loss"]) for row in csv.DictReader((tmp_path / run / "log.csv").open())]
+            for run in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert [step for step, _ in logs[0]] == ["5", "10", "15", "20"]
+
+
+def test_fresh_begins_anew(tmp_path):
+    loop.train(Line(), options(tmp_path, "--steps", "3"), batches=points)
+    assert loop.train(Line(), options(tmp_path, "--steps", "6"), batches=points).step == 6
+    once_more = Line()
+    progress = loop.train(once_more, options(tmp_path, "--steps", "2", "--fresh"), batches=points)
+    assert progress.step == 2
+
+
+def test_a_half_written_checkpoint_is_not_taken(tmp_path):
+    loop.train(Line(), options(tmp_path, "--steps", "4"), batches=points)
+    (tmp_path / "checkpoint-0000009.partial").mkdir()
+    assert loop.latest_checkpoint(tmp_path).name == "checkpoint-0000004"
+    loop.train(Line(), options(tmp_path, "--steps", "6"), batches=points)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0000006"]
+
+
+def test_a_checkpoint_of_another_shape_is_named(tmp_path):
+    loop.train(Line(), options(tmp_path, "--steps", "2"), batches=points)
+    other = Line()
+    other.layer = nn.Linear(5, 1)
+    with pytest.raises(ValueError, match=r"checkpoint-0000002 does not fit this model .*--fresh"):
+        loop.train(other, options(tmp_path, "--steps", "4"), batches=points)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    def poisoned(start, reader, readers):
+        yield from (torch.full((8, 3), value) for value in (1.0, 1.0, float("nan")))
+
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 2"):
+        loop.train(Line(), options(tmp_path, "--steps", "5"), batches=poisoned)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--steps", "0"], "must be more than 0"),
+    (["--from", "nowhere"], "--from nowhere: no such folder"),
+])
+def test_options_that_cannot_work_exit_with_2(tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        options(tmp_path, *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_learning_rate_is_a_trapezoid():
+    rates = [loop.learning_rate_factor(step, step / 100, warmup=10, decay=0.5) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10:50] == [1.0] * 40
+    assert rates[75] == pytest.approx(0.5)
+    assert loop.learning_rate_factor(100, 1.0, 10, 0.5) == 0
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    with loop.replacing_folder(folder) as partial:
+        (partial / "weights").write_text("old")
+    with pytest.raises(OSError, match=r"could not write .*model: .*No space left.*left as it was"):
+        with loop.replacing_folder(folder) as partial:
+            (partial / "weights").write_text("half of the new")
+            raise OSError(28, "No space left on device")
+    assert (folder / "weights").read_text() == "old"
+    with loop.replacing_folder(folder) as partial:
+        (partial / "weights").write_text("new")
+    assert (folder / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_minutes_are_a_budget_too(tmp_path):
+    progress = loop.train(Line(), options(tmp_path, "--minutes", "0.01"), batches=points)
+    assert 0.6 < progress.seconds < 2
+    assert progress.step > 20
+
+
+def test_segmenter_labels_tell_the_truth():
+    rendering = StorybookDataset(4, sticker_count=2).batch(0)
+    what, colour = segmenter.labels(rendering)
+    for row, scene in enumerate(rendering.scenes):
+        for placed, mask in zip(scene.stickers, rendering.masks[row], strict=True):
+            assert (what[row][mask] == segmenter.WHAT.index(placed.sticker)).all()
+        background = ~rendering.masks[row].any(0)
+        assert (what[row][background] == segmenter.WHAT.index(scene.place)).all()
+        assert (colour[row][background] == 8).all()
+
+
+def test_damage_leaves_the_first_quarter_clean():
+    images = StorybookDataset(8).batch(0).images
+    damaged = segmenter.damage(images, torch.Generator().manual_seed(0), None)
+    assert torch.equal(damaged[:2], images[:2])
+    assert ((damaged[4:] - images[4:]).abs().flatten(1).max(1).values > 0).all()
+    assert damaged.min() >= 0
+    assert damaged.max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "files"), [
+    (autoencoder, ["config.json", "diffusion_pytorch_model.safetensors"]),
+    (segmenter, ["config.json", "diffusion_pytorch_model.safetensors"]),
+    (clip, ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]),
+    (latent_diffusion, ["model_index.json", "unet/diffusion_pytorch_model.safetensors",
+                        "vae/README.md", "text_encoder/model.safetensors"]),
+])
+def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch, module, files):
+    def quick(*models, **_):
+        return {"standard deviation of latents": 0.5, "quick": 1.0}
+
+    monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
+    more = ["--cache", "64"] if module is latent_diffusion else []
+    module.main(["--steps", "2", "--batch-size", "4", "--mixed-precision", "no", "--log-every", "1",
+                 "--sample-every", "2", "--run", str(tmp_path / "run"),
+                 "--output", str(tmp_path / "out"), *more])
+    for file in [*files, "README.md", "training.json", "log.csv"]:
+        assert (tmp_path / "out" / file).exists(), file
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["step"] == 2
+    assert record["samples"] == 8
+    assert record["scores"]["quick"] == 1.0
+    if module is latent_diffusion:
+        from diffusers import StableDiffusionPipeline
+        pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
+        image = pipe("a red car", num_inference_steps=1, output_type="pt").images
+        assert image.shape == (1, 3, 128, 128)
+        assert list((tmp_path / "run").glob("samples-*.png"))
