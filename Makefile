@@ -29,6 +29,7 @@ demo: $(INSTALLED)  ## render the example layouts into outputs/, with IoU and CL
 
 test: $(INSTALLED)  ## ruff and every test
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab

@@ -11,10 +11,14 @@ from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import load_pipeline
 
 LAYOUT = Layout(
-    caption="a red car and a yellow star and a blue boat at night", background="at night",
-    layers=[Layer("a red car", box=(0.05, 0.55, 0.45, 0.90)),
-            Layer("a yellow star", box=(0.55, 0.05, 0.95, 0.45)),
-            Layer("a blue boat", box=(0.55, 0.55, 0.95, 0.95))])
+    caption="a red car and a yellow star and a blue boat at night",
+    background="at night",
+    layers=[
+        Layer("a red car", box=(0.05, 0.55, 0.45, 0.90)),
+        Layer("a yellow star", box=(0.55, 0.05, 0.95, 0.45)),
+        Layer("a blue boat", box=(0.55, 0.55, 0.95, 0.95)),
+    ],
+)
 STEPS, LAYERED = 20, 12
 
 
@@ -30,15 +34,26 @@ def bare_forwards(pipe) -> None:
     for step in range(STEPS):
         # Three layers ask their own unconditional question, the background one: 4 + 4 samples.
         batch = 8 if step < LAYERED else 2
-        pipe.unet(torch.zeros(batch, 4, 16, 16), 500,
-                  torch.zeros(batch, tokens, pipe.unet.config.cross_attention_dim))
+        pipe.unet(
+            torch.zeros(batch, 4, 16, 16),
+            500,
+            torch.zeros(batch, tokens, pipe.unet.config.cross_attention_dim),
+        )
 
 
 @torch.no_grad()
 def main() -> None:
-    started = "import time; t = time.perf_counter(); import lrd_helpers; print(time.perf_counter() - t)"
-    imports = [float(subprocess.run([sys.executable, "-c", started], capture_output=True, text=True,
-                                    check=True).stdout) for _ in range(5)]
+    started = (
+        "import time; t = time.perf_counter(); import lrd_helpers; print(time.perf_counter() - t)"
+    )
+    imports = [
+        float(
+            subprocess.run(
+                [sys.executable, "-c", started], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(5)
+    ]
     print(f"import lrd_helpers: {statistics.median(imports):.3f} s (budget 0.3)")
 
     pipe = load_pipeline("storybook", "cpu")
@@ -51,10 +66,14 @@ def main() -> None:
     bare_forwards(pipe)
     pairs = [(seconds(picture), seconds(lambda: bare_forwards(pipe))) for _ in range(9)]
     ratio = statistics.median(whole / bare for whole, bare in pairs)
-    print(f"layered rendering, 3 layers, {STEPS} steps, against its bare U-Net calls: "
-          f"{ratio:.2f}× (budget 1.10)")
-    print(f"a re-render ({STEPS} steps, 3 layers): "
-          f"{statistics.median(whole for whole, _ in pairs):.2f} s (budget 3)")
+    print(
+        f"layered rendering, 3 layers, {STEPS} steps, against its bare U-Net calls: "
+        f"{ratio:.2f}× (budget 1.10)"
+    )
+    print(
+        f"a re-render ({STEPS} steps, 3 layers): "
+        f"{statistics.median(whole for whole, _ in pairs):.2f} s (budget 3)"
+    )
 
 
 if __name__ == "__main__":

@@ -32,8 +32,11 @@ INK, PAPER = "#202020", "#ffffff"
 
 def contact_sheet(cell: int = 40, margin: int = 76) -> Image.Image:
     """Every sticker and style (rows) in every place and colour (columns)."""
-    sheet = Image.new("RGB", (margin + cell * len(PLACES) * len(COLOURS),
-                              24 + cell * len(STYLES) * len(STICKERS)), PAPER)
+    sheet = Image.new(
+        "RGB",
+        (margin + cell * len(PLACES) * len(COLOURS), 24 + cell * len(STYLES) * len(STICKERS)),
+        PAPER,
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for column, place in enumerate(PLACES):
         draw.text((margin + cell * len(COLOURS) * (column + 0.5), 12), place, INK, font, "mm")
@@ -43,8 +46,11 @@ def contact_sheet(cell: int = 40, margin: int = 76) -> Image.Image:
             draw.text((4, top + cell / 2), f"{sticker}", INK, font, "lm")
             aspect = aspect_ratio(sticker)
             size = (0.8 * min(1, aspect), 0.8 * min(1, 1 / aspect))
-            scenes = [Scene(place, (PlacedSticker(sticker, colour, (0.5, 0.5), size),), "",
-                            style=style) for place in PLACES for colour in COLOURS]
+            scenes = [
+                Scene(place, (PlacedSticker(sticker, colour, (0.5, 0.5), size),), "", style=style)
+                for place in PLACES
+                for colour in COLOURS
+            ]
             for column, image in enumerate(render_scenes(scenes, 2 * cell).images):
                 picture = as_image(image).resize((cell, cell), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (margin + cell * column, top))
@@ -58,8 +64,12 @@ def samples(pipe, count: int = 64, columns: int = 8) -> Image.Image:
     plain.set_progress_bar_config(disable=True)
     images = []
     for first in tqdm(range(0, count, 16), desc="samples"):
-        images += plain(captions[first:first + 16], num_inference_steps=25, guidance_scale=5.0,
-                        generator=torch.Generator().manual_seed(first)).images
+        images += plain(
+            captions[first : first + 16],
+            num_inference_steps=25,
+            guidance_scale=5.0,
+            generator=torch.Generator().manual_seed(first),
+        ).images
     width, height, font = 150, 176, ImageFont.load_default(10)
     sheet = Image.new("RGB", (columns * width, -(-count // columns) * height), PAPER)
     draw = ImageDraw.Draw(sheet)

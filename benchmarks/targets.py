@@ -26,27 +26,39 @@ README = Path(__file__).parents[1] / "README.md"
 
 def prompts(count: int, sticker_count: int) -> list[Scene]:
     """Random scenes whose caption names everything: each colour, each sticker and the place."""
-    drawn = (sample_scene(seeded(HELD_OUT_SEED, 3, sticker_count, i), sticker_count=sticker_count)
-             for i in range(count))
-    return [Scene(scene.place, scene.stickers, caption_of(scene.stickers, scene.place))
-            for scene in drawn]
+    drawn = (
+        sample_scene(seeded(HELD_OUT_SEED, 3, sticker_count, i), sticker_count=sticker_count)
+        for i in range(count)
+    )
+    return [
+        Scene(scene.place, scene.stickers, caption_of(scene.stickers, scene.place))
+        for scene in drawn
+    ]
 
 
 def generation_accuracy(pipe, detector, scenes: list[Scene]) -> dict[str, float]:
     """Shares of pictures (CFG 5, 25 DDIM steps) with exactly the named stickers, and the place."""
     stickers_right, places_right = [], []
     for first in tqdm(range(0, len(scenes), 50), desc="drawing", leave=False):
-        batch = scenes[first:first + 50]
-        images = pipe([scene.caption for scene in batch], num_inference_steps=25,
-                       guidance_scale=5.0, output_type="pt",
-                       generator=torch.Generator().manual_seed(first)).images
+        batch = scenes[first : first + 50]
+        images = pipe(
+            [scene.caption for scene in batch],
+            num_inference_steps=25,
+            guidance_scale=5.0,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(first),
+        ).images
         for scene, found in zip(batch, detector.describe_all(list(images)), strict=True):
             asked = sorted((placed.sticker, placed.colour) for placed in scene.stickers)
-            stickers_right.append(sorted((one.sticker, one.colour) for one in found.stickers) == asked)
+            stickers_right.append(
+                sorted((one.sticker, one.colour) for one in found.stickers) == asked
+            )
             places_right.append(found.place == scene.place)
     both = [a and b for a, b in zip(stickers_right, places_right, strict=True)]
-    return {name: sum(values) / len(values) for name, values in
-            (("all", both), ("stickers", stickers_right), ("place", places_right))}
+    return {
+        name: sum(values) / len(values)
+        for name, values in (("all", both), ("stickers", stickers_right), ("place", places_right))
+    }
 
 
 def seconds_a_picture(pipe, repeats: int = 7) -> float:
@@ -54,8 +66,12 @@ def seconds_a_picture(pipe, repeats: int = 7) -> float:
     times = []
     for seed in range(repeats):
         began = time.perf_counter()
-        pipe("a red car at sea", num_inference_steps=25, guidance_scale=5.0,
-              generator=torch.Generator().manual_seed(seed))
+        pipe(
+            "a red car at sea",
+            num_inference_steps=25,
+            guidance_scale=5.0,
+            generator=torch.Generator().manual_seed(seed),
+        )
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
@@ -73,8 +89,10 @@ def main() -> None:
 
     def row(what: str, target: str, measured: str, reached: bool) -> None:
         rows.append((what, target, measured, reached))
-        print(f"{'reached' if reached else 'MISSED ':8} {what}: {measured} (target {target})",
-              flush=True)
+        print(
+            f"{'reached' if reached else 'MISSED ':8} {what}: {measured} (target {target})",
+            flush=True,
+        )
 
     seconds = seconds_a_picture(pipe)
     row("a 25-step guided picture, median of 7", "≤ 2 s", f"{seconds:.2f} s", seconds <= 2)
@@ -83,27 +101,52 @@ def main() -> None:
     psnr = autoencoder.evaluate(pipe.vae)["PSNR (dB), 1,000 held-out scenes"]
     row("autoencoder, PSNR on 1,000 held-out scenes", "≥ 30 dB", f"{psnr:.2f} dB", psnr >= 30)
     clean, damaged, place = segmenter.evaluate(load_segmenter("cpu"), pipe.vae).values()
-    row("segmenter, sticker and colour right on visible sticker pixels, 500 held-out scenes",
-        "≥ 97 %", f"{clean:.1%} (damaged scenes {damaged:.1%}, place {place:.1%})", clean >= 0.97)
-    top1, = clip.evaluate(clip.ClipTraining(ASSETS / "storybook-clip").eval()).values()
-    row("storybook-clip, right caption among 64, 1,024 held-out scenes", "≥ 95 %",
-        f"{top1:.1%}", top1 >= 0.95)
-    for count, target, name in ((1, 0.95, "one object in the caption"),
-                                (2, 0.80, "two objects in one caption, both right")):
+    row(
+        "segmenter, sticker and colour right on visible sticker pixels, 500 held-out scenes",
+        "≥ 97 %",
+        f"{clean:.1%} (damaged scenes {damaged:.1%}, place {place:.1%})",
+        clean >= 0.97,
+    )
+    (top1,) = clip.evaluate(clip.ClipTraining(ASSETS / "storybook-clip").eval()).values()
+    row(
+        "storybook-clip, right caption among 64, 1,024 held-out scenes",
+        "≥ 95 %",
+        f"{top1:.1%}",
+        top1 >= 0.95,
+    )
+    for count, target, name in (
+        (1, 0.95, "one object in the caption"),
+        (2, 0.80, "two objects in one caption, both right"),
+    ):
         share = generation_accuracy(pipe, detector, prompts(options.prompts, count))
-        row(f"{name}: exactly that, and the place, {options.prompts} prompts", f"≥ {target:.0%}",
+        row(
+            f"{name}: exactly that, and the place, {options.prompts} prompts",
+            f"≥ {target:.0%}",
             f"{share['all']:.1%} (stickers {share['stickers']:.1%}, place {share['place']:.1%})",
-            share["all"] >= target)
+            share["all"] >= target,
+        )
 
-    table = "\n".join(["| what | target | measured | |", "|---|---|---|---|",
-                       *(f"| {what} | {target} | {measured} | {'reached' if ok else 'missed'} |"
-                         for what, target, measured, ok in rows),
-                       "", f"Measured by `make targets` on {describe_machine()}."])
+    table = "\n".join(
+        [
+            "| what | target | measured | |",
+            "|---|---|---|---|",
+            *(
+                f"| {what} | {target} | {measured} | {'reached' if ok else 'missed'} |"
+                for what, target, measured, ok in rows
+            ),
+            "",
+            f"Measured by `make targets` on {describe_machine()}.",
+        ]
+    )
     print("\n" + table)
     if options.write:
         text = README.read_text(encoding="utf-8")
-        text = re.sub(r"(<!-- targets -->\n).*?(\n<!-- /targets -->)",
-                      lambda match: match[1] + table + match[2], text, flags=re.DOTALL)
+        text = re.sub(
+            r"(<!-- targets -->\n).*?(\n<!-- /targets -->)",
+            lambda match: match[1] + table + match[2],
+            text,
+            flags=re.DOTALL,
+        )
         README.write_text(text, encoding="utf-8")
 
 

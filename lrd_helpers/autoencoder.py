@@ -1,4 +1,4 @@
-"""The first stage's losses: what makes an autoencoder's latents a good place to run diffusion in."""
+"""The first stage's losses: what makes latents a good place for diffusion."""
 
 import torch
 from jaxtyping import Float
@@ -8,8 +8,9 @@ from torch.nn import functional
 Images = Float[Tensor, "batch 3 height width"]
 
 
-def kl_divergence(mean: Float[Tensor, "batch *latent"],
-                  log_variance: Float[Tensor, "batch *latent"]) -> Float[Tensor, ""]:
+def kl_divergence(
+    mean: Float[Tensor, "batch *latent"], log_variance: Float[Tensor, "batch *latent"]
+) -> Float[Tensor, ""]:
     """KL(N(mean, variance) ‖ N(0, 1)) in nats, summed over a latent, averaged over the batch.
 
     Kingma & Welling 2013, appendix B; the "KL-reg." of latent diffusion (Rombach et al. 2022, 3.1).

@@ -126,9 +126,14 @@ class StorybookDetector:
         """
         wanted = [sticker_and_colour(prompt) for prompt in prompts]
         found = self.describe(image).stickers
-        return [[thing for thing in found
-                 if thing.sticker == sticker and colour in (None, thing.colour)]
-                for sticker, colour in wanted]
+        return [
+            [
+                thing
+                for thing in found
+                if thing.sticker == sticker and colour in (None, thing.colour)
+            ]
+            for sticker, colour in wanted
+        ]
 
     def find(self, image: Picture, prompt: str) -> Bool[Tensor, "height width"] | None:
         """All pixels that show the prompt, or None if there are none above the noise floor."""
@@ -146,7 +151,7 @@ class StorybookDetector:
         for _, group in itertools.groupby(map(_pixels, images), key=lambda pixels: pixels.shape):
             pictures = list(group)
             for first in range(0, len(pictures), BATCH_SIZE):
-                logits = self._logits(torch.stack(pictures[first:first + BATCH_SIZE]))
+                logits = self._logits(torch.stack(pictures[first : first + BATCH_SIZE]))
                 descriptions += [self._description(one) for one in logits]
         return descriptions
 
@@ -155,33 +160,41 @@ class StorybookDetector:
     ) -> Float[Tensor, "batch classes height width"]:
         like = next(self.model.parameters())
         height, width = images.shape[-2:]
-        sides = [max(1, round(side / SEGMENTER_STRIDE)) * SEGMENTER_STRIDE
-                 for side in (height, width)]
+        sides = [
+            max(1, round(side / SEGMENTER_STRIDE)) * SEGMENTER_STRIDE for side in (height, width)
+        ]
         images = _resized(images, *sides).to(like.device, like.dtype)
         logits = self.model(images * 2 - 1, timestep=0).sample.float().cpu()
         classes = len(STICKERS) + len(PLACES) + len(COLOURS) + 1
         if logits.shape[1] != classes:
-            raise ValueError(f"the segmenter gives {logits.shape[1]} channels, but {classes} are "
-                             "expected: 12 stickers, 6 places, 8 colours and 'none'")
+            raise ValueError(
+                f"the segmenter gives {logits.shape[1]} channels, but {classes} are "
+                "expected: 12 stickers, 6 places, 8 colours and 'none'"
+            )
         return _resized(logits, height, width)
 
     def _description(self, logits: Float[Tensor, "classes height width"]) -> Description:
-        kinds = logits[:len(STICKERS) + len(PLACES)].softmax(0)
+        kinds = logits[: len(STICKERS) + len(PLACES)].softmax(0)
         # The last channel, "none", takes part in the probability but is never the answer:
         # what is a sticker has a colour.
-        colours = logits[len(STICKERS) + len(PLACES):].softmax(0)[:-1]
+        colours = logits[len(STICKERS) + len(PLACES) :].softmax(0)[:-1]
         winner = kinds.argmax(0)
 
         background = winner >= len(STICKERS)
-        places = kinds[len(STICKERS):, background if background.any() else ~background].mean(1)
+        places = kinds[len(STICKERS) :, background if background.any() else ~background].mean(1)
         stickers = [
             FoundSticker(
                 box=_box_of(region),
                 score=float((kinds[number] * colours[colour])[region].mean()),
-                mask=region, sticker=STICKERS[number], colour=list(COLOURS)[colour])
-            for number in winner.unique().tolist() if number < len(STICKERS)
+                mask=region,
+                sticker=STICKERS[number],
+                colour=list(COLOURS)[colour],
+            )
+            for number in winner.unique().tolist()
+            if number < len(STICKERS)
             for whole in self._regions(winner == number)
-            for colour, region in self._parts_by_colour(whole, colours)]
+            for colour, region in self._parts_by_colour(whole, colours)
+        ]
         stickers.sort(key=lambda thing: int(thing.mask.sum()), reverse=True)
         return Description(PLACES[int(places.argmax())], float(places.max()), tuple(stickers))
 
@@ -198,8 +211,11 @@ class StorybookDetector:
         if len(kept) < 2:
             return [(int(counts.argmax()), region)]
         nearest = kept[colours[kept].argmax(0)]
-        return [(colour, part) for colour in kept.tolist()
-                for part in self._regions(region & (nearest == colour))]
+        return [
+            (colour, part)
+            for colour in kept.tolist()
+            for part in self._regions(region & (nearest == colour))
+        ]
 
 
 def sticker_and_colour(prompt: str) -> tuple[str, str | None]:
@@ -215,11 +231,13 @@ def sticker_and_colour(prompt: str) -> tuple[str, str | None]:
         named = " and ".join(stickers) or "no sticker"
         near = [match for word in words for match in difflib.get_close_matches(word, STICKERS, 1)]
         guess = f"; did you mean {near[0]!r}?" if near and not stickers else ""
-        raise ValueError(f"{prompt!r} names {named}, but should name exactly one of "
-                         f"{', '.join(STICKERS)}{guess}")
+        raise ValueError(
+            f"{prompt!r} names {named}, but should name exactly one of {', '.join(STICKERS)}{guess}"
+        )
     if len(colours) > 1:
-        raise ValueError(f"{prompt!r} names the colours {' and '.join(colours)}, "
-                         "but should name one or none")
+        raise ValueError(
+            f"{prompt!r} names the colours {' and '.join(colours)}, but should name one or none"
+        )
     return stickers[0], colours[0] if colours else None
 
 
@@ -272,20 +290,38 @@ def found_boxes(detector: Detector, image: Picture, layout: Layout) -> list[Box 
 
     boxes = []
     for number, things in enumerate(found):
-        own = [thing.box for thing in things
-               if number == min((rival for rival, others in enumerate(found)
-                                 if any(thing is other for other in others)),
-                                key=lambda rival, thing=thing: misfit(thing, rival))]
-        boxes.append((min(box[0] for box in own), min(box[1] for box in own),
-                      max(box[2] for box in own), max(box[3] for box in own)) if own else None)
+        own = [
+            thing.box
+            for thing in things
+            if number
+            == min(
+                (
+                    rival
+                    for rival, others in enumerate(found)
+                    if any(thing is other for other in others)
+                ),
+                key=lambda rival, thing=thing: misfit(thing, rival),
+            )
+        ]
+        boxes.append(
+            (
+                min(box[0] for box in own),
+                min(box[1] for box in own),
+                max(box[2] for box in own),
+                max(box[3] for box in own),
+            )
+            if own
+            else None
+        )
     return boxes
 
 
 def layout_iou(detector: Detector, image: Picture, layout: Layout) -> list[float]:
     """IoU of each layer, in [0, 1]: the box asked for against the box found; nothing found = 0."""
-    return [box_iou(found, layer.box) if found else 0.0
-            for found, layer in zip(found_boxes(detector, image, layout), layout.layers,
-                                    strict=True)]
+    return [
+        box_iou(found, layer.box) if found else 0.0
+        for found, layer in zip(found_boxes(detector, image, layout), layout.layers, strict=True)
+    ]
 
 
 def success(ious: Sequence[float], threshold: float = 0.5) -> list[bool]:
@@ -329,8 +365,13 @@ class StorybookClip:
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "texts channels"]:
         """Texts → vectors of length 1; what exceeds the model's number of tokens is cut off."""
         longest = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(texts), padding="max_length", truncation=True,
-                                max_length=longest, return_tensors="pt").to(self.model.device)
+        tokens = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).to(self.model.device)
         output = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask)
         vectors = self.model.text_projection(output.pooler_output)
         return functional.normalize(vectors.float().cpu(), dim=-1)

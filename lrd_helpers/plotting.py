@@ -17,8 +17,12 @@ from torch import Tensor
 
 from lrd_helpers.layout import Layout
 
-Picture = (Image.Image | Float[Tensor, "3 _height _width"]
-           | Float[numpy.ndarray, "_height _width 3"] | UInt8[numpy.ndarray, "_height _width 3"])
+Picture = (
+    Image.Image
+    | Float[Tensor, "3 _height _width"]
+    | Float[numpy.ndarray, "_height _width 3"]
+    | UInt8[numpy.ndarray, "_height _width 3"]
+)
 """A PIL image, a tensor or an array; float tensors and arrays in [0, 1]."""
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -63,8 +67,13 @@ def show_images(
     height = width * tallest + (0.16 * most_lines + 0.17 if most_lines else 0)
     # White also where the notebook is dark: the titles stay readable.
     figure, axes = pyplot.subplots(
-        rows, columns, squeeze=False, layout="compressed", facecolor="white",
-        figsize=(columns * width, rows * height + (0.4 if suptitle else 0)))
+        rows,
+        columns,
+        squeeze=False,
+        layout="compressed",
+        facecolor="white",
+        figsize=(columns * width, rows * height + (0.4 if suptitle else 0)),
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, line in zip(axes.flat, pictures, lines, strict=False):
@@ -101,8 +110,9 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
         taken.append(tag)
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
         draw.rectangle(tag, fill=colour, outline="#202020")
-        draw.multiline_text((tag[0] + line, tag[1] + line // 2), text, font=font,
-                            fill=_ink_on(colour))
+        draw.multiline_text(
+            (tag[0] + line, tag[1] + line // 2), text, font=font, fill=_ink_on(colour)
+        )
     return picture
 
 
@@ -128,8 +138,13 @@ def side_by_side(
     sheet.paste(plain, (gap, gap))
     sheet.paste(boxes, (2 * gap + plain.width, gap))
     ImageDraw.Draw(sheet).multiline_text(
-        (width / 2, plain.height + 2 * gap), text, font=font, fill=CAPTION_INK, anchor="ma",
-        align="center")
+        (width / 2, plain.height + 2 * gap),
+        text,
+        font=font,
+        fill=CAPTION_INK,
+        anchor="ma",
+        align="center",
+    )
     return sheet
 
 
@@ -208,11 +223,19 @@ def _free_place(
             x0 = max(0, min(x, canvas[0] - width))
             y0 = max(0, min(y, canvas[1] - height))
             places.append((x0, y0, x0 + width - 1, y0 + height - 1))
-    wanted = [place for place, y in zip(places, (y for y in tops for _ in range(2)), strict=True)
-              if place[1] == y]  # not one that had to be pushed back onto the canvas
+    wanted = [
+        place
+        for place, y in zip(places, (y for y in tops for _ in range(2)), strict=True)
+        if place[1] == y
+    ]  # not one that had to be pushed back onto the canvas
     for place in wanted + places:
-        if not any(place[0] <= other[2] and other[0] <= place[2]
-                   and place[1] <= other[3] and other[1] <= place[3] for other in taken):
+        if not any(
+            place[0] <= other[2]
+            and other[0] <= place[2]
+            and place[1] <= other[3]
+            and other[1] <= place[3]
+            for other in taken
+        ):
             return place
     return (wanted + places)[0]
 

@@ -65,8 +65,11 @@ def word_tokenizer(words: Iterable[str], length: int = 24) -> CLIPTokenizer:
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
             merges += [pair] if pair not in merges else []
             vocabulary += [pieces[0]] if pieces[0] not in vocabulary else []
-    tokenizer = CLIPTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, merges=merges,
-                              model_max_length=length)
+    tokenizer = CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate(vocabulary)},
+        merges=merges,
+        model_max_length=length,
+    )
     if spelled := [word for word in words if tokenizer.tokenize(word) != [word + _END]]:
         raise ValueError(f"these words cannot be tokens of their own: {', '.join(spelled)}")
     return tokenizer

@@ -37,8 +37,8 @@ class ReadsCodes(nn.Module):
         assert sample.abs().max() <= 1
         red, green, blue = ((sample + 1) / 2).unbind(1)
         distances = [(red - code(name, STICKERS)) ** 2 for name in STICKERS]
-        distances += [red ** 2 + (blue - code(name, PLACES)) ** 2 for name in PLACES]
-        distances += [(green - code(name, COLOURS)) ** 2 for name in COLOURS] + [green ** 2]
+        distances += [red**2 + (blue - code(name, PLACES)) ** 2 for name in PLACES]
+        distances += [(green - code(name, COLOURS)) ** 2 for name in COLOURS] + [green**2]
         return SimpleNamespace(sample=-self.sharpness * torch.stack(distances, 1))
 
 
@@ -54,8 +54,10 @@ def paint(*things, place="on grass", size=(128, 128)):
 
 def asked(*layers):
     """A layout of (prompt, box in 128ths)."""
-    return Layout(caption="a scene", layers=[
-        Layer(prompt, box=tuple(value / 128 for value in box)) for prompt, box in layers])
+    return Layout(
+        caption="a scene",
+        layers=[Layer(prompt, box=tuple(value / 128 for value in box)) for prompt, box in layers],
+    )
 
 
 @pytest.fixture
@@ -66,22 +68,26 @@ def detector():
 # ------------------------------------------------------------------ boxes
 
 
-@pytest.mark.parametrize(("a", "b", "iou"), [
-    ((0, 0, 1, 1), (0, 0, 1, 1), 1),
-    ((0, 0, 0.5, 1), (0.5, 0, 1, 1), 0),              # they share an edge
-    ((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), 1 / 3),
-    ((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75), 1 / 4),
-    ((0.1, 0.1, 0.2, 0.2), (0.8, 0.8, 0.9, 0.9), 0),
-    ((0.5, 0.5, 0.5, 0.5), (0, 0, 1, 1), 0),          # no area
-])
+@pytest.mark.parametrize(
+    ("a", "b", "iou"),
+    [
+        ((0, 0, 1, 1), (0, 0, 1, 1), 1),
+        ((0, 0, 0.5, 1), (0.5, 0, 1, 1), 0),  # they share an edge
+        ((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), 1 / 3),
+        ((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75), 1 / 4),
+        ((0.1, 0.1, 0.2, 0.2), (0.8, 0.8, 0.9, 0.9), 0),
+        ((0.5, 0.5, 0.5, 0.5), (0, 0, 1, 1), 0),  # no area
+    ],
+)
 def test_box_iou(a, b, iou):
     a, b = (tuple(map(float, box)) for box in (a, b))
     assert metrics.box_iou(a, b) == pytest.approx(iou)
 
 
 cells = st.integers(0, 7)
-grid_boxes = st.builds(lambda x, y, w, h: (x, y, min(x + w + 1, 8), min(y + h + 1, 8)),
-                       cells, cells, cells, cells)
+grid_boxes = st.builds(
+    lambda x, y, w, h: (x, y, min(x + w + 1, 8), min(y + h + 1, 8)), cells, cells, cells, cells
+)
 
 
 @given(grid_boxes, grid_boxes)
@@ -98,10 +104,7 @@ def test_box_iou_counts_cells(a, b):
 
 
 def test_connected_regions_largest_first_and_corners_connect():
-    mask = torch.tensor([[1, 0, 0, 1, 1],
-                         [0, 1, 0, 1, 1],
-                         [0, 0, 0, 0, 0],
-                         [1, 0, 0, 0, 0]]).bool()
+    mask = torch.tensor([[1, 0, 0, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
     regions = metrics.connected_regions(mask)
     assert [int(region.sum()) for region in regions] == [4, 2, 1]
     assert torch.equal(torch.stack(regions).any(0), mask)
@@ -149,23 +152,29 @@ def test_connected_regions_agree_with_a_flood_fill(seed, density):
 # ------------------------------------------------------------------ prompts
 
 
-@pytest.mark.parametrize(("prompt", "answer"), [
-    ("a red car", ("car", "red")),
-    ("Car", ("car", None)),
-    ("an orange balloon, on grass", ("balloon", "orange")),  # a balloon is no ball
-    ("a white house on snow at night", ("house", "white")),
-])
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("a red car", ("car", "red")),
+        ("Car", ("car", None)),
+        ("an orange balloon, on grass", ("balloon", "orange")),  # a balloon is no ball
+        ("a white house on snow at night", ("house", "white")),
+    ],
+)
 def test_sticker_and_colour(prompt, answer):
     assert metrics.sticker_and_colour(prompt) == answer
 
 
-@pytest.mark.parametrize(("prompt", "message"), [
-    ("a red dragon", "names no sticker, but should name exactly one of ball, balloon"),
-    ("a red baloon", "did you mean 'balloon'"),
-    ("on grass", "names no sticker"),
-    ("a car and a star", "names car and star"),
-    ("a red and blue car", "names the colours red and blue"),
-])
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a red dragon", "names no sticker, but should name exactly one of ball, balloon"),
+        ("a red baloon", "did you mean 'balloon'"),
+        ("on grass", "names no sticker"),
+        ("a car and a star", "names car and star"),
+        ("a red and blue car", "names the colours red and blue"),
+    ],
+)
 def test_a_prompt_that_cannot_be_looked_for(prompt, message, detector):
     with pytest.raises(ValueError, match=message):
         detector.find(paint(), prompt)
@@ -175,8 +184,9 @@ def test_a_prompt_that_cannot_be_looked_for(prompt, message, detector):
 
 
 def test_describe_names_everything_and_says_where(detector):
-    picture = paint(("car", "red", (10, 20, 50, 40)), ("star", "yellow", (64, 64, 128, 128)),
-                    place="at night")
+    picture = paint(
+        ("car", "red", (10, 20, 50, 40)), ("star", "yellow", (64, 64, 128, 128)), place="at night"
+    )
     description = detector.describe(picture)
     assert description.place == "at night"
     assert 0.99 < description.place_score <= 1.0001
@@ -208,8 +218,10 @@ def test_unsure_logits_give_a_low_score():
     sure, unsure = ReadsCodes(), ReadsCodes()
     unsure.sharpness.data.fill_(100.0)
     picture = paint(("car", "red", (10, 20, 50, 40)))
-    scores = [metrics.StorybookDetector(model, noise_floor=1.0).describe(picture).stickers[0].score
-              for model in (sure, unsure)]
+    scores = [
+        metrics.StorybookDetector(model, noise_floor=1.0).describe(picture).stickers[0].score
+        for model in (sure, unsure)
+    ]
     assert scores[1] < 0.5 < scores[0]
 
 
@@ -270,8 +282,10 @@ def test_masks_have_the_size_of_the_picture(detector, size):
 
 def test_describe_all_keeps_the_order(detector, monkeypatch):
     monkeypatch.setattr(metrics, "BATCH_SIZE", 2)
-    pictures = [paint(place=PLACES[0])] * 3 + [paint(place=PLACES[1], size=(64, 64)),
-                                               paint(place=PLACES[2])]
+    pictures = [paint(place=PLACES[0])] * 3 + [
+        paint(place=PLACES[1], size=(64, 64)),
+        paint(place=PLACES[2]),
+    ]
     places = [description.place for description in detector.describe_all(pictures)]
     assert places == [PLACES[0]] * 3 + [PLACES[1], PLACES[2]]
     assert detector.describe_all([]) == []
@@ -291,10 +305,12 @@ def test_a_segmenter_of_another_shape_is_refused():
 
 def test_layout_iou_a_number_for_each_layer(detector):
     picture = paint(("car", "red", (0, 0, 64, 64)), ("star", "yellow", (80, 80, 112, 112)))
-    layout = asked(("a red car", (0, 0, 64, 64)),          # exactly
-                   ("a yellow star", (96, 80, 128, 112)),  # half a width aside
-                   ("a blue star", (80, 80, 112, 112)),    # right place, wrong colour
-                   ("a boat", (10, 10, 20, 20)))           # not there
+    layout = asked(
+        ("a red car", (0, 0, 64, 64)),  # exactly
+        ("a yellow star", (96, 80, 128, 112)),  # half a width aside
+        ("a blue star", (80, 80, 112, 112)),  # right place, wrong colour
+        ("a boat", (10, 10, 20, 20)),
+    )  # not there
     ious = metrics.layout_iou(detector, picture, layout)
     assert ious == pytest.approx([1, 1 / 3, 0, 0])
     assert metrics.success(ious) == [True, False, False, False]
@@ -339,8 +355,10 @@ def test_an_object_cut_in_two_counts_whole(detector):
 def test_any_detector_will_do():
     def detector(image, prompts):
         there = {"a dog": (0.0, 0.0, 0.5, 0.5)}
-        return [[metrics.Detection(there[prompt], 0.9, None)] if prompt in there else []
-                for prompt in prompts]
+        return [
+            [metrics.Detection(there[prompt], 0.9, None)] if prompt in there else []
+            for prompt in prompts
+        ]
 
     layout = asked(("a dog", (0, 0, 64, 64)), ("a cat", (0, 0, 64, 64)))
     assert metrics.layout_iou(detector, Image.new("RGB", (8, 8)), layout) == [1, 0]
@@ -355,12 +373,17 @@ def test_clip_score_is_a_hundred_times_the_cosine():
             return torch.tensor([[1.0, 0.0]] * len(images))
 
         def encode_texts(self, texts):
-            vectors = {"same": [1.0, 0.0], "unlike": [0.0, 1.0], "half": [0.5, 0.75 ** 0.5],
-                       "opposite": [-1.0, 0.0]}
+            vectors = {
+                "same": [1.0, 0.0],
+                "unlike": [0.0, 1.0],
+                "half": [0.5, 0.75**0.5],
+                "opposite": [-1.0, 0.0],
+            }
             return torch.tensor([vectors[text] for text in texts])
 
-    scores = [metrics.clip_score(Fake(), paint(), text)
-              for text in ("same", "unlike", "half", "opposite")]
+    scores = [
+        metrics.clip_score(Fake(), paint(), text) for text in ("same", "unlike", "half", "opposite")
+    ]
     assert scores == pytest.approx([100, 0, 50, -100])
 
 
@@ -368,11 +391,19 @@ def test_clip_score_is_a_hundred_times_the_cosine():
 def tiny_clip():
     tokenizer = word_tokenizer(["a", "red", "car", "boat"])
     torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}
-    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 16,
-                    "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-                    "pad_token_id": tokenizer.pad_token_id}
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = small | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision = small | {"image_size": 16, "patch_size": 8}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     return CLIPModel(config).eval(), tokenizer
@@ -420,13 +451,22 @@ def shipped_detector():
 def test_on_true_scenes_the_iou_is_nearly_one(shipped_detector, count):
     rendering = StorybookDataset(24, seed=HELD_OUT, sticker_count=count).batch(0)
     ious, places = [], []
-    for image, scene, masks in zip(rendering.images, rendering.scenes, rendering.masks,
-                                   strict=True):
-        seen = [number for number, mask in enumerate(masks)
-                if mask.sum() >= 3 * metrics.NOISE_FLOOR]  # what others hide cannot be found
-        layout = Layout(caption=scene.caption, layers=[
-            Layer(f"a {scene.stickers[i].colour} {scene.stickers[i].sticker}",
-                  box=tuple(tight_boxes(masks[i]).tolist())) for i in seen])
+    for image, scene, masks in zip(
+        rendering.images, rendering.scenes, rendering.masks, strict=True
+    ):
+        seen = [
+            number for number, mask in enumerate(masks) if mask.sum() >= 3 * metrics.NOISE_FLOOR
+        ]  # what others hide cannot be found
+        layout = Layout(
+            caption=scene.caption,
+            layers=[
+                Layer(
+                    f"a {scene.stickers[i].colour} {scene.stickers[i].sticker}",
+                    box=tuple(tight_boxes(masks[i]).tolist()),
+                )
+                for i in seen
+            ],
+        )
         ious += metrics.layout_iou(shipped_detector, image, layout)
         places.append(shipped_detector.describe(image).place == scene.place)
     assert sum(ious) / len(ious) >= 0.95

@@ -10,21 +10,29 @@ from lrd_helpers import plotting
 from lrd_helpers.layout import Layer, Layout
 
 GREY = Image.new("RGB", (128, 128), (128, 128, 128))
-LAYOUT = Layout(caption="a red car and a yellow star at night", layers=[
-    Layer("a red car", box=(0.05, 0.55, 0.50, 0.95)),
-    Layer("a yellow star", box=(0.60, 0.25, 0.95, 0.60))])
+LAYOUT = Layout(
+    caption="a red car and a yellow star at night",
+    layers=[
+        Layer("a red car", box=(0.05, 0.55, 0.50, 0.95)),
+        Layer("a yellow star", box=(0.60, 0.25, 0.95, 0.60)),
+    ],
+)
 
 
 def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, int, int]:
     return image.getpixel((round(x), round(y)))
 
 
-@pytest.mark.parametrize("image", [
-    Image.new("RGB", (2, 2), (255, 0, 128)),
-    torch.tensor([1.0, -3.0, 0.502]).view(3, 1, 1).expand(3, 2, 2),
-    numpy.broadcast_to(numpy.array([9.0, 0.0, 0.502]), (2, 2, 3)),
-    numpy.broadcast_to(numpy.array([255, 0, 128], numpy.uint8), (2, 2, 3)),
-], ids=["pil", "tensor", "floats", "bytes"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGB", (2, 2), (255, 0, 128)),
+        torch.tensor([1.0, -3.0, 0.502]).view(3, 1, 1).expand(3, 2, 2),
+        numpy.broadcast_to(numpy.array([9.0, 0.0, 0.502]), (2, 2, 3)),
+        numpy.broadcast_to(numpy.array([255, 0, 128], numpy.uint8), (2, 2, 3)),
+    ],
+    ids=["pil", "tensor", "floats", "bytes"],
+)
 def test_every_kind_of_picture_becomes_the_same_image(image):
     result = plotting.as_image(image)
     assert result.size == (2, 2)
@@ -38,8 +46,8 @@ def test_each_box_is_drawn_at_its_place_in_its_colour():
         x0, _, x1, y1 = (512 * value for value in layer.box)
         colour = ImageColor.getrgb(plotting.BOX_COLOURS[number])
         middle = 512 * (layer.box[1] + layer.box[3]) / 2
-        assert colour_at(drawn, x0 + 3, middle) == colour      # left line
-        assert colour_at(drawn, x1 - 4, middle) == colour      # right line
+        assert colour_at(drawn, x0 + 3, middle) == colour  # left line
+        assert colour_at(drawn, x1 - 4, middle) == colour  # right line
         assert colour_at(drawn, (x0 + x1) / 2, y1 - 4) == colour
         assert colour_at(drawn, (x0 + x1) / 2, middle) == (128, 128, 128)  # open inside
         assert colour_at(drawn, x0 - 4, middle) == (128, 128, 128)
@@ -53,11 +61,20 @@ def test_the_picture_given_is_not_drawn_upon():
 
 def test_sides_keep_their_ratio():
     assert plotting.draw_layout(Image.new("RGB", (192, 96)), LAYOUT, longest_side=384).size == (
-        384, 192)
+        384,
+        192,
+    )
 
 
-BORDER_BOXES = [(0, 0, 1, 1), (0, 0, 0.02, 0.02), (0.98, 0, 1, 0.02), (0, 0.98, 0.02, 1),
-                (0.98, 0.98, 1, 1), (0, 0.5, 1, 0.501), (0.999, 0.4, 1, 0.6)]
+BORDER_BOXES = [
+    (0, 0, 1, 1),
+    (0, 0, 0.02, 0.02),
+    (0.98, 0, 1, 0.02),
+    (0, 0.98, 0.02, 1),
+    (0.98, 0.98, 1, 1),
+    (0, 0.5, 1, 0.501),
+    (0.999, 0.4, 1, 0.6),
+]
 PROMPTS = ["a cat", "a very long prompt about a boat " * 6, "Donaudampfschifffahrt" * 8]
 
 
@@ -100,8 +117,10 @@ def test_labels_stay_on_the_canvas_when_there_is_no_room_left():
 @pytest.mark.parametrize("colour", plotting.BOX_COLOURS)
 def test_labels_can_be_read(colour):
     def luminance(text):
-        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
-                  for v in (c / 255 for c in ImageColor.getrgb(text))]
+        linear = [
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+            for v in (c / 255 for c in ImageColor.getrgb(text))
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     light, dark = sorted([luminance(colour), luminance(plotting._ink_on(colour))], reverse=True)
@@ -120,8 +139,8 @@ def test_side_by_side_has_the_plain_picture_the_boxes_and_the_caption():
     boxes = plotting.draw_layout(GREY, LAYOUT, longest_side=256)
     assert right.tobytes() == boxes.tobytes()
     below = numpy.asarray(sheet.crop((0, bare.height, sheet.width, sheet.height)))
-    assert (below < 100).any()                      # letters
-    assert (below[:, :gap] == 255).all()            # and none at the edges
+    assert (below < 100).any()  # letters
+    assert (below[:, :gap] == 255).all()  # and none at the edges
     assert (below[-2:] == 255).all()
 
 
@@ -155,11 +174,14 @@ def test_long_titles_of_neighbours_do_not_overlap():
     pyplot.close(figure)
 
 
-@pytest.mark.parametrize(("images", "titles", "columns", "message"), [
-    ([], None, None, "no images"),
-    ([GREY], ["a", "b"], None, "1 images, but 2 titles"),
-    ([GREY], None, 0, "columns is 0"),
-])
+@pytest.mark.parametrize(
+    ("images", "titles", "columns", "message"),
+    [
+        ([], None, None, "no images"),
+        ([GREY], ["a", "b"], None, "1 images, but 2 titles"),
+        ([GREY], None, 0, "columns is 0"),
+    ],
+)
 def test_show_images_says_what_is_wrong(images, titles, columns, message):
     with pytest.raises(ValueError, match=message):
         plotting.show_images(images, titles, columns=columns)

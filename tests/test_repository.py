@@ -25,17 +25,32 @@ REPOSITORY = PROJECT["urls"]["Repository"]
 
 MOST_ASSET_BYTES = 40_000_000
 ASSET_KINDS = {".safetensors", ".json", ".txt", ".md"}  # nothing that runs code when it is loaded
-NOTEBOOKS = ["00_quickstart", "01_ddpm", "02_autoencoder", "03_latent_diffusion",
-             "04_conditioning", "05_image_tasks", "06_cross_attention", "07_vision_guidance",
-             "08_layered_rendering", "09_evaluation", "10_editing", "11_layerdiff",
-             "12_stable_diffusion"]
+NOTEBOOKS = [
+    "00_quickstart",
+    "01_ddpm",
+    "02_autoencoder",
+    "03_latent_diffusion",
+    "04_conditioning",
+    "05_image_tasks",
+    "06_cross_attention",
+    "07_vision_guidance",
+    "08_layered_rendering",
+    "09_evaluation",
+    "10_editing",
+    "11_layerdiff",
+    "12_stable_diffusion",
+]
 
 
 def repository_files() -> list[Path]:
     """Everything that is committed or will be: ignored files are not there."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
     files = [ROOT / name for name in dict.fromkeys(listed) if name and (ROOT / name).is_file()]
     assert ROOT / "pyproject.toml" in files
     return files
@@ -62,8 +77,10 @@ def constraints() -> dict[str, str]:
 
 
 def required() -> dict[str, Requirement]:
-    texts = [*PROJECT["dependencies"],
-             *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
+    texts = [
+        *PROJECT["dependencies"],
+        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
+    ]
     return {canonicalize_name(Requirement(text).name): Requirement(text) for text in texts}
 
 
@@ -119,8 +136,9 @@ def test_every_package_that_is_imported_is_declared():
 def test_importing_the_package_imports_no_heavy_module():
     heavy = ["torch", "diffusers", "transformers", "matplotlib", "numpy"]
     code = f"import sys, lrd_helpers; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -144,8 +162,9 @@ def code_of(markdown: str) -> list[str]:
 
 
 def test_every_make_target_in_the_readme_exists():
-    named = {target for code in code_of(README)
-             for target in re.findall(r"\bmake ([a-z][a-z-]*)", code)}
+    named = {
+        target for code in code_of(README) for target in re.findall(r"\bmake ([a-z][a-z-]*)", code)
+    }
     assert {"demo", "test", "setup", "lab"} <= named
     assert named <= make_targets()
 
@@ -180,8 +199,9 @@ def test_every_notebook_has_a_row_with_its_badge():
 
 def test_every_address_in_the_readme_is_the_one_in_pyproject():
     own = REPOSITORY.rsplit("/", 1)[1]
-    addresses = [address for address in re.findall(r"https://github\.com/[\w./-]+", README)
-                 if own in address]
+    addresses = [
+        address for address in re.findall(r"https://github\.com/[\w./-]+", README) if own in address
+    ]
     assert addresses
     assert {address.removesuffix(".git") for address in addresses} == {REPOSITORY}
 
@@ -229,7 +249,8 @@ def test_the_python_in_the_readme_says_the_same_as_its_json(monkeypatch, tmp_pat
 # The letter in brackets keeps this line itself from being found.
 MACHINE = re.compile(
     r"(?<![\w.])/(?:wor[k]|far[m]|roo[t]|hom[e]|User[s]|tm[p])/[A-Za-z.]|[A-Z]:\\User[s]"
-    r"|index-ur[l]|find-link[s]")
+    r"|index-ur[l]|find-link[s]"
+)
 
 
 def text_of(path: Path) -> str:
@@ -240,27 +261,36 @@ def text_of(path: Path) -> str:
 
 
 def test_no_file_names_a_path_of_one_machine():
-    found = [f"{path.relative_to(ROOT)}: {match[0]}" for path in repository_files()
-             for match in MACHINE.finditer(text_of(path))]
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in repository_files()
+        for match in MACHINE.finditer(text_of(path))
+    ]
     assert not found
 
 
-@pytest.mark.parametrize(("line", "bad"), [
-    ("/".join(["open('", "root", ".cache')"]), True),
-    ("/".join(["file = ", "home", "ann", "x"]), True),
-    ("/".join(["", "tmp", "scratch"]), True),
-    ("pip install --extra-" + "index" + "-url=x", True),
-    ("https://example.org/home/page and ./home/x", False),
-    ("a path such as runs/clip/log.csv", False),
-])
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [
+        ("/".join(["open('", "root", ".cache')"]), True),
+        ("/".join(["file = ", "home", "ann", "x"]), True),
+        ("/".join(["", "tmp", "scratch"]), True),
+        ("pip install --extra-" + "index" + "-url=x", True),
+        ("https://example.org/home/page and ./home/x", False),
+        ("a path such as runs/clip/log.csv", False),
+    ],
+)
 def test_a_path_of_one_machine_would_be_found(line, bad):
     assert bool(MACHINE.search(line)) == bad
 
 
 def asset_faults(sizes: dict[str, int]) -> list[str]:
     """What is wrong with files of these names and sizes in bytes."""
-    faults = [f"{name} is not {', '.join(sorted(ASSET_KINDS))}" for name in sizes
-              if Path(name).suffix not in ASSET_KINDS]
+    faults = [
+        f"{name} is not {', '.join(sorted(ASSET_KINDS))}"
+        for name in sizes
+        if Path(name).suffix not in ASSET_KINDS
+    ]
     if sum(sizes.values()) > MOST_ASSET_BYTES:
         faults.append(f"{sum(sizes.values()) / 1e6:.1f} MB, but at most 40 are allowed")
     if not any(name.endswith(".safetensors") for name in sizes):
@@ -270,17 +300,23 @@ def asset_faults(sizes: dict[str, int]) -> list[str]:
 
 def test_assets_are_small_and_run_no_code():
     folder = ROOT / "lrd_helpers" / "assets"
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in repository_files()
-             if folder in path.parents}
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in repository_files()
+        if folder in path.parents
+    }
     assert asset_faults(sizes) == []
 
 
-@pytest.mark.parametrize(("sizes", "faults"), [
-    ({"a/model.safetensors": 39_999_000, "a/config.json": 1_000}, 0),
-    ({"a/model.safetensors": 40_000_000, "a/config.json": 1}, 1),
-    ({"a/model.safetensors": 1, "a/model.bin": 1}, 1),
-    ({"model.pt": 1}, 2),
-    ({}, 1),
-])
+@pytest.mark.parametrize(
+    ("sizes", "faults"),
+    [
+        ({"a/model.safetensors": 39_999_000, "a/config.json": 1_000}, 0),
+        ({"a/model.safetensors": 40_000_000, "a/config.json": 1}, 1),
+        ({"a/model.safetensors": 1, "a/model.bin": 1}, 1),
+        ({"model.pt": 1}, 2),
+        ({}, 1),
+    ],
+)
 def test_wrong_assets_would_be_found(sizes, faults):
     assert len(asset_faults(sizes)) == faults

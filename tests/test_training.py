@@ -21,7 +21,9 @@ class Line(nn.Module):
 
     def forward(self, batch, generator):
         noise = torch.randn(len(batch), 1, generator=generator)
-        return {"loss": (self.layer(batch) - batch.sum(1, keepdim=True) + 0.1 * noise).square().mean()}
+        return {
+            "loss": (self.layer(batch) - batch.sum(1, keepdim=True) + 0.1 * noise).square().mean()
+        }
 
 
 def points(start, reader, readers, cut_at=None):
@@ -35,8 +37,10 @@ def points(start, reader, readers, cut_at=None):
 
 def options(run, *more, **defaults):
     defaults = {"minutes": 1.0, "batch_size": 8, "learning_rate": 0.05, "warmup": 2, **defaults}
-    return loop.parse(loop.parser("line", "", **defaults),
-                      ["--run", str(run), "--mixed-precision", "no", "--log-every", "5", *more])
+    return loop.parse(
+        loop.parser("line", "", **defaults),
+        ["--run", str(run), "--mixed-precision", "no", "--log-every", "5", *more],
+    )
 
 
 def test_a_cut_training_resumed_equals_one_in_one_go(tmp_path):
@@ -44,16 +48,19 @@ def test_a_cut_training_resumed_equals_one_in_one_go(tmp_path):
     loop.train(whole, options(tmp_path / "whole", "--steps", "20"), batches=points)
     more = ("--steps", "20", "--checkpoint-every", "5")
     with pytest.raises(InterruptedError):
-        loop.train(cut, options(tmp_path / "cut", *more),
-                   batches=lambda *where: points(*where, cut_at=13))
+        loop.train(
+            cut, options(tmp_path / "cut", *more), batches=lambda *where: points(*where, cut_at=13)
+        )
     assert loop.latest_checkpoint(tmp_path / "cut").name == "checkpoint-0000010"
     progress = loop.train(resumed, options(tmp_path / "cut", *more), batches=points)
     assert progress.step == 20
     assert progress.samples == 160
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
-    logs = [[(row["step"], row["loss"]) for row in csv.DictReader((tmp_path / run / "log.csv").open())]
-            for run in ("whole", "cut")]
+    logs = [
+        [(row["step"], row["loss"]) for row in csv.DictReader((tmp_path / run / "log.csv").open())]
+        for run in ("whole", "cut")
+    ]
     assert logs[0] == logs[1]
     assert [step for step, _ in logs[0]] == ["5", "10", "15", "20"]
 
@@ -90,10 +97,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         loop.train(Line(), options(tmp_path, "--steps", "5"), batches=poisoned)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--steps", "0"], "must be more than 0"),
-    (["--from", "nowhere"], "--from nowhere: no such folder"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "must be more than 0"),
+        (["--from", "nowhere"], "--from nowhere: no such folder"),
+    ],
+)
 def test_options_that_cannot_work_exit_with_2(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         options(tmp_path, *arguments)
@@ -102,21 +112,27 @@ def test_options_that_cannot_work_exit_with_2(tmp_path, capsys, arguments, messa
 
 
 def test_the_learning_rate_is_a_trapezoid():
-    rates = [loop.learning_rate_factor(step, step / 100, warmup=10, decay=0.5) for step in range(100)]
+    rates = [
+        loop.learning_rate_factor(step, step / 100, warmup=10, decay=0.5) for step in range(100)
+    ]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:50] == [1.0] * 40
     assert rates[75] == pytest.approx(0.5)
     assert loop.learning_rate_factor(100, 1.0, 10, 0.5) == 0
 
 
+def write_half_of_the_new(folder):
+    (folder / "weights").write_text("half of the new")
+    raise OSError(28, "No space left on device")
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
     with loop.replacing_folder(folder) as partial:
         (partial / "weights").write_text("old")
-    with pytest.raises(OSError, match=r"could not write .*model: .*No space left.*left as it was"):
-        with loop.replacing_folder(folder) as partial:
-            (partial / "weights").write_text("half of the new")
-            raise OSError(28, "No space left on device")
+    message = r"could not write .*model: .*No space left.*left as it was"
+    with pytest.raises(OSError, match=message), loop.replacing_folder(folder) as partial:
+        write_half_of_the_new(partial)
     assert (folder / "weights").read_text() == "old"
     with loop.replacing_folder(folder) as partial:
         (partial / "weights").write_text("new")
@@ -151,22 +167,48 @@ def test_damage_leaves_the_first_quarter_clean():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "files"), [
-    (autoencoder, ["config.json", "diffusion_pytorch_model.safetensors"]),
-    (segmenter, ["config.json", "diffusion_pytorch_model.safetensors"]),
-    (clip, ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]),
-    (latent_diffusion, ["model_index.json", "unet/diffusion_pytorch_model.safetensors",
-                        "vae/README.md", "text_encoder/model.safetensors"]),
-])
+@pytest.mark.parametrize(
+    ("module", "files"),
+    [
+        (autoencoder, ["config.json", "diffusion_pytorch_model.safetensors"]),
+        (segmenter, ["config.json", "diffusion_pytorch_model.safetensors"]),
+        (clip, ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"]),
+        (
+            latent_diffusion,
+            [
+                "model_index.json",
+                "unet/diffusion_pytorch_model.safetensors",
+                "vae/README.md",
+                "text_encoder/model.safetensors",
+            ],
+        ),
+    ],
+)
 def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch, module, files):
     def quick(*models, **_):
         return {"standard deviation of latents": 0.5, "quick": 1.0}
 
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
     more = ["--cache", "64"] if module is latent_diffusion else []
-    module.main(["--steps", "2", "--batch-size", "4", "--mixed-precision", "no", "--log-every", "1",
-                 "--sample-every", "2", "--run", str(tmp_path / "run"),
-                 "--output", str(tmp_path / "out"), *more])
+    module.main(
+        [
+            "--steps",
+            "2",
+            "--batch-size",
+            "4",
+            "--mixed-precision",
+            "no",
+            "--log-every",
+            "1",
+            "--sample-every",
+            "2",
+            "--run",
+            str(tmp_path / "run"),
+            "--output",
+            str(tmp_path / "out"),
+            *more,
+        ]
+    )
     for file in [*files, "README.md", "training.json", "log.csv"]:
         assert (tmp_path / "out" / file).exists(), file
     record = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -175,6 +217,7 @@ def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch,
     assert record["scores"]["quick"] == 1.0
     if module is latent_diffusion:
         from diffusers import StableDiffusionPipeline
+
         pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
         image = pipe("a red car", num_inference_steps=1, output_type="pt").images
         assert image.shape == (1, 3, 128, 128)

@@ -1,7 +1,7 @@
-"""Places: six painted backgrounds, each a sky, a horizon and a ground, drawn as formulas of x and y.
+"""Places: six backgrounds, each a sky, a horizon and a ground, painted by formulas of x and y.
 
-Everything is smooth, with soft edges one pixel wide: a background should cost the autoencoder little,
-so that its capacity goes into the stickers.
+Everything is smooth, with soft edges one pixel wide: a background should cost the autoencoder
+little, so that its capacity goes into the stickers.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .stickers import PAPER
+from lrd_helpers.storybook.stickers import PAPER
 
 PLACE_NUMBERS = 12  # how many random numbers in [0, 1) a place is drawn from
 
@@ -32,14 +32,22 @@ def _edge(distance: Tensor) -> Tensor:
     return torch.sigmoid(distance * 250)
 
 
-def _disc(x: Grid, y: Grid, centre_x: Tensor | float, centre_y: Tensor | float,
-          radius: Tensor | float, squash: float = 1.0) -> Tensor:
+def _disc(
+    x: Grid,
+    y: Grid,
+    centre_x: Tensor | float,
+    centre_y: Tensor | float,
+    radius: Tensor | float,
+    squash: float = 1.0,
+) -> Tensor:
     return _edge(radius - ((x - centre_x) ** 2 + ((y - centre_y) * squash) ** 2).sqrt())
 
 
 def _cloud(x: Grid, y: Grid, centre_x: Tensor, centre_y: Tensor, size: Tensor) -> Tensor:
-    puffs = [_disc(x, y, centre_x + dx * size, centre_y - dy * size, radius * size, 1.25)
-             for dx, dy, radius in ((-0.8, 0.0, 0.6), (0.0, 0.25, 0.85), (0.85, 0.0, 0.65))]
+    puffs = [
+        _disc(x, y, centre_x + dx * size, centre_y - dy * size, radius * size, 1.25)
+        for dx, dy, radius in ((-0.8, 0.0, 0.6), (0.0, 0.25, 0.85), (0.85, 0.0, 0.65))
+    ]
     return torch.stack(puffs).amax(0) * _edge(centre_y + 0.35 * size - y)
 
 
@@ -61,8 +69,11 @@ def _sand(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     sun = _disc(x, y, 0.12 + 0.76 * u[0], 0.10 + 0.10 * u[1], 0.07 + 0.02 * u[2])
     picture = _mix(picture, _colour(1.0, 0.93, 0.55), sun)
     horizon = 0.50 + 0.14 * u[3]
-    for lift, slope, tone in ((0.0, 0.06, (0.93, 0.80, 0.53)), (0.14, 0.05, (0.89, 0.73, 0.44)),
-                              (0.30, 0.04, (0.84, 0.66, 0.37))):
+    for lift, slope, tone in (
+        (0.0, 0.06, (0.93, 0.80, 0.53)),
+        (0.14, 0.05, (0.89, 0.73, 0.44)),
+        (0.30, 0.04, (0.84, 0.66, 0.37)),
+    ):
         wave = torch.sin(6.3 * (x * (0.6 + 0.4 * u[4]) + u[5] + 2.7 * lift))
         dune = horizon + lift + slope * wave
         picture = _mix(picture, _colour(*tone), _edge(y - dune))
@@ -75,8 +86,11 @@ def _snow(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     for shift in (u[1], u[2]):  # two far mountains with a bright side
         peak_x, slope = 0.1 + 0.8 * shift, 0.9 + 0.4 * u[3]
         peak = horizon - 0.30 + 0.08 * shift + slope * (x - peak_x).abs()
-        picture = _mix(picture, _mix(_colour(0.70, 0.77, 0.88), _colour(0.58, 0.66, 0.80),
-                                     _edge(x - peak_x)), _edge(y - peak))
+        picture = _mix(
+            picture,
+            _mix(_colour(0.70, 0.77, 0.88), _colour(0.58, 0.66, 0.80), _edge(x - peak_x)),
+            _edge(y - peak),
+        )
     drift = horizon - 0.03 * torch.sin(6.3 * (x * (0.6 + 0.4 * u[4]) + u[5]))
     near = _mix(_colour(0.93, 0.96, 1.0), _colour(0.80, 0.87, 0.95), (y - horizon) / 0.5)
     picture = _mix(picture, near, _edge(y - drift))
@@ -91,8 +105,11 @@ def _sea(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     horizon = 0.42 + 0.14 * u[3]
     for band in range(4):  # waves grow towards us
         rows = 9.0 - 1.7 * band
-        crest = (horizon + 0.14 * band - 0.004 * (band + 1) ** 1.6
-                 * torch.sin(6.3 * (x * rows / 2 + u[4 + band])) * (band > 0))
+        crest = (
+            horizon
+            + 0.14 * band
+            - 0.004 * (band + 1) ** 1.6 * torch.sin(6.3 * (x * rows / 2 + u[4 + band])) * (band > 0)
+        )
         tone = 1 - 0.13 * band
         picture = _mix(picture, _colour(0.22 * tone, 0.60 * tone, 0.86 * tone), _edge(y - crest))
     return picture
@@ -105,8 +122,9 @@ def _night(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
         star = _disc(x, y, star_x, star_y + 0.06 * u[1 + i % 3], 0.012)
         picture = _mix(picture, _colour(0.95, 0.95, 0.80), 0.9 * star)
     moon_x, moon_y, radius = 0.12 + 0.76 * u[4], 0.12 + 0.08 * u[5], 0.07 + 0.02 * u[6]
-    moon = _disc(x, y, moon_x, moon_y, radius) * (1 - _disc(x, y, moon_x + 0.045, moon_y - 0.02,
-                                                            radius * 0.9))
+    moon = _disc(x, y, moon_x, moon_y, radius) * (
+        1 - _disc(x, y, moon_x + 0.045, moon_y - 0.02, radius * 0.9)
+    )
     picture = _mix(picture, _colour(0.98, 0.95, 0.78), moon)
     horizon = 0.60 + 0.14 * u[7]
     hill = horizon - 0.05 * torch.sin(6.3 * (x * (0.6 + 0.4 * u[8]) + u[9]))
@@ -127,15 +145,20 @@ def _sunset(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
 
 
 _PAINTERS: dict[str, Callable[[Grid, Grid, list[Numbers]], Picture]] = {
-    "on grass": _grass, "on sand": _sand, "on snow": _snow,
-    "at sea": _sea, "at night": _night, "at sunset": _sunset,
+    "on grass": _grass,
+    "on sand": _sand,
+    "on snow": _snow,
+    "at sea": _sea,
+    "at night": _night,
+    "at sunset": _sunset,
 }
 PLACES: tuple[str, ...] = tuple(_PAINTERS)
 
 
-def paint_place(place: str, numbers: Float[Tensor, "batch twelve"], size: int,
-                style: str = "flat") -> Picture:
-    """Paints `batch` pictures of one place, in [0, 1]; the numbers in [0, 1) vary hills and clouds."""
+def paint_place(
+    place: str, numbers: Float[Tensor, "batch twelve"], size: int, style: str = "flat"
+) -> Picture:
+    """Pictures of one place, in [0, 1]; the numbers, in [0, 1), vary its hills and clouds."""
     centres = (torch.arange(size) + 0.5) / size
     x, y = centres.view(1, 1, 1, -1), centres.view(1, 1, -1, 1)
     picture = _PAINTERS[place](x, y, [column.view(-1, 1, 1, 1) for column in numbers.T])

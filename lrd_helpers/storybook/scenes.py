@@ -1,4 +1,4 @@
-"""Scenes: which stickers stand where, what the caption says of them, and the picture with exact truth."""
+"""Scenes: which stickers stand where, the caption, and the picture with the exact truth of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import IterableDataset
 
-from .places import PLACE_NUMBERS, PLACES, paint_place
-from .stickers import COLOURS, SPRITE_SIZES, STICKERS, STYLES, aspect_ratio, sprite_bank
+from lrd_helpers.storybook.places import PLACE_NUMBERS, PLACES, paint_place
+from lrd_helpers.storybook.stickers import (
+    COLOURS,
+    SPRITE_SIZES,
+    STICKERS,
+    STYLES,
+    aspect_ratio,
+    sprite_bank,
+)
 
 IMAGE_SIZE = 128  # pixels
 MOST_STICKERS = 4
@@ -47,9 +54,9 @@ class Rendering:
     Scenes with fewer stickers than the fullest one have empty layers at the end: alpha 0, box 0.
     """
 
-    images: Float[Tensor, "batch 3 height width"]            # in [0, 1]
-    backgrounds: Float[Tensor, "batch 3 height width"]       # the place without its stickers
-    layers: Float[Tensor, "batch stickers 4 height width"]   # RGB premultiplied by A, back to front
+    images: Float[Tensor, "batch 3 height width"]  # in [0, 1]
+    backgrounds: Float[Tensor, "batch 3 height width"]  # the place without its stickers
+    layers: Float[Tensor, "batch stickers 4 height width"]  # RGB premultiplied by A, back to front
     scenes: tuple[Scene, ...]
 
     @property
@@ -66,7 +73,9 @@ class Rendering:
     def masks(self) -> Bool[Tensor, "batch stickers height width"]:
         """The pixels in which each sticker is what one sees: no two masks overlap."""
         alpha = self.layers[:, :, 3]
-        through = (1 - alpha).flip(1).cumprod(1).flip(1)  # what a sticker and all before it let through
+        through = (
+            (1 - alpha).flip(1).cumprod(1).flip(1)
+        )  # what a sticker and all before it let through
         in_front = torch.cat([through[:, 1:], torch.ones_like(through[:, :1])], 1)
         return alpha * in_front > 0.5
 
@@ -89,29 +98,44 @@ def tight_boxes(masks: Bool[Tensor, "*batch height width"]) -> Float[Tensor, "*b
     return boxes * masks.any(-1).any(-1)[..., None]
 
 
-def caption_of(stickers: tuple[PlacedSticker, ...], place: str, *, name_colours: bool = True,
-               name_place: bool = True, place_first: bool = False) -> str:
-    """"a red car and a yellow star on grass", or less of it, or "on grass a red car and …"."""
-    things = [f"{placed.colour} {placed.sticker}" if name_colours else placed.sticker
-              for placed in stickers]
-    text = " and ".join(f"an {thing}" if thing.startswith("orange") else f"a {thing}"
-                        for thing in things)
+def caption_of(
+    stickers: tuple[PlacedSticker, ...],
+    place: str,
+    *,
+    name_colours: bool = True,
+    name_place: bool = True,
+    place_first: bool = False,
+) -> str:
+    """ "a red car and a yellow star on grass", or less of it, or "on grass a red car and …"."""
+    things = [
+        f"{placed.colour} {placed.sticker}" if name_colours else placed.sticker
+        for placed in stickers
+    ]
+    text = " and ".join(
+        f"an {thing}" if thing.startswith("orange") else f"a {thing}" for thing in things
+    )
     if not text or not name_place:
         return text or place
     return f"{place} {text}" if place_first else f"{text} {place}"
 
 
-def sample_caption(stickers: tuple[PlacedSticker, ...], place: str,
-                   generator: torch.Generator) -> str:
+def sample_caption(
+    stickers: tuple[PlacedSticker, ...], place: str, generator: torch.Generator
+) -> str:
     """One of the captions that are true of a scene: either order, sometimes silent on something."""
     reverse, colours, where, first = torch.rand(4, generator=generator).tolist()
-    return caption_of(stickers[::-1] if reverse < 0.5 else stickers, place,
-                      name_colours=colours > 0.1, name_place=where > 0.15,
-                      place_first=first < 0.1)
+    return caption_of(
+        stickers[::-1] if reverse < 0.5 else stickers,
+        place,
+        name_colours=colours > 0.1,
+        name_place=where > 0.15,
+        place_first=first < 0.1,
+    )
 
 
-def sample_scene(generator: torch.Generator, *, sticker_count: int | None = None,
-                 style: str = "flat") -> Scene:
+def sample_scene(
+    generator: torch.Generator, *, sticker_count: int | None = None, style: str = "flat"
+) -> Scene:
     """Draws one scene: 0 to 4 different stickers, sizes from 0.16 to 0.85 of the canvas.
 
     Positions are uniform, so that a model learns to draw anything anywhere. Of ten candidate
@@ -134,23 +158,33 @@ def sample_scene(generator: torch.Generator, *, sticker_count: int | None = None
         least = None
         for a, b in zip(numbers[6::2], numbers[7::2], strict=True):
             x0, y0 = a * (1 - width), b * (1 - height)
-            overlap = sum(max(0, min(x0 + width, right) - max(x0, left))
-                          * max(0, min(y0 + height, bottom) - max(y0, top))
-                          / min(width * height, (right - left) * (bottom - top))
-                          for left, top, right, bottom in taken)
+            overlap = sum(
+                max(0, min(x0 + width, right) - max(x0, left))
+                * max(0, min(y0 + height, bottom) - max(y0, top))
+                / min(width * height, (right - left) * (bottom - top))
+                for left, top, right, bottom in taken
+            )
             if least is None or overlap < least[0]:
                 least = overlap, x0, y0
             if overlap == 0:
                 break
         _, x0, y0 = least
         taken.append((x0, y0, x0 + width, y0 + height))
-        stickers.append(PlacedSticker(
-            sticker, colour, centre=(x0 + width / 2, y0 + height / 2), size=(width, height),
-            rotation=20 * numbers[2] - 10 if numbers[3] < 0.5 else 0.0, flip=numbers[4] < 0.5))
+        stickers.append(
+            PlacedSticker(
+                sticker,
+                colour,
+                centre=(x0 + width / 2, y0 + height / 2),
+                size=(width, height),
+                rotation=20 * numbers[2] - 10 if numbers[3] < 0.5 else 0.0,
+                flip=numbers[4] < 0.5,
+            )
+        )
 
     numbers = tuple(torch.rand(PLACE_NUMBERS, generator=generator).tolist())
-    return Scene(place, tuple(stickers), sample_caption(tuple(stickers), place, generator), numbers,
-                 style)
+    return Scene(
+        place, tuple(stickers), sample_caption(tuple(stickers), place, generator), numbers, style
+    )
 
 
 def render_scenes(scenes: list[Scene], size: int = IMAGE_SIZE) -> Rendering:
@@ -158,8 +192,9 @@ def render_scenes(scenes: list[Scene], size: int = IMAGE_SIZE) -> Rendering:
     backgrounds = torch.zeros(len(scenes), 3, size, size)
     for style in STYLES:
         for place in PLACES:
-            rows = [i for i, scene in enumerate(scenes)
-                    if scene.place == place and scene.style == style]
+            rows = [
+                i for i, scene in enumerate(scenes) if scene.place == place and scene.style == style
+            ]
             if rows:
                 numbers = torch.tensor([scenes[i].place_numbers for i in rows])
                 backgrounds[rows] = paint_place(place, numbers, size, style)
@@ -182,15 +217,20 @@ def render_scenes(scenes: list[Scene], size: int = IMAGE_SIZE) -> Rendering:
     return Rendering(images, backgrounds, layers, tuple(scenes))
 
 
-def _draw_sprites(placements: tuple[PlacedSticker, ...],
-                  bank: Float[Tensor, "stickers colours 4 side side"],
-                  size: int) -> Float[Tensor, "placements 4 size size"]:
+def _draw_sprites(
+    placements: tuple[PlacedSticker, ...],
+    bank: Float[Tensor, "stickers colours 4 side side"],
+    size: int,
+) -> Float[Tensor, "placements 4 size size"]:
     colours = list(COLOURS)
-    sprites = bank[[STICKERS.index(placed.sticker) for placed in placements],
-                   [colours.index(placed.colour) for placed in placements]]
+    sprites = bank[
+        [STICKERS.index(placed.sticker) for placed in placements],
+        [colours.index(placed.colour) for placed in placements],
+    ]
     # grid_sample asks, for each canvas point in [-1, 1]², where in the sprite's [-1, 1]² it lies.
-    numbers = torch.tensor([[*placed.centre, *placed.size, placed.rotation, placed.flip]
-                            for placed in placements])
+    numbers = torch.tensor(
+        [[*placed.centre, *placed.size, placed.rotation, placed.flip] for placed in placements]
+    )
     centre_x, centre_y, width, height, rotation, flip = numbers.unbind(1)
     cosine, sine = torch.deg2rad(rotation).cos(), torch.deg2rad(rotation).sin()
     shift_x, shift_y = 2 * centre_x - 1, 2 * centre_y - 1
@@ -202,7 +242,7 @@ def _draw_sprites(placements: tuple[PlacedSticker, ...],
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator whose state depends on all the numbers: (seed, batch 7) is unlike (seed + 7, batch 0)."""
+    """A generator that depends on all the numbers, and on their order."""
     mixed = 0
     for number in numbers:
         mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
@@ -224,19 +264,29 @@ class StorybookDataset(IterableDataset):
         sticker_count: fixed, or None for the world's own shares.
     """
 
-    def __init__(self, batch_size: int, *, seed: int = 0, start: int = 0, reader: int = 0,
-                 readers: int = 1, styles: tuple[str, ...] = ("flat",),
-                 sticker_count: int | None = None) -> None:
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        reader: int = 0,
+        readers: int = 1,
+        styles: tuple[str, ...] = ("flat",),
+        sticker_count: int | None = None,
+    ) -> None:
         self.batch_size, self.seed, self.start = batch_size, seed, start
         self.reader, self.readers = reader, readers
         self.styles, self.sticker_count = styles, sticker_count
 
     def scenes(self, number: int) -> list[Scene]:
-        """The scenes of batch `number` of the stream, counted over all readers, not yet rendered."""
+        """The scenes of batch `number`, counted over all readers, not yet rendered."""
         generator = seeded(self.seed, number)
         styles = torch.randint(len(self.styles), (self.batch_size,), generator=generator)
-        return [sample_scene(generator, sticker_count=self.sticker_count, style=self.styles[style])
-                for style in styles.tolist()]
+        return [
+            sample_scene(generator, sticker_count=self.sticker_count, style=self.styles[style])
+            for style in styles.tolist()
+        ]
 
     def batch(self, number: int) -> Rendering:
         """Batch `number` of the stream, rendered."""

@@ -1,4 +1,4 @@
-"""Stickers: twelve SVG drawings in eight colours and three styles, rasterised once into a sprite bank.
+"""Stickers: twelve SVG drawings in eight colours and three styles, rasterised into a sprite bank.
 
 A sticker is a file `stickers/NAME.svg` with four placeholders, {main}, {dark}, {light} and
 {outline}; every other colour in it is a fixed detail (a window, an eye). To add your own sticker,
@@ -49,21 +49,36 @@ def sticker_svg(sticker: str, colour: str, style: str = "flat") -> str:
     Raises:
         ValueError: a sticker, colour or style that the world does not have.
     """
-    for value, known, what in ((sticker, STICKERS, "sticker"), (colour, COLOURS, "colour"),
-                               (style, STYLES, "style")):
+    for value, known, what in (
+        (sticker, STICKERS, "sticker"),
+        (colour, COLOURS, "colour"),
+        (style, STYLES, "style"),
+    ):
         if value not in known:
             raise ValueError(f"no {what} {value!r}; there are: {', '.join(known)}")
     main = numpy.array(COLOURS[colour])
     paper, ink = numpy.array(PAPER), numpy.array((0.2, 0.2, 0.24))
     if style == "flat":
-        shades = {"main": main, "dark": 0.72 * main, "light": 0.55 * main + 0.45,
-                  "outline": 0.36 * main}
+        shades = {
+            "main": main,
+            "dark": 0.72 * main,
+            "light": 0.55 * main + 0.45,
+            "outline": 0.36 * main,
+        }
     elif style == "sketch":  # a wash of colour on paper under a dark line
-        shades = {"main": 0.45 * main + 0.55 * paper, "dark": 0.6 * main + 0.4 * paper,
-                  "light": 0.2 * main + 0.8 * paper, "outline": ink}
+        shades = {
+            "main": 0.45 * main + 0.55 * paper,
+            "dark": 0.6 * main + 0.4 * paper,
+            "light": 0.2 * main + 0.8 * paper,
+            "outline": ink,
+        }
     else:  # neon: a glowing line around a dark shape
-        shades = {"main": 0.22 * main, "dark": 0.12 * main, "light": 0.4 * main,
-                  "outline": 0.85 * main + 0.15}
+        shades = {
+            "main": 0.22 * main,
+            "dark": 0.12 * main,
+            "light": 0.4 * main,
+            "outline": 0.85 * main + 0.15,
+        }
     svg = (STICKER_FOLDER / f"{sticker}.svg").read_text(encoding="utf-8")
     if style != "flat":
         detail = _hexadecimal(paper if style == "sketch" else 0.55 * main + 0.1)
@@ -80,11 +95,15 @@ def _rasterise(svg: str, size: int) -> Float[numpy.ndarray, "size size 4"]:
 
 @functools.cache
 def _tight_view(sticker: str) -> tuple[float, float, float, float]:
-    """x, y, width and height, in viewBox units (0 to 100), of the pixels a sticker really paints."""
+    """x, y, width and height, in viewBox units (0 to 100), of what a sticker really paints."""
     alpha = _rasterise(sticker_svg(sticker, "red"), 400)[..., 3] > 0.5
     rows, columns = numpy.flatnonzero(alpha.any(1)) / 4, numpy.flatnonzero(alpha.any(0)) / 4
-    return (float(columns[0]), float(rows[0]),
-            float(columns[-1] - columns[0] + 0.25), float(rows[-1] - rows[0] + 0.25))
+    return (
+        float(columns[0]),
+        float(rows[0]),
+        float(columns[-1] - columns[0] + 0.25),
+        float(rows[-1] - rows[0] + 0.25),
+    )
 
 
 def aspect_ratio(sticker: str) -> float:
@@ -105,12 +124,18 @@ def sprite_bank(style: str = "flat") -> tuple[Float[Tensor, "stickers colours 4 
     for sticker in STICKERS:
         x, y, width, height = _tight_view(sticker)
         size = SPRITE_SIZES[0]
-        view = (f'width="{size}" height="{size}" viewBox="{x} {y} {width} {height}" '
-                'preserveAspectRatio="none"')
+        view = (
+            f'width="{size}" height="{size}" viewBox="{x} {y} {width} {height}" '
+            'preserveAspectRatio="none"'
+        )
         for colour in COLOURS:
             svg = sticker_svg(sticker, colour, style).replace('viewBox="0 0 100 100"', view)
             sprites.append(_rasterise(svg, size))
     bank = torch.from_numpy(numpy.stack(sprites)).permute(0, 3, 1, 2)
     bank = torch.cat([bank[:, :3] * bank[:, 3:], bank[:, 3:]], dim=1)
-    return tuple(functional.adaptive_avg_pool2d(bank, size)
-                 .reshape(len(STICKERS), len(COLOURS), 4, size, size) for size in SPRITE_SIZES)
+    return tuple(
+        functional.adaptive_avg_pool2d(bank, size).reshape(
+            len(STICKERS), len(COLOURS), 4, size, size
+        )
+        for size in SPRITE_SIZES
+    )

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..autoencoder import gradient_loss, kl_divergence, psnr
-from ..storybook import STYLES, Rendering, StorybookDataset
-from . import loop
-from .sheets import save_sheet
+from lrd_helpers.autoencoder import gradient_loss, kl_divergence, psnr
+from lrd_helpers.storybook import STYLES, Rendering, StorybookDataset
+from lrd_helpers.training import loop
+from lrd_helpers.training.sheets import save_sheet
 
 WIDTHS = (16, 32, 64, 96)
 
@@ -24,11 +24,20 @@ class AutoencoderTraining(nn.Module):
 
     def __init__(self, start_from: Path | None = None) -> None:
         super().__init__()
-        self.vae = AutoencoderKL(
-            block_out_channels=WIDTHS, down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4,
-            norm_num_groups=8, sample_size=128, mid_block_add_attention=False,
-        ) if start_from is None else AutoencoderKL.from_pretrained(start_from, torch_dtype=torch.float32)
+        self.vae = (
+            AutoencoderKL(
+                block_out_channels=WIDTHS,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=1,
+                latent_channels=4,
+                norm_num_groups=8,
+                sample_size=128,
+                mid_block_add_attention=False,
+            )
+            if start_from is None
+            else AutoencoderKL.from_pretrained(start_from, torch_dtype=torch.float32)
+        )
 
     def forward(self, batch: Rendering, generator: torch.Generator) -> dict[str, Tensor]:
         images = (2 * batch.images - 1).to(self.vae.device)
@@ -53,21 +62,40 @@ def evaluate(vae: AutoencoderKL, scenes: int = 1000) -> dict[str, object]:
         reconstruction = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
         ratios.append(psnr(reconstruction, images))
         squares.append(latents.square().mean())
-    return {"PSNR (dB), 1,000 held-out scenes": round(float(torch.cat(ratios).mean()), 2),
-            "standard deviation of latents": round(float(torch.stack(squares).mean().sqrt()), 4)}
+    return {
+        "PSNR (dB), 1,000 held-out scenes": round(float(torch.cat(ratios).mean()), 2),
+        "standard deviation of latents": round(float(torch.stack(squares).mean().sqrt()), 4),
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = loop.parse(loop.parser(
-        "autoencoder", __doc__, minutes=60, batch_size=16, learning_rate=1.5e-3, ema_decay=0.998, decay=0.6,
-        weight_decay=0.0, output=loop.ASSETS / "storybook" / "vae"), arguments)
+    options = loop.parse(
+        loop.parser(
+            "autoencoder",
+            __doc__,
+            minutes=60,
+            batch_size=16,
+            learning_rate=1.5e-3,
+            ema_decay=0.998,
+            decay=0.6,
+            weight_decay=0.0,
+            output=loop.ASSETS / "storybook" / "vae",
+        ),
+        arguments,
+    )
     torch.manual_seed(options.seed)
     trainee = AutoencoderTraining(options.start_from)
 
     def batches(start: int, reader: int, readers: int) -> StorybookDataset:
         # Flat scenes are what the other models see; an eighth each is enough for the other styles.
-        return StorybookDataset(options.batch_size, seed=options.seed, start=start, reader=reader,
-                                readers=readers, styles=("flat",) * 6 + STYLES[1:])
+        return StorybookDataset(
+            options.batch_size,
+            seed=options.seed,
+            start=start,
+            reader=reader,
+            readers=readers,
+            styles=("flat",) * 6 + STYLES[1:],
+        )
 
     def sample(path: Path) -> None:
         images = StorybookDataset(16, seed=loop.HELD_OUT_SEED, styles=STYLES).batch(0).images
@@ -77,12 +105,17 @@ def main(arguments: list[str] | None = None) -> None:
     progress = loop.train(trainee, options, batches=batches, sample=sample)
     scores = evaluate(trainee.vae)
     # Latents are divided by their standard deviation, so that diffusion starts from unit variance.
-    trainee.vae.register_to_config(
-        scaling_factor=1 / scores["standard deviation of latents"])
+    trainee.vae.register_to_config(scaling_factor=1 / scores["standard deviation of latents"])
     with loop.replacing_folder(options.output) as folder:
         trainee.vae.half().save_pretrained(folder)
-        loop.model_card(folder, title="storybook: autoencoder", what=__doc__.strip(),
-                        options=options, progress=progress, scores=scores)
+        loop.model_card(
+            folder,
+            title="storybook: autoencoder",
+            what=__doc__.strip(),
+            options=options,
+            progress=progress,
+            scores=scores,
+        )
     print(scores)
 
 

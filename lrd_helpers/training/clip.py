@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from ..storybook import IMAGE_SIZE, WORDS, Rendering, StorybookDataset
-from ..vocabulary import word_tokenizer
-from . import loop
+from lrd_helpers.storybook import IMAGE_SIZE, WORDS, Rendering, StorybookDataset
+from lrd_helpers.training import loop
+from lrd_helpers.vocabulary import word_tokenizer
 
 
 class ClipTraining(nn.Module):
@@ -28,31 +28,46 @@ class ClipTraining(nn.Module):
         self.tokenizer = word_tokenizer(WORDS)
         tower = {"hidden_size": 160, "intermediate_size": 640, "num_attention_heads": 4}
         config = CLIPConfig(
-            text_config={**tower, "num_hidden_layers": 3, "vocab_size": len(self.tokenizer),
-                         "max_position_embeddings": self.tokenizer.model_max_length,
-                         "bos_token_id": self.tokenizer.bos_token_id,
-                         "eos_token_id": self.tokenizer.eos_token_id,
-                         "pad_token_id": self.tokenizer.pad_token_id},
-            vision_config={**tower, "num_hidden_layers": 4, "image_size": IMAGE_SIZE,
-                           "patch_size": 16},
-            projection_dim=128)
+            text_config={
+                **tower,
+                "num_hidden_layers": 3,
+                "vocab_size": len(self.tokenizer),
+                "max_position_embeddings": self.tokenizer.model_max_length,
+                "bos_token_id": self.tokenizer.bos_token_id,
+                "eos_token_id": self.tokenizer.eos_token_id,
+                "pad_token_id": self.tokenizer.pad_token_id,
+            },
+            vision_config={
+                **tower,
+                "num_hidden_layers": 4,
+                "image_size": IMAGE_SIZE,
+                "patch_size": 16,
+            },
+            projection_dim=128,
+        )
         # On CPUs the fused attention's backward pass is slower than the plain one's.
         config._attn_implementation = "eager"
         self.clip = CLIPModel(config)
 
     def similarities(self, images: Tensor, captions: list[str]) -> Tensor:
         """(images, captions): temperature × cosine, as `CLIPModel.forward` returns it."""
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True,
-                                return_tensors="pt").to(self.clip.device)
-        return self.clip(**tokens, pixel_values=2 * images.to(self.clip.device) - 1).logits_per_image
+        tokens = self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).to(self.clip.device)
+        return self.clip(
+            **tokens, pixel_values=2 * images.to(self.clip.device) - 1
+        ).logits_per_image
 
     def forward(self, batch: Rendering, generator: torch.Generator) -> dict[str, Tensor]:
         logits = self.similarities(batch.images, batch.captions).float()
-        same = torch.tensor([[one == other for other in batch.captions] for one in batch.captions],
-                            device=logits.device).float()
+        same = torch.tensor(
+            [[one == other for other in batch.captions] for one in batch.captions],
+            device=logits.device,
+        ).float()
         target = same / same.sum(1, keepdim=True)
-        loss = (functional.cross_entropy(logits, target)
-                + functional.cross_entropy(logits.T, target)) / 2
+        loss = (
+            functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
+        ) / 2
         top1 = (same.gather(1, logits.argmax(1, keepdim=True)) > 0).float().mean()
         return {"loss": loss, "top1": top1}
 
@@ -67,14 +82,28 @@ def evaluate(trainee: ClipTraining, batches: int = 16) -> dict[str, object]:
         captions, rows = list(first)[:64], list(first.values())[:64]
         logits = trainee.similarities(rendering.images[rows], captions)
         right.append(logits.argmax(1) == torch.arange(len(captions)))
-    return {f"right caption among 64, top-1, {64 * batches:,} held-out scenes":
-            round(float(torch.cat(right).float().mean()), 4)}
+    return {
+        f"right caption among 64, top-1, {64 * batches:,} held-out scenes": round(
+            float(torch.cat(right).float().mean()), 4
+        )
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = loop.parse(loop.parser(
-        "clip", __doc__, minutes=20, batch_size=128, learning_rate=1e-3, ema_decay=0.995, decay=0.6,
-        weight_decay=0.05, output=loop.ASSETS / "storybook-clip"), arguments)
+    options = loop.parse(
+        loop.parser(
+            "clip",
+            __doc__,
+            minutes=20,
+            batch_size=128,
+            learning_rate=1e-3,
+            ema_decay=0.995,
+            decay=0.6,
+            weight_decay=0.05,
+            output=loop.ASSETS / "storybook-clip",
+        ),
+        arguments,
+    )
     torch.manual_seed(options.seed)
     trainee = ClipTraining(options.start_from)
     progress = loop.train(trainee, options)
@@ -82,10 +111,20 @@ def main(arguments: list[str] | None = None) -> None:
     with loop.replacing_folder(options.output) as folder:
         trainee.clip.half().save_pretrained(folder)
         trainee.tokenizer.save_pretrained(folder)
-        CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=IMAGE_SIZE,
-                           image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
-        loop.model_card(folder, title="storybook: CLIP", what=__doc__.strip(),
-                        options=options, progress=progress, scores=scores)
+        CLIPImageProcessor(
+            size={"shortest_edge": IMAGE_SIZE},
+            crop_size=IMAGE_SIZE,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ).save_pretrained(folder)
+        loop.model_card(
+            folder,
+            title="storybook: CLIP",
+            what=__doc__.strip(),
+            options=options,
+            progress=progress,
+            scores=scores,
+        )
     print(scores)
 
 

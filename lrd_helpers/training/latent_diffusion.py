@@ -24,14 +24,20 @@ from diffusers.training_utils import compute_snr
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ..storybook import WORDS, Scene, StorybookDataset, sample_caption, sample_scene, seeded
-from ..vocabulary import word_tokenizer
-from . import loop
-from .sheets import save_sheet
+from lrd_helpers.storybook import (
+    WORDS,
+    Scene,
+    StorybookDataset,
+    sample_caption,
+    sample_scene,
+    seeded,
+)
+from lrd_helpers.training import loop
+from lrd_helpers.training.sheets import save_sheet
+from lrd_helpers.vocabulary import word_tokenizer
 
 MIN_SNR_GAMMA = 5.0
 EMPTY_CAPTIONS = 0.1
@@ -42,8 +48,14 @@ Latents = Float[Tensor, "batch 4 height width"]
 
 def noise_schedule() -> DDIMScheduler:
     """Stable Diffusion's: 1000 steps, betas linear in their square root from .00085 to .012."""
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                         clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 class LatentDiffusionTraining(nn.Module):
@@ -55,45 +67,63 @@ class LatentDiffusionTraining(nn.Module):
         if start_from is not None:
             single = {"torch_dtype": torch.float32}
             self.tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
-            self.text_encoder = CLIPTextModel.from_pretrained(start_from / "text_encoder",
-                                                              dtype=torch.float32)
+            self.text_encoder = CLIPTextModel.from_pretrained(
+                start_from / "text_encoder", dtype=torch.float32
+            )
             self.unet = UNet2DConditionModel.from_pretrained(start_from / "unet", **single)
         else:
             self.tokenizer = word_tokenizer(WORDS)
-            self.text_encoder = CLIPTextModel(CLIPTextConfig(
-                hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-                vocab_size=len(self.tokenizer), projection_dim=128,
-                max_position_embeddings=self.tokenizer.model_max_length,
-                bos_token_id=self.tokenizer.bos_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id))
+            self.text_encoder = CLIPTextModel(
+                CLIPTextConfig(
+                    hidden_size=128,
+                    intermediate_size=512,
+                    num_hidden_layers=3,
+                    num_attention_heads=4,
+                    vocab_size=len(self.tokenizer),
+                    projection_dim=128,
+                    max_position_embeddings=self.tokenizer.model_max_length,
+                    bos_token_id=self.tokenizer.bos_token_id,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                )
+            )
             self.unet = UNet2DConditionModel(
-                sample_size=16, in_channels=4, out_channels=4, cross_attention_dim=128,
+                sample_size=16,
+                in_channels=4,
+                out_channels=4,
+                cross_attention_dim=128,
                 down_block_types=("CrossAttnDownBlock2D",) * 3,
-                up_block_types=("CrossAttnUpBlock2D",) * 3, block_out_channels=(64, 128, 192),
-                layers_per_block=1, norm_num_groups=16,
-                attention_head_dim=(2, 4, 4))  # diffusers' name; the numbers are heads, not sizes
+                up_block_types=("CrossAttnUpBlock2D",) * 3,
+                block_out_channels=(64, 128, 192),
+                layers_per_block=1,
+                norm_num_groups=16,
+                attention_head_dim=(2, 4, 4),
+            )  # diffusers' name; the numbers are heads, not sizes
         if not torch.cuda.is_available():
             # On CPUs the fused attention's backward pass is slower than the plain one's.
             self.unet.set_attn_processor(AttnProcessor())
 
     def text_embeddings(self, captions: list[str]) -> Float[Tensor, "batch tokens channels"]:
-        tokens = self.tokenizer(captions, padding="max_length", truncation=True,
-                                return_tensors="pt").input_ids
+        tokens = self.tokenizer(
+            captions, padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
         return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
-    def forward(self, batch: tuple[Latents, list[str]],
-                generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(
+        self, batch: tuple[Latents, list[str]], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         latents, captions = batch
         device = self.unet.device
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(latents),),
-                                  generator=generator)
+        timesteps = torch.randint(
+            self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator
+        )
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        prediction = self.unet(noisy.to(device), timesteps.to(device),
-                               self.text_embeddings(captions)).sample.float()
+        prediction = self.unet(
+            noisy.to(device), timesteps.to(device), self.text_embeddings(captions)
+        ).sample.float()
         squares = (prediction - noise.to(device)).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
         snr = compute_snr(self.scheduler, timesteps).to(device)
@@ -104,18 +134,28 @@ class LatentDiffusionTraining(nn.Module):
 def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiffusionPipeline:
     """The parts as the pipeline that is shipped."""
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=trainee.text_encoder, tokenizer=trainee.tokenizer, unet=trainee.unet,
-        scheduler=noise_schedule(), safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False)
+        vae=vae,
+        text_encoder=trainee.text_encoder,
+        tokenizer=trainee.tokenizer,
+        unet=trainee.unet,
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 class LatentCache:
-    """Latents of the first `count` scenes of a stream, encoded once, and batches drawn from them."""
+    """Latents of the first scenes of a stream, encoded once, and batches drawn from them."""
 
-    def __init__(self, vae: AutoencoderKL, options: argparse.Namespace, reader: int,
-                 readers: int) -> None:
+    def __init__(
+        self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
+    ) -> None:
         self.options, self.reader = options, reader
-        file = options.run / f"latents-{options.cache}-{options.seed}-{reader}-of-{readers}.safetensors"
+        file = (
+            options.run
+            / f"latents-{options.cache}-{options.seed}-{reader}-of-{readers}.safetensors"
+        )
         stream = StorybookDataset(CACHE_BATCH, seed=options.seed, reader=reader, readers=readers)
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
         fingerprint = float(sum(parameter.double().abs().sum() for parameter in vae.parameters()))
@@ -129,16 +169,25 @@ class LatentCache:
         latents, self.scenes = [], []
         for number in tqdm(numbers, desc="encoding scenes", disable=reader > 0):
             rendering = stream.batch(number)
-            with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16,
-                                                 enabled=options.mixed_precision == "bf16"):
+            with (
+                torch.no_grad(),
+                torch.autocast(
+                    vae.device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"
+                ),
+            ):
                 posterior = vae.encode(2 * rendering.images.to(vae.device) - 1).latent_dist
             latents.append((posterior.mean * vae.config.scaling_factor).cpu().half())
             self.scenes += rendering.scenes
         self.latents = torch.cat(latents)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        save_file({"latents": self.latents,
-                   "autoencoder": torch.tensor(fingerprint, dtype=torch.float64)}, partial)
+        save_file(
+            {
+                "latents": self.latents,
+                "autoencoder": torch.tensor(fingerprint, dtype=torch.float64),
+            },
+            partial,
+        )
         os.replace(partial, file)
 
     def batches(self, start: int) -> Iterator[tuple[Latents, list[str]]]:
@@ -148,34 +197,54 @@ class LatentCache:
             generator = seeded(self.options.seed, 2, number, self.reader)
             rows = torch.randint(len(self.scenes), (self.options.batch_size,), generator=generator)
             chosen = [self.scenes[row] for row in rows.tolist()]
-            yield (self.latents[rows].float(),
-                   [sample_caption(scene.stickers, scene.place, generator) for scene in chosen])
+            yield (
+                self.latents[rows].float(),
+                [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
+            )
             number += 1
 
 
 @torch.no_grad()
 def evaluate(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> dict[str, object]:
-    """The loss on scenes never trained on. How good the pictures are, benchmarks/targets.py says."""
+    """The loss on scenes never trained on; benchmarks/targets.py says how good the pictures are."""
     losses = []
     for number in range(16):
         rendering = StorybookDataset(64, seed=loop.HELD_OUT_SEED).batch(number)
         latents = vae.encode(2 * rendering.images - 1).latent_dist.mean * vae.config.scaling_factor
         losses.append(trainee((latents, rendering.captions), seeded(number))["loss"])
-    return {"weighted noise-prediction loss, 1,024 held-out scenes":
-            round(float(torch.stack(losses).mean()), 5)}
+    return {
+        "weighted noise-prediction loss, 1,024 held-out scenes": round(
+            float(torch.stack(losses).mean()), 5
+        )
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = loop.parser(
-        "latent_diffusion", __doc__, minutes=180, batch_size=32, learning_rate=7e-4, ema_decay=0.9995, decay=0.6,
-        warmup=300, output=loop.ASSETS / "storybook", run=Path("runs") / "latent-diffusion")
-    parser.add_argument("--autoencoder", type=Path, default=loop.ASSETS / "storybook" / "vae",
-                        help="folder of the finished first stage")
+        "latent_diffusion",
+        __doc__,
+        minutes=180,
+        batch_size=32,
+        learning_rate=7e-4,
+        ema_decay=0.9995,
+        decay=0.6,
+        warmup=300,
+        output=loop.ASSETS / "storybook",
+        run=Path("runs") / "latent-diffusion",
+    )
+    parser.add_argument(
+        "--autoencoder",
+        type=Path,
+        default=loop.ASSETS / "storybook" / "vae",
+        help="folder of the finished first stage",
+    )
     parser.add_argument("--cache", type=int, default=32_000, help="scenes encoded once and kept")
     options = loop.parse(parser, arguments)
     if not (options.autoencoder / "config.json").exists():
-        parser.error(f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
-                     "python -m lrd_helpers.training.autoencoder")
+        parser.error(
+            f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
+            "python -m lrd_helpers.training.autoencoder"
+        )
     torch.manual_seed(options.seed)
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
@@ -186,14 +255,23 @@ def main(arguments: list[str] | None = None) -> None:
     def sample(path: Path) -> None:
         pipe = pipeline(trainee, vae)
         pipe.set_progress_bar_config(disable=True)
-        images = pipe(sheet_captions, num_inference_steps=20, guidance_scale=5.0, output_type="pt",
-                      generator=torch.Generator().manual_seed(0)).images
+        images = pipe(
+            sheet_captions,
+            num_inference_steps=20,
+            guidance_scale=5.0,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).images
         save_sheet(images.cpu().float(), path, columns=8)
 
     progress = loop.train(
-        trainee, options, sample=sample,
-        batches=lambda start, reader, readers:
-            LatentCache(vae, options, reader, readers).batches(start))
+        trainee,
+        options,
+        sample=sample,
+        batches=lambda start, reader, readers: LatentCache(vae, options, reader, readers).batches(
+            start
+        ),
+    )
     scores = evaluate(trainee, vae.cpu())
     trainee.unet.set_attn_processor(AttnProcessor2_0())
     with loop.replacing_folder(options.output) as folder:
@@ -201,8 +279,14 @@ def main(arguments: list[str] | None = None) -> None:
         # The first stage as it was shipped, with its own card.
         shutil.rmtree(folder / "vae")
         shutil.copytree(options.autoencoder, folder / "vae")
-        loop.model_card(folder, title="storybook: a complete Stable Diffusion pipeline",
-                        what=__doc__.strip(), options=options, progress=progress, scores=scores)
+        loop.model_card(
+            folder,
+            title="storybook: a complete Stable Diffusion pipeline",
+            what=__doc__.strip(),
+            options=options,
+            progress=progress,
+            scores=scores,
+        )
     print(scores)
 
 

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..storybook import StorybookDataset, seeded
+from lrd_helpers.storybook import StorybookDataset, seeded
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HELD_OUT_SEED = 1_000_000  # trainings use small seeds: a held-out scene was never trained on
@@ -54,25 +54,46 @@ class Progress:
 def parser(name: str, description: str, **defaults: object) -> argparse.ArgumentParser:
     """The options every training has; `defaults` are this training's own."""
     result = argparse.ArgumentParser(
-        f"python -m lrd_helpers.training.{name}", description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        f"python -m lrd_helpers.training.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = result.add_argument
-    add("--steps", type=int, metavar="N", help="stop after N optimiser steps, whatever "
-        "--minutes says; such a run is exactly repeatable, resumed or not")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="stop after N optimiser steps, whatever "
+        "--minutes says; such a run is exactly repeatable, resumed or not",
+    )
     add("--minutes", type=float, help="stop after this many minutes of training, resumes included")
     add("--batch-size", type=int, help="scenes a step and process")
     add("--learning-rate", type=float, help="at its peak: after a warm-up, before the decay")
     add("--warmup", type=int, help="steps of linear warm-up", default=100)
-    add("--decay", type=float, default=0.5, help="share of the budget over which the rate falls to 0")
+    add(
+        "--decay",
+        type=float,
+        default=0.5,
+        help="share of the budget over which the rate falls to 0",
+    )
     add("--weight-decay", type=float, default=0.01)
     add("--ema-decay", type=float, default=0.999, help="of the averaged weights that are exported")
     add("--seed", type=int, default=0)
-    add("--mixed-precision", choices=("no", "bf16", "fp16"), default="bf16",
-        help="bf16 helps on GPUs and on CPUs with AVX512-BF16 or AMX; elsewhere say no")
+    add(
+        "--mixed-precision",
+        choices=("no", "bf16", "fp16"),
+        default="bf16",
+        help="bf16 helps on GPUs and on CPUs with AVX512-BF16 or AMX; elsewhere say no",
+    )
     add("--run", type=Path, default=Path("runs") / name, help="folder of checkpoints, log, samples")
     add("--output", type=Path, help="folder the finished model is written to")
-    add("--from", dest="start_from", type=Path, metavar="FOLDER",
-        help="start from the weights of a finished model instead of from nothing")
+    add(
+        "--from",
+        dest="start_from",
+        type=Path,
+        metavar="FOLDER",
+        help="start from the weights of a finished model instead of from nothing",
+    )
     add("--fresh", action="store_true", help="begin anew even if the run folder has a checkpoint")
     add("--log-every", type=int, default=50, metavar="STEPS")
     add("--checkpoint-every", type=int, default=1000, metavar="STEPS")
@@ -107,9 +128,13 @@ def learning_rate_factor(step: int, done: float, warmup: int, decay: float) -> f
     return min(1.0, (step + 1) / max(1, warmup), max(0.0, 1 - done) / max(decay, 1e-9))
 
 
-def train(trainee: nn.Module, options: argparse.Namespace, *,
-          batches: Callable[[int, int, int], Iterable] | None = None,
-          sample: Callable[[Path], None] | None = None) -> Progress:
+def train(
+    trainee: nn.Module,
+    options: argparse.Namespace,
+    *,
+    batches: Callable[[int, int, int], Iterable] | None = None,
+    sample: Callable[[Path], None] | None = None,
+) -> Progress:
     """Trains `trainee` within the budget and leaves the averaged (EMA) weights in it.
 
     Args:
@@ -119,10 +144,15 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
         sample: draws pictures with the averaged weights into the file it is given.
     """
     # bf16 needs no loss scaling, so one code path serves CPU and GPU.
-    accelerator = Accelerator(mixed_precision=options.mixed_precision,
-                              cpu=not torch.cuda.is_available())
-    optimizer = torch.optim.AdamW(trainee.parameters(), options.learning_rate,
-                                  weight_decay=options.weight_decay, betas=(0.9, 0.99))
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision, cpu=not torch.cuda.is_available()
+    )
+    optimizer = torch.optim.AdamW(
+        trainee.parameters(),
+        options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=(0.9, 0.99),
+    )
     average = EMAModel(trainee.parameters(), decay=options.ema_decay)
     model, optimizer = accelerator.prepare(trainee, optimizer)
     average.to(accelerator.device)
@@ -134,39 +164,57 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
         try:
             accelerator.load_state(str(latest))
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{latest} does not fit this model ({str(error).splitlines()[0]}); "
-                             "--fresh begins anew, --run names another folder") from error
+            raise ValueError(
+                f"{latest} does not fit this model ({str(error).splitlines()[0]}); "
+                "--fresh begins anew, --run names another folder"
+            ) from error
         accelerator.print(f"resumed {latest} at step {progress.step}")
     log = Log(options.run / "log.csv", progress.step) if accelerator.is_main_process else None
     if batches is None:
+
         def batches(start: int, reader: int, readers: int) -> Iterable:
-            return StorybookDataset(options.batch_size, seed=options.seed, start=start,
-                                    reader=reader, readers=readers)
+            return StorybookDataset(
+                options.batch_size, seed=options.seed, start=start, reader=reader, readers=readers
+            )
+
     stream = iter(batches(progress.step, accelerator.process_index, accelerator.num_processes))
 
     def done() -> float:
-        spent = progress.step / options.steps if options.steps is not None \
+        spent = (
+            progress.step / options.steps
+            if options.steps is not None
             else progress.seconds / 60 / options.minutes
+        )
         # Processes must agree on when to stop, so the first one's clock counts.
-        return spent if options.steps is not None or accelerator.num_processes == 1 else \
-            float(broadcast(torch.tensor(spent, device=accelerator.device)))
+        return (
+            spent
+            if options.steps is not None or accelerator.num_processes == 1
+            else float(broadcast(torch.tensor(spent, device=accelerator.device)))
+        )
 
-    bar = tqdm(total=100, initial=round(100 * min(1, done()), 2), unit="%", desc=options.run.name,
-               disable=not accelerator.is_main_process,
-               bar_format="{desc} {n:.1f}%|{bar}| {elapsed}<{remaining} {postfix}")
+    bar = tqdm(
+        total=100,
+        initial=round(100 * min(1, done()), 2),
+        unit="%",
+        desc=options.run.name,
+        disable=not accelerator.is_main_process,
+        bar_format="{desc} {n:.1f}%|{bar}| {elapsed}<{remaining} {postfix}",
+    )
     model.train()
     stopped = stop_requests()
     while (share := done()) < 1 and not stopped:
         began = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * learning_rate_factor(
-                progress.step, share, options.warmup, options.decay)
+                progress.step, share, options.warmup, options.decay
+            )
         generator = seeded(options.seed, 1, progress.step, accelerator.process_index)
         losses = model(next(stream), generator)
         if not torch.isfinite(losses["loss"]):
             raise FloatingPointError(
                 f"the loss is {losses['loss'].item()} at step {progress.step}; the last checkpoint "
-                f"in {options.run} is good: resume with a lower --learning-rate")
+                f"in {options.run} is good: resume with a lower --learning-rate"
+            )
         accelerator.backward(losses["loss"])
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -183,8 +231,12 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
                 bar.update(100 * min(1, done()) - bar.n)
         if progress.step % options.checkpoint_every == 0:
             save_checkpoint(accelerator, options.run, progress.step)
-        if sample and options.sample_every and progress.step % options.sample_every == 0 \
-                and accelerator.is_main_process:
+        if (
+            sample
+            and options.sample_every
+            and progress.step % options.sample_every == 0
+            and accelerator.is_main_process
+        ):
             with averaged(trainee, average):
                 sample(options.run / f"samples-{progress.step:07d}.png")
     bar.close()
@@ -197,7 +249,7 @@ def train(trainee: nn.Module, options: argparse.Namespace, *,
 
 
 def stop_requests() -> list[int]:
-    """A list that fills when Ctrl-C or a termination is asked for; a second Ctrl-C stops at once."""
+    """A list that fills when Ctrl-C or a termination comes; a second Ctrl-C stops at once."""
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -211,7 +263,7 @@ def stop_requests() -> list[int]:
 
 @contextmanager
 def averaged(trainee: nn.Module, average: EMAModel):
-    """Inside, `trainee` has the averaged weights and is in eval mode; afterwards all is as before."""
+    """Inside, `trainee` has the averaged weights and is in eval mode; then all is as before."""
     average.store(trainee.parameters())
     average.copy_to(trainee.parameters())
     trainee.eval()
@@ -271,9 +323,13 @@ class Log:
 
     def write(self, progress: Progress, learning_rate: float) -> dict[str, float]:
         means = {name: float(total) / self.count for name, total in self.sums.items()}
-        row = {"step": progress.step, "samples": progress.samples,
-               "seconds": round(progress.seconds, 1), "learning_rate": f"{learning_rate:.3g}",
-               **{name: f"{mean:.5g}" for name, mean in means.items()}}
+        row = {
+            "step": progress.step,
+            "samples": progress.samples,
+            "seconds": round(progress.seconds, 1),
+            "learning_rate": f"{learning_rate:.3g}",
+            **{name: f"{mean:.5g}" for name, mean in means.items()},
+        }
         new = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, row)
@@ -291,7 +347,9 @@ def replacing_folder(folder: Path):
     Raises:
         OSError: as met while writing (a full disk, say), naming `folder`, which is then as it was.
     """
-    partial, previous = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous"))
+    partial, previous = (
+        folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous")
+    )
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -309,22 +367,46 @@ def replacing_folder(folder: Path):
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def model_card(folder: Path, *, title: str, what: str, options: argparse.Namespace,
-               progress: Progress, scores: dict[str, object]) -> None:
+def model_card(
+    folder: Path,
+    *,
+    title: str,
+    what: str,
+    options: argparse.Namespace,
+    progress: Progress,
+    scores: dict[str, object],
+) -> None:
     """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
-    used = {name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(options).items()
-            if name not in ("run", "output", "fresh", "start_from")}
-    lines = ["---", "license: mit", "library_name: diffusers", "---", f"# {title}", "", what, "",
-             "| training | |", "|---|---|",
-             f"| data | storybook scenes, rendered as needed from seed {options.seed} |",
-             f"| optimiser steps | {progress.step:,} |",
-             f"| samples seen | {progress.samples:,} |",
-             f"| time in steps | {progress.seconds / 60:.1f} minutes |",
-             f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
-             f"| machine | {describe_machine()} |", f"| date | {date.today()} |",
-             f"| options | `{json.dumps(used)}` |", "", "| held-out score | |", "|---|---|",
-             *(f"| {name} | {value} |" for name, value in scores.items()), ""]
+    used = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(options).items()
+        if name not in ("run", "output", "fresh", "start_from")
+    }
+    lines = [
+        "---",
+        "license: mit",
+        "library_name: diffusers",
+        "---",
+        f"# {title}",
+        "",
+        what,
+        "",
+        "| training | |",
+        "|---|---|",
+        f"| data | storybook scenes, rendered as needed from seed {options.seed} |",
+        f"| optimiser steps | {progress.step:,} |",
+        f"| samples seen | {progress.samples:,} |",
+        f"| time in steps | {progress.seconds / 60:.1f} minutes |",
+        f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
+        f"| machine | {describe_machine()} |",
+        f"| date | {date.today()} |",
+        f"| options | `{json.dumps(used)}` |",
+        "",
+        "| held-out score | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in scores.items()),
+        "",
+    ]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
     record = {**asdict(progress), "scores": scores, "options": used}
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -332,7 +414,7 @@ def model_card(folder: Path, *, title: str, what: str, options: argparse.Namespa
     if log.exists():
         header, *rows = log.read_text().splitlines()
         every = math.ceil(len(rows) / 400)
-        (folder / "log.csv").write_text("\n".join([header, *rows[::max(1, every)]]) + "\n")
+        (folder / "log.csv").write_text("\n".join([header, *rows[:: max(1, every)]]) + "\n")
 
 
 def describe_machine() -> str:

@@ -1,4 +1,4 @@
-"""Trains the segmenter: a plain U-Net that says of every pixel which sticker, place and colour it is.
+"""Trains the segmenter: a U-Net that says of every pixel which sticker, place and colour it is.
 
 Channels 0 to 17 are logits over stickers and places (a background pixel's class is the scene's
 place), channels 18 to 26 logits over colours and "none". It must also be right on what a diffusion
@@ -14,14 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..storybook import COLOURS, PLACES, STICKERS, Rendering, StorybookDataset
-from . import loop
+from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, Rendering, StorybookDataset
+from lrd_helpers.training import loop
 
 WHAT = STICKERS + PLACES
 
 
-def labels(rendering: Rendering) -> tuple[Int[Tensor, "batch height width"],
-                                          Int[Tensor, "batch height width"]]:
+def labels(
+    rendering: Rendering,
+) -> tuple[Int[Tensor, "batch height width"], Int[Tensor, "batch height width"]]:
     """Per pixel: the index in STICKERS + PLACES, and the index in COLOURS + ("none",)."""
     places = torch.tensor([WHAT.index(scene.place) for scene in rendering.scenes])
     what = places[:, None, None].repeat(1, *rendering.images.shape[-2:])
@@ -34,29 +35,33 @@ def labels(rendering: Rendering) -> tuple[Int[Tensor, "batch height width"],
     return what, colour
 
 
-def damage(images: Float[Tensor, "batch 3 height width"], generator: torch.Generator,
-           vae: AutoencoderKL | None) -> Float[Tensor, "batch 3 height width"]:
-    """Leaves the first quarter of the batch clean; the rest looks like a model's poorer pictures."""
+def damage(
+    images: Float[Tensor, "batch 3 height width"],
+    generator: torch.Generator,
+    vae: AutoencoderKL | None,
+) -> Float[Tensor, "batch 3 height width"]:
+    """Leaves the first quarter of the batch clean; the rest looks like a model's poor pictures."""
     images = images.clone()
     quarter = len(images) // 4
     if vae is not None:
         with torch.no_grad():
-            latents = vae.encode(2 * images[quarter:2 * quarter] - 1).latent_dist.mean
+            latents = vae.encode(2 * images[quarter : 2 * quarter] - 1).latent_dist.mean
             strength = 0.5 * torch.rand(quarter, 1, 1, 1, generator=generator)
             noise = torch.randn(latents.shape, generator=generator) / vae.config.scaling_factor
-            images[quarter:2 * quarter] = vae.decode(latents + strength * noise).sample / 2 + 0.5
+            images[quarter : 2 * quarter] = vae.decode(latents + strength * noise).sample / 2 + 0.5
     u = torch.rand(len(images), 4, 1, 1, 1, generator=generator)
     for row in range(2 * quarter, len(images)):
         radius = int(4 * u[row, 0])
         if radius:
             kernel = 2 * radius + 1
-            images[row] = functional.avg_pool2d(images[row], kernel, 1, radius,
-                                                count_include_pad=False)
-    damaged = images[2 * quarter:]
+            images[row] = functional.avg_pool2d(
+                images[row], kernel, 1, radius, count_include_pad=False
+            )
+    damaged = images[2 * quarter :]
     noise = torch.randn(damaged.shape, generator=generator)
-    damaged = damaged + 0.12 * u[2 * quarter:, 1] ** 2 * noise
-    gain, shift = 0.8 + 0.4 * u[2 * quarter:, 2], 0.1 * u[2 * quarter:, 3] - 0.05
-    images[2 * quarter:] = (damaged - 0.5) * gain + 0.5 + shift
+    damaged = damaged + 0.12 * u[2 * quarter :, 1] ** 2 * noise
+    gain, shift = 0.8 + 0.4 * u[2 * quarter :, 2], 0.1 * u[2 * quarter :, 3] - 0.05
+    images[2 * quarter :] = (damaged - 0.5) * gain + 0.5 + shift
     return images.clamp(0, 1)
 
 
@@ -65,26 +70,35 @@ class SegmenterTraining(nn.Module):
 
     def __init__(self, start_from: Path | None, vae: AutoencoderKL | None) -> None:
         super().__init__()
-        self.unet = UNet2DModel(
-            sample_size=128, in_channels=3, out_channels=len(WHAT) + len(COLOURS) + 1,
-            block_out_channels=(16, 32, 64, 96), down_block_types=("DownBlock2D",) * 4,
-            up_block_types=("UpBlock2D",) * 4, layers_per_block=1, norm_num_groups=8,
-            add_attention=False,
-        ) if start_from is None else UNet2DModel.from_pretrained(start_from, torch_dtype=torch.float32)
+        self.unet = (
+            UNet2DModel(
+                sample_size=128,
+                in_channels=3,
+                out_channels=len(WHAT) + len(COLOURS) + 1,
+                block_out_channels=(16, 32, 64, 96),
+                down_block_types=("DownBlock2D",) * 4,
+                up_block_types=("UpBlock2D",) * 4,
+                layers_per_block=1,
+                norm_num_groups=8,
+                add_attention=False,
+            )
+            if start_from is None
+            else UNet2DModel.from_pretrained(start_from, torch_dtype=torch.float32)
+        )
         self.damaged_by = [vae]  # in a list, so that it is no submodule and is not trained
 
     def forward(self, batch: Rendering, generator: torch.Generator) -> dict[str, Tensor]:
         what, colour = labels(batch)
         images = damage(batch.images, generator, self.damaged_by[0])
         logits = self.unet(2 * images.to(self.unet.device) - 1, 0).sample.float()
-        what_loss = functional.cross_entropy(logits[:, :len(WHAT)], what.to(logits.device))
-        colour_loss = functional.cross_entropy(logits[:, len(WHAT):], colour.to(logits.device))
+        what_loss = functional.cross_entropy(logits[:, : len(WHAT)], what.to(logits.device))
+        colour_loss = functional.cross_entropy(logits[:, len(WHAT) :], colour.to(logits.device))
         return {"loss": what_loss + colour_loss, "what": what_loss, "colour": colour_loss}
 
 
 @torch.no_grad()
 def evaluate(unet: UNet2DModel, vae: AutoencoderKL | None, scenes: int = 500) -> dict[str, object]:
-    """Share of visible sticker pixels whose sticker and colour are both right, and of right places."""
+    """Share of visible sticker pixels with sticker and colour right, and of right places."""
     right = {"clean": [], "damaged": []}
     places = []
     for number in range(scenes // 20):
@@ -92,36 +106,62 @@ def evaluate(unet: UNet2DModel, vae: AutoencoderKL | None, scenes: int = 500) ->
         what, colour = labels(rendering)
         stickers = what < len(STICKERS)
         generator = torch.Generator().manual_seed(number)
-        for name, images in (("clean", rendering.images),
-                             ("damaged", damage(rendering.images, generator, vae))):
+        for name, images in (
+            ("clean", rendering.images),
+            ("damaged", damage(rendering.images, generator, vae)),
+        ):
             logits = unet(2 * images - 1, 0).sample
-            both = ((logits[:, :len(WHAT)].argmax(1) == what)
-                    & (logits[:, len(WHAT):].argmax(1) == colour))
+            both = (logits[:, : len(WHAT)].argmax(1) == what) & (
+                logits[:, len(WHAT) :].argmax(1) == colour
+            )
             right[name].append(both[stickers])
             if name == "clean":
-                guess = logits[:, len(STICKERS):len(WHAT)].mean((2, 3)).argmax(1) + len(STICKERS)
+                guess = logits[:, len(STICKERS) : len(WHAT)].mean((2, 3)).argmax(1) + len(STICKERS)
                 truth = torch.tensor([WHAT.index(scene.place) for scene in rendering.scenes])
                 places.append(guess == truth)
-    scores = {f"sticker and colour right, pixels of {scenes} {name} held-out scenes":
-              round(float(torch.cat(pixels).float().mean()), 4) for name, pixels in right.items()}
+    scores = {
+        f"sticker and colour right, pixels of {scenes} {name} held-out scenes": round(
+            float(torch.cat(pixels).float().mean()), 4
+        )
+        for name, pixels in right.items()
+    }
     return {**scores, "place right, clean": round(float(torch.cat(places).float().mean()), 4)}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = loop.parse(loop.parser(
-        "segmenter", __doc__, minutes=20, batch_size=16, learning_rate=2e-3, ema_decay=0.99, decay=0.7,
-        output=loop.ASSETS / "storybook-segmenter"), arguments)
+    options = loop.parse(
+        loop.parser(
+            "segmenter",
+            __doc__,
+            minutes=20,
+            batch_size=16,
+            learning_rate=2e-3,
+            ema_decay=0.99,
+            decay=0.7,
+            output=loop.ASSETS / "storybook-segmenter",
+        ),
+        arguments,
+    )
     torch.manual_seed(options.seed)
     autoencoder = loop.ASSETS / "storybook" / "vae"
-    vae = AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32) \
-        if autoencoder.exists() else None
+    vae = (
+        AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
+        if autoencoder.exists()
+        else None
+    )
     trainee = SegmenterTraining(options.start_from, vae)
     progress = loop.train(trainee, options)
     scores = evaluate(trainee.unet, vae)
     with loop.replacing_folder(options.output) as folder:
         trainee.unet.half().save_pretrained(folder)
-        loop.model_card(folder, title="storybook: segmenter", what=__doc__.strip(),
-                        options=options, progress=progress, scores=scores)
+        loop.model_card(
+            folder,
+            title="storybook: segmenter",
+            what=__doc__.strip(),
+            options=options,
+            progress=progress,
+            scores=scores,
+        )
     print(scores)
 
 

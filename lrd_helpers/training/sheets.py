@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..files import write_atomically
+from lrd_helpers.files import write_atomically
 
 
 def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, columns: int) -> None:
@@ -18,7 +18,7 @@ def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, column
     sheet = torch.ones(3, rows * (height + 4) - 4, columns * (width + 4) - 4)
     for i, image in enumerate(images):
         top, left = i // columns * (height + 4), i % columns * (width + 4)
-        sheet[:, top:top + height, left:left + width] = image
+        sheet[:, top : top + height, left : left + width] = image
     pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     png = io.BytesIO()
