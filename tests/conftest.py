@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lrd_helpers.vocabulary import word_tokenizer
 
 WORDS = ["a", "red", "yellow", "blue", "car", "star", "boat", "ball"]
 WORDS += ["on", "grass", "at", "sea", "night", "and"]
 
 
-def word_tokenizer(words: Iterable[str], length: int = 16) -> CLIPTokenizer:
-    """A `CLIPTokenizer` in which each of `words` is one token and any other is spelled."""
-    words = sorted(set(words), key=lambda word: (-len(word), word))
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters)]
-    merges = []
-    for word in words:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            pair = f"{pieces[0]} {pieces[1]}"
-            pieces = [pieces[0] + pieces[1], *pieces[2:]]
-            merges += [pair] if pair not in merges else []
-            vocabulary += [pieces[0]] if pieces[0] not in vocabulary else []
-    tokenizer = CLIPTokenizer(
-        vocab={piece: number for number, piece in enumerate(vocabulary)},
-        merges=[tuple(pair.split()) for pair in merges],
-        model_max_length=length,
-    )
-    for word in words:
-        assert tokenizer.tokenize(word) == [word + "</w>"], word
-    return tokenizer
-
-
 def tiny_stable_diffusion(**scheduler: object) -> StableDiffusionPipeline:
-    """A random Stable Diffusion of some ten thousand parameters: 32 × 32 pixels, f = 8."""
+    """A random Stable Diffusion of 73 thousand parameters: 32 × 32 pixels, f = 8."""
     torch.manual_seed(0)
-    tokenizer = word_tokenizer(WORDS)
+    tokenizer = word_tokenizer(WORDS, length=16)
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
-from conftest import word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from lrd_helpers import metrics
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, StorybookDataset, tight_boxes
+from lrd_helpers.vocabulary import word_tokenizer
 
 # A picture for the fake segmenter says in its red channel which sticker a pixel shows, in green
 # which colour, and in blue which place.
@@ -389,7 +389,7 @@ def test_clip_score_is_a_hundred_times_the_cosine():
 
 @pytest.fixture(scope="module")
 def tiny_clip():
-    tokenizer = word_tokenizer(["a", "red", "car", "boat"])
+    tokenizer = word_tokenizer(["a", "red", "car", "boat"], length=16)
     torch.manual_seed(0)
     small = {
         "hidden_size": 16,

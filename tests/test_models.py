@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, word_tokenizer
+from conftest import WORDS
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
@@ -13,7 +13,7 @@ from lrd_helpers import models
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import AssetError, load_pipeline
 from lrd_helpers.rendering import LayeredRenderingPipeline
-from lrd_helpers.vocabulary import known_words, nearest_words, unknown_words
+from lrd_helpers.vocabulary import known_words, nearest_words, unknown_words, word_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -155,7 +155,7 @@ def test_stable_diffusion_has_a_fixed_revision(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_words() -> None:
-    tokenizer = word_tokenizer(WORDS)
+    tokenizer = word_tokenizer(WORDS, length=16)
     assert set(known_words(tokenizer)) == set(WORDS) - {"a"}
     assert unknown_words(tokenizer, "A red car, on grass.") == []
     assert unknown_words(tokenizer, "a red dog, on gras, a dog!") == ["dog", "gras"]

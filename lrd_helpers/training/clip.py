@@ -110,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     scores = evaluate(trainee)
     with loop.replacing_folder(options.output) as folder:
         trainee.clip.half().save_pretrained(folder)
+        loop.read_in_single_precision(folder)
         trainee.tokenizer.save_pretrained(folder)
         CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE},

@@ -276,6 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainee.unet.set_attn_processor(AttnProcessor2_0())
     with loop.replacing_folder(options.output) as folder:
         pipeline(trainee, vae).to(torch.float16).save_pretrained(folder)
+        loop.read_in_single_precision(folder / "text_encoder")
         # The first stage as it was shipped, with its own card.
         shutil.rmtree(folder / "vae")
         shutil.copytree(options.autoencoder, folder / "vae")

@@ -367,6 +367,19 @@ def replacing_folder(folder: Path):
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def read_in_single_precision(folder: Path) -> None:
+    """Lets `from_pretrained` make a float32 model of half-precision weights, as diffusers does.
+
+    transformers would keep the precision of the file, and half precision is slow on CPUs.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    for part in ("text_config", "vision_config"):
+        if part in config:
+            config[part]["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def model_card(
     folder: Path,
     *,
