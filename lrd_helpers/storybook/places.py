@@ -14,7 +14,8 @@ from lrd_helpers.storybook.stickers import PAPER
 
 PLACE_NUMBERS = 12  # how many random numbers in [0, 1) a place is drawn from
 
-Grid = Float[Tensor, "1 1 height width"]
+Columns = Float[Tensor, "1 1 1 width"]  # x in [0, 1], from the left
+Rows = Float[Tensor, "1 1 height 1"]  # y in [0, 1], from the top
 Numbers = Float[Tensor, "batch 1 1 1"]
 Picture = Float[Tensor, "batch 3 height width"]
 
@@ -33,8 +34,8 @@ def _edge(distance: Tensor) -> Tensor:
 
 
 def _disc(
-    x: Grid,
-    y: Grid,
+    x: Columns,
+    y: Rows,
     centre_x: Tensor | float,
     centre_y: Tensor | float,
     radius: Tensor | float,
@@ -43,7 +44,7 @@ def _disc(
     return _edge(radius - ((x - centre_x) ** 2 + ((y - centre_y) * squash) ** 2).sqrt())
 
 
-def _cloud(x: Grid, y: Grid, centre_x: Tensor, centre_y: Tensor, size: Tensor) -> Tensor:
+def _cloud(x: Columns, y: Rows, centre_x: Tensor, centre_y: Tensor, size: Tensor) -> Tensor:
     puffs = [
         _disc(x, y, centre_x + dx * size, centre_y - dy * size, radius * size, 1.25)
         for dx, dy, radius in ((-0.8, 0.0, 0.6), (0.0, 0.25, 0.85), (0.85, 0.0, 0.65))
@@ -51,7 +52,7 @@ def _cloud(x: Grid, y: Grid, centre_x: Tensor, centre_y: Tensor, size: Tensor) -
     return torch.stack(puffs).amax(0) * _edge(centre_y + 0.35 * size - y)
 
 
-def _grass(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
+def _grass(x: Columns, y: Rows, u: list[Numbers]) -> Picture:
     picture = _mix(_colour(0.45, 0.74, 0.96), _colour(0.80, 0.93, 0.98), y / 0.7)
     for a, b, c in ((0, 1, 2), (3, 4, 5)):
         cloud = _cloud(x, y, u[a], 0.08 + 0.22 * u[b], 0.07 + 0.06 * u[c])
@@ -64,7 +65,7 @@ def _grass(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     return _mix(picture, near, _edge(y - meadow))
 
 
-def _sand(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
+def _sand(x: Columns, y: Rows, u: list[Numbers]) -> Picture:
     picture = _mix(_colour(0.58, 0.84, 0.95), _colour(0.95, 0.95, 0.86), y / 0.65)
     sun = _disc(x, y, 0.12 + 0.76 * u[0], 0.10 + 0.10 * u[1], 0.07 + 0.02 * u[2])
     picture = _mix(picture, _colour(1.0, 0.93, 0.55), sun)
@@ -80,7 +81,7 @@ def _sand(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     return picture
 
 
-def _snow(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
+def _snow(x: Columns, y: Rows, u: list[Numbers]) -> Picture:
     picture = _mix(_colour(0.64, 0.74, 0.86), _colour(0.86, 0.90, 0.95), y / 0.6)
     horizon = 0.52 + 0.12 * u[0]
     for shift in (u[1], u[2]):  # two far mountains with a bright side
@@ -98,7 +99,7 @@ def _snow(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     return _mix(picture, _colour(0.97, 0.98, 1.0), 0.8 * _edge(y - bank))
 
 
-def _sea(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
+def _sea(x: Columns, y: Rows, u: list[Numbers]) -> Picture:
     picture = _mix(_colour(0.52, 0.80, 0.98), _colour(0.90, 0.97, 1.0), y / 0.55)
     cloud = _cloud(x, y, u[0], 0.10 + 0.12 * u[1], 0.08 + 0.05 * u[2])
     picture = _mix(picture, _colour(1.0, 1.0, 1.0), 0.9 * cloud)
@@ -115,7 +116,7 @@ def _sea(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     return picture
 
 
-def _night(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
+def _night(x: Columns, y: Rows, u: list[Numbers]) -> Picture:
     picture = _mix(_colour(0.05, 0.06, 0.22), _colour(0.16, 0.18, 0.42), y / 0.7)
     for i in range(7):  # stars on a loose lattice, moved together
         star_x, star_y = (0.08 + 0.143 * i + 0.10 * u[0]) % 1.0, 0.06 + 0.09 * ((3 * i) % 5)
@@ -132,7 +133,7 @@ def _night(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     return _mix(picture, near, _edge(y - hill))
 
 
-def _sunset(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
+def _sunset(x: Columns, y: Rows, u: list[Numbers]) -> Picture:
     picture = _mix(_colour(0.52, 0.32, 0.60), _colour(0.98, 0.52, 0.38), (y / 0.42).clamp(0, 1))
     picture = _mix(picture, _colour(1.0, 0.80, 0.45), ((y - 0.35) / 0.3).clamp(0, 1))
     horizon = 0.56 + 0.14 * u[0]
@@ -144,7 +145,7 @@ def _sunset(x: Grid, y: Grid, u: list[Numbers]) -> Picture:
     return _mix(picture, _colour(0.36, 0.17, 0.30), _edge(y - near))
 
 
-_PAINTERS: dict[str, Callable[[Grid, Grid, list[Numbers]], Picture]] = {
+_PAINTERS: dict[str, Callable[[Columns, Rows, list[Numbers]], Picture]] = {
     "on grass": _grass,
     "on sand": _sand,
     "on snow": _snow,

@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from lrd_helpers.storybook import IMAGE_SIZE, WORDS, Rendering, StorybookDataset
 from lrd_helpers.training import loop
+from lrd_helpers.training.sheets import save_sheet
 from lrd_helpers.vocabulary import word_tokenizer
 
 
@@ -89,6 +90,16 @@ def evaluate(trainee: ClipTraining, batches: int = 16) -> dict[str, object]:
     }
 
 
+@torch.no_grad()
+def sample_sheet(trainee: ClipTraining, path: Path) -> None:
+    """32 held-out pictures against their captions: a trained model shows a bright diagonal."""
+    rendering = StorybookDataset(32, seed=loop.HELD_OUT_SEED).batch(0)
+    shares = trainee.similarities(rendering.images, rendering.captions).float().softmax(1).cpu()
+    save_sheet(
+        functional.interpolate(shares[None, None], scale_factor=8).expand(1, 3, -1, -1), path, 1
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = loop.parse(
         loop.parser(
@@ -106,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     torch.manual_seed(options.seed)
     trainee = ClipTraining(options.start_from)
-    progress = loop.train(trainee, options)
+    progress = loop.train(trainee, options, sample=lambda path: sample_sheet(trainee, path))
     scores = evaluate(trainee)
     with loop.replacing_folder(options.output) as folder:
         trainee.clip.half().save_pretrained(folder)

@@ -43,10 +43,10 @@ class Progress:
     samples: int = 0
     seconds: float = 0.0
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, int | float]:
         return asdict(self)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, int | float]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, Rendering, StorybookDataset
 from lrd_helpers.training import loop
+from lrd_helpers.training.sheets import save_sheet
 
 WHAT = STICKERS + PLACES
 
@@ -128,15 +129,26 @@ def evaluate(unet: UNet2DModel, vae: AutoencoderKL | None, scenes: int = 500) ->
     return {**scores, "place right, clean": round(float(torch.cat(places).float().mean()), 4)}
 
 
+@torch.no_grad()
+def sample_sheet(unet: UNet2DModel, path: Path) -> None:
+    """Held-out pictures, damaged, each beside the colours that the model sees in it."""
+    images = StorybookDataset(32, seed=loop.HELD_OUT_SEED).batch(0).images
+    images = damage(images, torch.Generator().manual_seed(0), None)[::2]
+    logits = unet(2 * images.to(unet.device) - 1, 0).sample.float().cpu()
+    palette = torch.tensor([*COLOURS.values(), (0.0, 0.0, 0.0)])
+    seen = palette[logits[:, len(WHAT) :].argmax(1)].permute(0, 3, 1, 2)
+    save_sheet(torch.stack([images, seen], 1).flatten(0, 1), path, columns=8)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = loop.parse(
         loop.parser(
             "segmenter",
             __doc__,
             minutes=20,
-            batch_size=16,
-            learning_rate=2e-3,
-            ema_decay=0.99,
+            batch_size=8,
+            learning_rate=1.5e-3,
+            ema_decay=0.995,
             decay=0.7,
             output=loop.ASSETS / "storybook-segmenter",
         ),
@@ -150,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         else None
     )
     trainee = SegmenterTraining(options.start_from, vae)
-    progress = loop.train(trainee, options)
+    progress = loop.train(trainee, options, sample=lambda path: sample_sheet(trainee.unet, path))
     scores = evaluate(trainee.unet, vae)
     with loop.replacing_folder(options.output) as folder:
         trainee.unet.half().save_pretrained(folder)
