@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from lrd_helpers.storybook import (
     COLOURS,
@@ -190,6 +191,16 @@ def test_readers_share_a_stream_and_start_anywhere():
         whole[3],
         whole[5],
     ]
+
+
+def test_a_data_loader_gives_the_same_stream_with_workers():
+    streams = [
+        DataLoader(StorybookDataset(2, seed=3, start=1), batch_size=None, num_workers=workers)
+        for workers in (0, 2)
+    ]
+    for one, other, _ in zip(*streams, range(4), strict=False):
+        assert one.scenes == other.scenes
+        assert torch.equal(one.images, other.images)
 
 
 def test_shares_of_sticker_counts_and_places():

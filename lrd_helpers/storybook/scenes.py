@@ -1,5 +1,6 @@
 """Scenes: which stickers stand where, the caption, and the picture with the exact truth of it."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from lrd_helpers.storybook.places import PLACE_NUMBERS, PLACES, paint_place
 from lrd_helpers.storybook.stickers import (
@@ -293,7 +294,8 @@ class StorybookDataset(IterableDataset):
         return render_scenes(self.scenes(number))
 
     def __iter__(self) -> Iterator[Rendering]:
-        number = self.start
-        while True:
+        # Workers of a DataLoader take turns, so the stream is the same with any number of them.
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in itertools.count(self.start + first, step):
             yield self.batch(number * self.readers + self.reader)
-            number += 1
