@@ -98,7 +98,8 @@ def demo(pipe) -> Image.Image:
 
 def main() -> None:
     FIGURES.mkdir(exist_ok=True)
-    contact_sheet().save(FIGURES / "contact-sheet.png", optimize=True)
+    # 256 colours are enough for flat drawings, and a third of the size.
+    contact_sheet().quantize(256).save(FIGURES / "contact-sheet.png", optimize=True)
     pipe = load_pipeline("storybook", "cpu")
     pipe.set_progress_bar_config(disable=True)
     samples(pipe).save(FIGURES / "samples-64.png", optimize=True)

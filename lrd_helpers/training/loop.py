@@ -152,8 +152,9 @@ def train(
         options.learning_rate,
         weight_decay=options.weight_decay,
         betas=(0.9, 0.99),
+        fused=True,
     )
-    average = EMAModel(trainee.parameters(), decay=options.ema_decay)
+    average = EMAModel(trainee.parameters(), decay=options.ema_decay, foreach=True)
     model, optimizer = accelerator.prepare(trainee, optimizer)
     average.to(accelerator.device)
     progress = Progress()
