@@ -189,7 +189,8 @@ def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch,
         return {"standard deviation of latents": 0.5, "quick": 1.0}
 
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
-    more = ["--cache", "64"] if module is latent_diffusion else []
+    # One step on small and one on whole pictures; a cache of one batch of scenes.
+    more = {segmenter: ["--coarse-steps", "1"], latent_diffusion: ["--cache", "64"]}.get(module, [])
     module.main(
         [
             "--steps",

@@ -263,6 +263,7 @@ class StorybookDataset(IterableDataset):
         reader, readers: this reader's number and how many there are.
         styles: drawn from with equal chance.
         sticker_count: fixed, or None for the world's own shares.
+        size: of the pictures, in pixels.
     """
 
     def __init__(
@@ -275,8 +276,9 @@ class StorybookDataset(IterableDataset):
         readers: int = 1,
         styles: tuple[str, ...] = ("flat",),
         sticker_count: int | None = None,
+        size: int = IMAGE_SIZE,
     ) -> None:
-        self.batch_size, self.seed, self.start = batch_size, seed, start
+        self.batch_size, self.seed, self.start, self.size = batch_size, seed, start, size
         self.reader, self.readers = reader, readers
         self.styles, self.sticker_count = styles, sticker_count
 
@@ -291,7 +293,7 @@ class StorybookDataset(IterableDataset):
 
     def batch(self, number: int) -> Rendering:
         """Batch `number` of the stream, rendered."""
-        return render_scenes(self.scenes(number))
+        return render_scenes(self.scenes(number), self.size)
 
     def __iter__(self) -> Iterator[Rendering]:
         # Workers of a DataLoader take turns, so the stream is the same with any number of them.
