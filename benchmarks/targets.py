@@ -1,6 +1,6 @@
 """How good the shipped models are: measures every target and prints one Markdown table.
 
-    python benchmarks/targets.py [--write]      # --write puts the table into README.md
+    python benchmarks/targets.py [--write]      # --write puts it into README.md and the card
 
 Nothing here was tuned on these prompts and scenes: they come from seeds no training uses.
 """
@@ -19,7 +19,7 @@ from lrd_helpers.metrics import StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
 from lrd_helpers.storybook import Scene, caption_of, sample_scene, seeded
 from lrd_helpers.training import autoencoder, clip, segmenter
-from lrd_helpers.training.loop import HELD_OUT_SEED, describe_machine
+from lrd_helpers.training.loop import HELD_OUT_SEED, add_scores, describe_machine
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -79,7 +79,11 @@ def seconds_a_picture(pipe, repeats: int = 7) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=500, help="pictures for each accuracy")
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="put the table into README.md and the accuracies into the model's card",
+    )
     options = parser.parse_args()
 
     pipe = StableDiffusionPipeline.from_pipe(load_pipeline("storybook", "cpu"))  # no layouts here
@@ -114,6 +118,7 @@ def main() -> None:
         f"{top1:.1%}",
         top1 >= 0.95,
     )
+    accuracies = {}
     for count, target, name in (
         (1, 0.95, "one object in the caption"),
         (2, 0.80, "two objects in one caption, both right"),
@@ -125,6 +130,7 @@ def main() -> None:
             f"{share['all']:.1%} (stickers {share['stickers']:.1%}, place {share['place']:.1%})",
             share["all"] >= target,
         )
+        accuracies[f"{name}, {options.prompts} prompts"] = share["all"]
 
     table = "\n".join(
         [
@@ -140,6 +146,7 @@ def main() -> None:
     )
     print("\n" + table)
     if options.write:
+        add_scores(ASSETS / "storybook", accuracies)
         text = README.read_text(encoding="utf-8")
         text = re.sub(
             r"(<!-- targets -->\n).*?(\n<!-- /targets -->)",

@@ -1,7 +1,7 @@
 """The shipped models: do they still do what their cards say?
 
-The bounds stand a little below what benchmarks/targets.py measures on many more scenes: a change
-that spoils a model, or the way it is called, falls through them.
+Each bound stands a little below the figure on the model's card, which was measured on many more
+scenes: a change that spoils a model, or the way it is called, falls through it.
 """
 
 import json
@@ -55,21 +55,21 @@ def test_latents_have_unit_variance_and_decode_to_the_picture(pipe):
         decoded = (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert latents.shape == (32, 4, 16, 16)
     assert float((latents * pipe.vae.config.scaling_factor).std()) == pytest.approx(1, abs=0.1)
-    card = json.loads((ASSETS / "storybook/vae/training.json").read_text())["scores"]
-    promised = card["PSNR (dB), 1,000 held-out scenes"]
-    assert float(psnr(decoded, images).mean()) > promised - 1
+    assert float(psnr(decoded, images).mean()) > promised("storybook/vae", "PSNR") - 1
 
 
 def test_the_segmenter_sees_what_is_there():
-    scores = segmenter.evaluate(load_segmenter("cpu"), None, scenes=40)
-    assert min(scores.values()) > 0.9, scores
+    scores = segmenter.evaluate(load_segmenter("cpu"), None, scenes=60)
+    clean, _, place = scores.values()
+    assert clean > promised("storybook-segmenter", "sticker and colour right") - 0.04
+    assert place > promised("storybook-segmenter", "place right") - 0.04
 
 
 def test_clip_picks_the_caption_and_opens_with_transformers_alone():
     (score,) = clip.evaluate(
         clip.ClipTraining(ASSETS / "storybook-clip").eval(), batches=2
     ).values()
-    assert score > 0.85
+    assert score > promised("storybook-clip", "right caption") - 0.05
     rendering = StorybookDataset(4, seed=HELD_OUT_SEED).batch(5)
     processor = CLIPProcessor.from_pretrained(ASSETS / "storybook-clip")
     model = CLIPModel.from_pretrained(ASSETS / "storybook-clip", dtype=torch.float32)
@@ -100,6 +100,4 @@ def test_the_pipeline_draws_what_it_is_told(pipe):
         right += [
             (one.sticker, one.colour) for one in found.stickers
         ] == asked and found.place == scene.place
-    assert right >= 18, (
-        f"{right} of 24 pictures show exactly the sticker, colour and place asked for"
-    )
+    assert right / 24 > promised("storybook", "one object in the caption") - 0.15

@@ -140,6 +140,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_scores_measured_later_join_the_card(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "# card\n\n| held-out score | |\n|---|---|\n| loss | 0.1 |\n"
+    )
+    (tmp_path / "training.json").write_text('{"step": 3, "scores": {"loss": 0.1}}')
+    for accuracy in (0.5, 0.7):
+        loop.add_scores(tmp_path, {"accuracy": accuracy})
+    assert json.loads((tmp_path / "training.json").read_text()) == {
+        "step": 3,
+        "scores": {"loss": 0.1, "accuracy": 0.7},
+    }
+    card = (tmp_path / "README.md").read_text()
+    assert card.endswith("| loss | 0.1 |\n| accuracy | 0.7 |\n")
+    assert "0.5" not in card
+
+
 def test_minutes_are_a_budget_too(tmp_path):
     progress = loop.train(Line(), options(tmp_path, "--minutes", "0.01"), batches=points)
     assert 0.6 < progress.seconds < 2

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lrd_helpers.files import write_atomically
 from lrd_helpers.storybook import StorybookDataset, seeded
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -419,9 +420,8 @@ def model_card(
         "| held-out score | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in scores.items()),
-        "",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     record = {**asdict(progress), "scores": scores, "options": used}
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     log = options.run / "log.csv"
@@ -429,6 +429,18 @@ def model_card(
         header, *rows = log.read_text().splitlines()
         every = math.ceil(len(rows) / 400)
         (folder / "log.csv").write_text("\n".join([header, *rows[:: max(1, every)]]) + "\n")
+
+
+def add_scores(folder: Path, scores: dict[str, object]) -> None:
+    """Puts scores that were measured after the training into a model's card and training.json."""
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    for name, value in scores.items():
+        record["scores"][name] = value
+        card = [line for line in card if not line.startswith(f"| {name} | ")]
+        card.append(f"| {name} | {value} |")
+    write_atomically(folder / "README.md", ("\n".join(card) + "\n").encode())
+    write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def describe_machine() -> str:
