@@ -2,6 +2,8 @@
 
 import csv
 import json
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +73,35 @@ def test_fresh_begins_anew(tmp_path):
     once_more = Line()
     progress = loop.train(once_more, options(tmp_path, "--steps", "2", "--fresh"), batches=points)
     assert progress.step == 2
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    def interrupted(start, reader, readers):
+        for number, batch in enumerate(points(start, reader, readers), start=start):
+            if number == 7:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    handler = signal.getsignal(signal.SIGINT)
+    arguments = options(tmp_path, "--steps", "20")
+    with pytest.raises(SystemExit, match="stopped at step 8; the same command goes on from there"):
+        loop.train(Line(), arguments, batches=interrupted)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert loop.latest_checkpoint(tmp_path).name == "checkpoint-0000008"
+    assert loop.train(Line(), arguments, batches=points).step == 20
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    loop.train(Line(), options(tmp_path, "--steps", "4"), batches=points)
+
+    def full(self, folder, **_):
+        Path(folder).mkdir()
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(loop.Accelerator, "save_state", full)
+    with pytest.raises(OSError, match=r"could not write .*checkpoint-0000006: .*before it stands"):
+        loop.train(Line(), options(tmp_path, "--steps", "6"), batches=points)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0000004"]
 
 
 def test_a_half_written_checkpoint_is_not_taken(tmp_path):

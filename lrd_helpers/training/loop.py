@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -95,7 +95,7 @@ def parser(name: str, description: str, **defaults: object) -> argparse.Argument
         metavar="FOLDER",
         help="start from the weights of a finished model instead of from nothing",
     )
-    add("--fresh", action="store_true", help="begin anew even if the run folder has a checkpoint")
+    add("--fresh", action="store_true", help="begin anew; the run's checkpoints are removed")
     add("--log-every", type=int, default=50, metavar="STEPS")
     add("--checkpoint-every", type=int, default=1000, metavar="STEPS")
     add("--sample-every", type=int, default=2000, metavar="STEPS", help="0 for no sample sheets")
@@ -161,7 +161,11 @@ def train(
     progress = Progress()
     accelerator.register_for_checkpointing(progress, average)
 
-    latest = None if options.fresh else latest_checkpoint(options.run)
+    if options.fresh and accelerator.is_main_process:
+        for older in options.run.glob("checkpoint-*"):
+            shutil.rmtree(older)
+    accelerator.wait_for_everyone()
+    latest = latest_checkpoint(options.run)
     if latest is not None:
         try:
             accelerator.load_state(str(latest))
@@ -182,17 +186,13 @@ def train(
     stream = iter(batches(progress.step, accelerator.process_index, accelerator.num_processes))
 
     def done() -> float:
-        spent = (
-            progress.step / options.steps
-            if options.steps is not None
-            else progress.seconds / 60 / options.minutes
-        )
+        if options.steps is not None:
+            return progress.step / options.steps
+        spent = progress.seconds / 60 / options.minutes
+        if accelerator.num_processes == 1:
+            return spent
         # Processes must agree on when to stop, so the first one's clock counts.
-        return (
-            spent
-            if options.steps is not None or accelerator.num_processes == 1
-            else float(broadcast(torch.tensor(spent, device=accelerator.device)))
-        )
+        return float(broadcast(torch.tensor(spent, device=accelerator.device)))
 
     bar = tqdm(
         total=100,
@@ -203,44 +203,44 @@ def train(
         bar_format="{desc} {n:.1f}%|{bar}| {elapsed}<{remaining} {postfix}",
     )
     model.train()
-    stopped = stop_requests()
-    while (share := done()) < 1 and not stopped:
-        began = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * learning_rate_factor(
-                progress.step, share, options.warmup, options.decay
-            )
-        generator = seeded(options.seed, 1, progress.step, accelerator.process_index)
-        losses = model(next(stream), generator)
-        if not torch.isfinite(losses["loss"]):
-            raise FloatingPointError(
-                f"the loss is {losses['loss'].item()} at step {progress.step}; the last checkpoint "
-                f"in {options.run} is good: resume with a lower --learning-rate"
-            )
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.step(trainee.parameters())
-        progress.step += 1
-        progress.samples += options.batch_size * accelerator.num_processes
-        progress.seconds += time.perf_counter() - began
-        if log is not None:
-            log.add(losses)
-            if progress.step % options.log_every == 0:
-                means = log.write(progress, optimizer.param_groups[0]["lr"])
-                bar.set_postfix_str(f"step {progress.step}, loss {means['loss']:.4f}")
-                bar.update(100 * min(1, done()) - bar.n)
-        if progress.step % options.checkpoint_every == 0:
-            save_checkpoint(accelerator, options.run, progress.step)
-        if (
-            sample
-            and options.sample_every
-            and progress.step % options.sample_every == 0
-            and accelerator.is_main_process
-        ):
-            with averaged(trainee, average):
-                sample(options.run / f"samples-{progress.step:07d}.png")
+    with stop_requests() as stopped:
+        while (share := done()) < 1 and not stopped:
+            began = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * learning_rate_factor(
+                    progress.step, share, options.warmup, options.decay
+                )
+            generator = seeded(options.seed, 1, progress.step, accelerator.process_index)
+            losses = model(next(stream), generator)
+            if not torch.isfinite(losses["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {losses['loss'].item()} at step {progress.step}; the last "
+                    f"checkpoint in {options.run} is good: resume with a lower --learning-rate"
+                )
+            accelerator.backward(losses["loss"])
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.step(trainee.parameters())
+            progress.step += 1
+            progress.samples += options.batch_size * accelerator.num_processes
+            progress.seconds += time.perf_counter() - began
+            if log is not None:
+                log.add(losses)
+                if progress.step % options.log_every == 0:
+                    means = log.write(progress, optimizer.param_groups[0]["lr"])
+                    bar.set_postfix_str(f"step {progress.step}, loss {means['loss']:.4f}")
+                    bar.update(100 * min(1, done()) - bar.n)
+            if progress.step % options.checkpoint_every == 0:
+                save_checkpoint(accelerator, options.run, progress.step)
+            if (
+                sample
+                and options.sample_every
+                and progress.step % options.sample_every == 0
+                and accelerator.is_main_process
+            ):
+                with averaged(trainee, average):
+                    sample(options.run / f"samples-{progress.step:07d}.png")
     bar.close()
     save_checkpoint(accelerator, options.run, progress.step)
     if stopped:
@@ -250,7 +250,8 @@ def train(
     return progress
 
 
-def stop_requests() -> list[int]:
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
     """A list that fills when Ctrl-C or a termination comes; a second Ctrl-C stops at once."""
     received: list[int] = []
 
@@ -258,13 +259,16 @@ def stop_requests() -> list[int]:
         received.append(number)
         signal.signal(number, signal.default_int_handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return received
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def averaged(trainee: nn.Module, average: EMAModel):
+def averaged(trainee: nn.Module, average: EMAModel) -> Iterator[None]:
     """Inside, `trainee` has the averaged weights and is in eval mode; then all is as before."""
     average.store(trainee.parameters())
     average.copy_to(trainee.parameters())
@@ -293,7 +297,17 @@ def save_checkpoint(accelerator: Accelerator, run: Path, step: int) -> None:
         for leftover in run.glob("*.partial"):
             shutil.rmtree(leftover)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch reports a full disk its own way
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(
+            f"could not write {final}: {error}; the checkpoint before it stands"
+        ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         os.replace(partial, final)
@@ -343,7 +357,7 @@ class Log:
 
 
 @contextmanager
-def replacing_folder(folder: Path):
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty sibling folder; on success it takes `folder`'s place, on failure it vanishes.
 
     Raises:
