@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lrd_helpers.attention import capture_attention
     from lrd_helpers.guidance import vision_guidance
     from lrd_helpers.layout import Layer, Layout, LayoutError
     from lrd_helpers.models import AssetError, load_pipeline
@@ -19,6 +20,7 @@ _MODULES = {
     "LayeredRenderingPipeline": "rendering",
     "Layout": "layout",
     "LayoutError": "layout",
+    "capture_attention": "attention",
     "load_pipeline": "models",
     "vision_guidance": "guidance",
 }
@@ -29,6 +31,7 @@ __all__ = [
     "LayeredRenderingPipeline",
     "Layout",
     "LayoutError",
+    "capture_attention",
     "load_pipeline",
     "vision_guidance",
 ]

@@ -28,6 +28,12 @@ def pipe():
     return pipe
 
 
+def promised(name, score):
+    """What the card says of the first score whose name begins so."""
+    scores = json.loads((ASSETS / name / "training.json").read_text())["scores"]
+    return next(value for key, value in scores.items() if key.startswith(score))
+
+
 @pytest.mark.parametrize(
     "name", ["storybook", "storybook/vae", "storybook-clip", "storybook-segmenter"]
 )

@@ -24,7 +24,13 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 REPOSITORY = PROJECT["urls"]["Repository"]
 
 MOST_ASSET_BYTES = 40_000_000
-ASSET_KINDS = {".safetensors", ".json", ".txt", ".md"}  # nothing that runs code when it is loaded
+ASSET_KINDS = {
+    ".safetensors",
+    ".json",
+    ".txt",
+    ".md",
+    ".csv",
+}  # nothing that runs code when it is loaded
 NOTEBOOKS = [
     "00_quickstart",
     "01_ddpm",

@@ -406,10 +406,11 @@ def model_card(
     scores: dict[str, object],
 ) -> None:
     """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
+    # Folders are this machine's own affair.
     used = {
-        name: str(value) if isinstance(value, Path) else value
+        name: value
         for name, value in vars(options).items()
-        if name not in ("run", "output", "fresh", "start_from")
+        if name != "fresh" and not isinstance(value, Path)
     }
     lines = [
         "---",
