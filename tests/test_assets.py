@@ -90,7 +90,8 @@ def test_clip_picks_the_caption_and_opens_with_transformers_alone():
     assert set(WORDS) - {"a"} == set(known_words(processor.tokenizer))
 
 
-def test_the_pipeline_draws_what_it_is_told(pipe):
+@pytest.fixture(scope="module")
+def share_of_right_pictures(pipe):
     scenes = StorybookDataset(24, seed=HELD_OUT_SEED + 7, sticker_count=1).scenes(0)
     captions = [caption_of(scene.stickers, scene.place) for scene in scenes]
     images = pipe(
@@ -106,4 +107,28 @@ def test_the_pipeline_draws_what_it_is_told(pipe):
         right += [
             (one.sticker, one.colour) for one in found.stickers
         ] == asked and found.place == scene.place
-    assert right / 24 > promised("storybook", "one object in the caption") - 0.15
+    return right / 24
+
+
+def test_the_pipeline_draws_as_well_as_its_card_says(share_of_right_pictures):
+    assert share_of_right_pictures > promised("storybook", "one object in the caption") - 0.15
+
+
+# What the models should do and do not yet. The marks are strict: a model that gets there turns its
+# test red until the mark is taken off.
+not_yet = pytest.mark.xfail(strict=True, reason="needs more training; see the model's card")
+
+
+@not_yet
+def test_the_pipeline_draws_what_it_is_told(share_of_right_pictures):
+    assert share_of_right_pictures >= 18 / 24
+
+
+@not_yet
+def test_the_segmenter_is_right_on_nine_pixels_of_ten():
+    assert promised("storybook-segmenter", "sticker and colour right") > 0.9
+
+
+@not_yet
+def test_clip_picks_the_caption_in_85_of_100():
+    assert promised("storybook-clip", "right caption") > 0.85

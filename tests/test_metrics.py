@@ -1,6 +1,5 @@
 """lrd_helpers.metrics: on pictures whose answer is known, and on scenes with exact truth."""
 
-import json
 from types import SimpleNamespace
 
 import numpy
@@ -15,7 +14,6 @@ from transformers import CLIPConfig, CLIPModel
 
 from lrd_helpers import metrics
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.models import ASSETS
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, StorybookDataset, tight_boxes
 from lrd_helpers.vocabulary import word_tokenizer
 
@@ -449,8 +447,13 @@ def shipped_detector():
     return metrics.StorybookDetector()  # raises, and so fails, where the asset is missing
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_on_true_scenes_boxes_are_as_good_as_pixels(shipped_detector, count):
+SHORT = "the shipped segmenter has not had the training it needs; see its card"
+
+
+@pytest.mark.parametrize(
+    "count", [1, pytest.param(3, marks=pytest.mark.xfail(strict=True, reason=SHORT))]
+)
+def test_on_true_scenes_the_iou_is_nearly_one(shipped_detector, count):
     rendering = StorybookDataset(24, seed=HELD_OUT, sticker_count=count).batch(0)
     ious, places = [], []
     for image, scene, masks in zip(
@@ -471,11 +474,8 @@ def test_on_true_scenes_boxes_are_as_good_as_pixels(shipped_detector, count):
         )
         ious += metrics.layout_iou(shipped_detector, image, layout)
         places.append(shipped_detector.describe(image).place == scene.place)
-    # Boxes cannot be better than the pixels they are drawn around: the model's card has those.
-    card = json.loads((ASSETS / "storybook-segmenter" / "training.json").read_text())
-    pixels = next(value for name, value in card["scores"].items() if "clean" in name)
-    assert sum(ious) / len(ious) >= pixels - 0.05
-    assert sum(metrics.success(ious)) / len(ious) >= pixels - 0.05
+    assert sum(ious) / len(ious) >= 0.95
+    assert sum(metrics.success(ious)) / len(ious) >= 0.95
     assert sum(places) / len(places) >= 0.95
 
 

@@ -74,9 +74,8 @@ class Rendering:
     def masks(self) -> Bool[Tensor, "batch stickers height width"]:
         """The pixels in which each sticker is what one sees: no two masks overlap."""
         alpha = self.layers[:, :, 3]
-        through = (
-            (1 - alpha).flip(1).cumprod(1).flip(1)
-        )  # what a sticker and all before it let through
+        # What a sticker and all in front of it let through.
+        through = (1 - alpha).flip(1).cumprod(1).flip(1)
         in_front = torch.cat([through[:, 1:], torch.ones_like(through[:, :1])], 1)
         return alpha * in_front > 0.5
 
@@ -107,7 +106,7 @@ def caption_of(
     name_place: bool = True,
     place_first: bool = False,
 ) -> str:
-    """ "a red car and a yellow star on grass", or less of it, or "on grass a red car and …"."""
+    """A caption: "a red car and a yellow star on grass", or less, or "on grass a red car and …"."""
     things = [
         f"{placed.colour} {placed.sticker}" if name_colours else placed.sticker
         for placed in stickers

@@ -158,7 +158,9 @@ class LatentCache:
         )
         stream = StorybookDataset(CACHE_BATCH, seed=options.seed, reader=reader, readers=readers)
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
-        fingerprint = float(sum(parameter.double().abs().sum() for parameter in vae.parameters()))
+        fingerprint = float(
+            sum(parameter.detach().double().abs().sum() for parameter in vae.parameters())
+        )
         stored = load_file(file) if file.exists() else {}
         if float(stored.get("autoencoder", torch.zeros(()))) == fingerprint:
             self.latents = stored["latents"]

@@ -46,7 +46,7 @@ def damage(
     """Leaves the first quarter of the batch clean; the rest looks like a model's poor pictures."""
     images = images.clone()
     quarter = len(images) // 4
-    if vae is not None:
+    if vae is not None and quarter:
         with torch.no_grad():
             latents = vae.encode(2 * images[quarter : 2 * quarter] - 1).latent_dist.mean
             strength = 0.5 * torch.rand(quarter, 1, 1, 1, generator=generator)
