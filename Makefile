@@ -30,6 +30,7 @@ demo: $(INSTALLED)  ## render the example layouts into outputs/, with IoU and CL
 test: $(INSTALLED)  ## ruff and every test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) tests/install_browser.py
 	$(RUN) -m pytest
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
@@ -56,6 +57,7 @@ targets: $(INSTALLED)  ## measure how good the shipped models are
 
 bench: $(INSTALLED)  ## measure time and memory against the budgets
 	$(RUN) benchmarks/budgets.py
+	$(RUN) benchmarks/speed.py
 
 clean:  ## remove the environment, caches and outputs (trained checkpoints in runs/ stay)
 	rm -rf $(VENV) outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -29,11 +29,13 @@ def seconds(function) -> float:
 
 
 def bare_forwards(pipe) -> None:
-    """Just the U-Net calls that the layout needs: 4 regions guided, then the caption guided."""
+    """Just the U-Net calls that the layout needs.
+
+    That is 4 regions guided, once more the 3 layers without their objects, the caption guided.
+    """
     tokens = pipe.tokenizer.model_max_length
-    for step in range(STEPS):
-        # Three layers ask their own unconditional question, the background one: 4 + 4 samples.
-        batch = 8 if step < LAYERED else 2
+    # Three layers ask their own unconditional question, the background one: 4 + 4 samples.
+    for batch in [8] * LAYERED + [6] + [2] * (STEPS - LAYERED):
         pipe.unet(
             torch.zeros(batch, 4, 16, 16),
             500,

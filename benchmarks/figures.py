@@ -1,4 +1,4 @@
-"""Draws the pictures in figures/: the world's contact sheet, 64 samples of the model, the demo."""
+"""Draws the pictures in figures/: the world's contact sheet, samples, the demo, the methods."""
 
 import textwrap
 from pathlib import Path
@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from lrd_helpers.layout import Layout
+from lrd_helpers.method import METHODS
 from lrd_helpers.models import load_pipeline
-from lrd_helpers.plotting import as_image, side_by_side
+from lrd_helpers.plotting import BOX_COLOURS, as_image, side_by_side
 from lrd_helpers.storybook import (
     COLOURS,
     PLACES,
@@ -20,6 +21,7 @@ from lrd_helpers.storybook import (
     Scene,
     aspect_ratio,
     render_scenes,
+    sample_layout,
     sample_scene,
     seeded,
 )
@@ -96,6 +98,50 @@ def demo(pipe) -> Image.Image:
     return sheet
 
 
+def methods(pipe, count: int = 24, cell: int = 112) -> Image.Image:
+    """24 random layouts, each by the plain caption and by every method from the same noise."""
+    names = {"plain caption": {"layered_fraction": 0}} | {
+        name: {"method": name} for name in METHODS
+    }
+    layouts = [
+        sample_layout(seeded(HELD_OUT_SEED, 6, number), sticker_count=1 + number % 3)
+        for number in range(count)
+    ]
+    columns = {}
+    for name, options in tqdm(names.items(), desc="methods"):
+        columns[name] = []
+        for first in range(0, count, 8):
+            generators = [seeded(0, 5, first + number) for number in range(8)]
+            batch = layouts[first : first + 8]
+            columns[name] += pipe(batch, generator=generators, **options).images
+    half = -(-count // 2)
+    block = cell * len(names) + 12
+    sheet = Image.new("RGB", (2 * block, 24 + half * (cell + 20)), PAPER)
+    draw, font, small = (
+        ImageDraw.Draw(sheet),
+        ImageFont.load_default(13),
+        ImageFont.load_default(10),
+    )
+    for side in range(2):
+        for column, name in enumerate(names):
+            draw.text((side * block + cell * (column + 0.5), 12), name, INK, font, "mm")
+    for number, layout in enumerate(layouts):
+        left, top = number // half * block, 24 + number % half * (cell + 20)
+        for column, name in enumerate(names):
+            picture = columns[name][number].resize((cell - 4, cell - 4), Image.Resampling.LANCZOS)
+            boxes = ImageDraw.Draw(picture)
+            for layer, colour in zip(layout.layers, BOX_COLOURS, strict=False):
+                corners = [round(value * (cell - 5)) for value in layer.bounding_box]
+                boxes.rectangle(corners, outline=INK, width=3)
+                boxes.rectangle(
+                    [value + sign for value, sign in zip(corners, (1, 1, -1, -1), strict=True)],
+                    outline=colour,
+                )
+            sheet.paste(picture, (left + cell * column + 2, top))
+        draw.text((left + 4, top + cell), layout.caption, INK, small)
+    return sheet
+
+
 def main() -> None:
     FIGURES.mkdir(exist_ok=True)
     # 256 colours are enough for flat drawings, and a third of the size.
@@ -104,6 +150,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     samples(pipe).save(FIGURES / "samples-64.png", optimize=True)
     demo(pipe).save(FIGURES / "demo.png", optimize=True)
+    methods(pipe).quantize(256).save(FIGURES / "methods.png", optimize=True)
     print(*sorted(path.name for path in FIGURES.glob("*.png")))
 
 

@@ -141,7 +141,8 @@ def main() -> None:
                 for what, target, measured, ok in rows
             ),
             "",
-            f"Measured by `make targets` on {describe_machine()}.",
+            f"Measured by `make targets` on {describe_machine()}, "
+            f"{torch.get_num_threads()} thread(s).",
         ]
     )
     print("\n" + table)

@@ -9,28 +9,38 @@ if TYPE_CHECKING:
     from lrd_helpers.attention import capture_attention
     from lrd_helpers.guidance import vision_guidance
     from lrd_helpers.layout import Layer, Layout, LayoutError
+    from lrd_helpers.method import METHODS, Method
     from lrd_helpers.models import AssetError, load_pipeline
     from lrd_helpers.rendering import LayeredRenderingPipeline
+    from lrd_helpers.widgets import BoxEditor, LayoutStudio
 
 # Public name → its module, imported when the name is first asked for (PEP 562): importing the
 # package must not wait for torch.
 _MODULES = {
+    "METHODS": "method",
     "AssetError": "models",
+    "BoxEditor": "widgets",
     "Layer": "layout",
     "LayeredRenderingPipeline": "rendering",
     "Layout": "layout",
     "LayoutError": "layout",
+    "LayoutStudio": "widgets",
+    "Method": "method",
     "capture_attention": "attention",
     "load_pipeline": "models",
     "vision_guidance": "guidance",
 }
 
 __all__ = [
+    "METHODS",
     "AssetError",
+    "BoxEditor",
     "Layer",
     "LayeredRenderingPipeline",
     "Layout",
     "LayoutError",
+    "LayoutStudio",
+    "Method",
     "capture_attention",
     "load_pipeline",
     "vision_guidance",

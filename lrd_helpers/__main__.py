@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--guidance-scale", type=_finite, default=5.0, help="γ of the caption (%(default)s)"
     )
     render.add_argument(
+        "--method",
+        default="default",
+        choices=("default", "paper", "authors", "unofficial"),
+        help="whose reading of the method (%(default)s)",
+    )
+    render.add_argument(
         "--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)"
     )
     render.add_argument("--device", help="cuda, mps, cpu (the best there is)")
@@ -141,6 +147,7 @@ def _draw(
         try:
             image = pipe(
                 layout,
+                method=options.method,
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance_scale,
                 generator=generator,

@@ -407,7 +407,8 @@ def capture_attention(
             call; without one it must be said, unless the batch has as many rows as prompts. A
             pipeline may also have an attribute `prompts_of_rows`, the prompt of each row of the
             batch it is computing (None for an unconditional one): then the rows with `prompt`
-            count, and calls without one are passed over.
+            count, and calls without one are passed over. With `pictures_of_rows`, the number of
+            the picture each row is a part of, rows of one picture are averaged.
         steps: keep each U-Net call's maps apart (memory grows with the steps).
         heads: keep the heads apart (as many times the memory).
         gradients: keep the graph, so that a loss on the maps has a gradient with respect to the
@@ -534,6 +535,8 @@ class _Calls:
         self.running = False
         self.rows: list[list[int]] = []
         """For each prompt, its rows in the batch of the call that is running, or ran last."""
+        self.pictures: list[int] | None = None
+        """The picture that each row is a part of; None where each is one of its own."""
         self.timestep: Any = None
         self._model, self._texts, self._guided = model, texts, guided
 
@@ -550,6 +553,7 @@ class _Calls:
                 "pipeline); call it under torch.enable_grad()"
             )
         self.rows = self._rows(len(sample))
+        self.pictures = getattr(self._model, "pictures_of_rows", None)
         prompts = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
         for text, rows in zip(self._texts, self.rows, strict=True):
             if any(not torch.equal(prompts[row], prompts[rows[0]]) for row in rows[1:]):
@@ -648,9 +652,14 @@ class _Layer:
         mask = _mask_for_all_heads(layer, kwargs.get("attention_mask"), key)
         with torch.set_grad_enabled(self.calls.gradients):
             for number, rows in enumerate(self.calls.rows):
-                if rows:
-                    maps = torch.stack([self._maps(query, key, mask, row) for row in rows])
-                    self.attention._add(self.name, number, self.size, maps)
+                if not rows:
+                    continue
+                parts: dict[int, list[Tensor]] = {}  # picture → the maps of its rows
+                for row in rows:
+                    picture = self.calls.pictures[row] if self.calls.pictures else row
+                    parts.setdefault(picture, []).append(self._maps(query, key, mask, row))
+                maps = torch.stack([torch.stack(own).mean(0) for own in parts.values()])
+                self.attention._add(self.name, number, self.size, maps)
 
     def _maps(
         self,

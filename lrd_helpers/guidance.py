@@ -70,6 +70,54 @@ def constant_delta(
     return NORM * torch.nn.functional.normalize(flat - grey, dim=0)
 
 
+def dynamic_delta(
+    latents: Float[Tensor, "channels height width"],
+    attention: Float[Tensor, "height width"],
+    top_k: int,
+) -> Float[Tensor, "channels"]:
+    """δ = 1/|S| · Σ_{(j,k) ∈ S} x_T[j,k], S the `top_k` positions of largest attention (Eq. 6).
+
+    The paper's λ is not in it: it is the strength that `vision_guidance` multiplies δ with.
+
+    Args:
+        latents: x_T ~ N(0, I).
+        attention: the map of the object's word at t = T, of the same height and width.
+        top_k: K, from 1 to height · width.
+    """
+    chosen = attention.flatten().topk(top_k).indices
+    return latents.flatten(1)[:, chosen].float().mean(dim=1)
+
+
+@torch.no_grad()
+def decoded_delta(
+    vae: AutoencoderKL,
+    latents: Float[Tensor, "channels height width"],
+    attention: Float[Tensor, "height width"],
+    top_k: int,
+) -> Float[Tensor, "channels"]:
+    """δ as the authors' script has it: the latent of the mean colour that x_T shows at the object.
+
+        rgb = D(x_T / scaling_factor)                        the initial noise as a picture
+        c   = mean of rgb at the `top_k` pixels of largest attention, the map brought to its size
+        δ   = scaling_factor · mean over cells of E(flat picture of colour c)
+
+    Args:
+        vae: the autoencoder of the model that will be guided.
+        latents: x_T ~ N(0, I).
+        attention: the map of the object's word at t = T, of any height and width.
+        top_k: how many pixels; 20 in the script.
+    """
+    scaling_factor = vae.config.scaling_factor
+    rgb = vae.decode((latents[None] / scaling_factor).to(vae.dtype)).sample[0].float()
+    pixels = torch.nn.functional.interpolate(
+        attention[None, None].float(), size=rgb.shape[-2:], mode="bilinear"
+    )
+    colour = dynamic_delta(rgb, pixels[0, 0], top_k)
+    flat = colour[None, :, None, None].expand(-1, -1, *rgb.shape[-2:])
+    latent = vae.encode(flat.to(vae.dtype)).latent_dist.mean[0].float()
+    return latent.mean(dim=(1, 2)) * scaling_factor
+
+
 def colour_of_prompt(prompt: str) -> str | None:
     """The first colour word of `prompt` (a CSS name, lower case), or None if there is none.
 
@@ -79,3 +127,25 @@ def colour_of_prompt(prompt: str) -> str | None:
     words = re.findall(r"[a-z]+", prompt.lower())
     adjectives = words[:-1] or words
     return next((word for word in adjectives if word in ImageColor.colormap), None)
+
+
+PREPOSITIONS = re.compile(
+    "above|across|against|along|among|around|at|before|behind|below|beneath|beside|between|by|down|"
+    "for|from|holding|in|inside|into|near|of|off|on|onto|out|outside|over|past|riding|that|through|"
+    "to|toward|towards|under|up|upon|wearing|which|who|with|without",
+    re.IGNORECASE,
+)
+"""What ends the part of a prompt that names its object."""
+
+
+def object_of_prompt(prompt: str) -> str:
+    """The word of `prompt` that names its object: the last one before the first preposition.
+
+    A guess by grammar: "car" of "a red car", "cat" of "a sleepy cat on a sofa". Where it guesses
+    wrong, `Layer.word` says it better.
+    """
+    words = re.findall(r"[^\W\d_]+", prompt)
+    if not words:
+        return prompt
+    ends = (n for n, word in enumerate(words) if n and PREPOSITIONS.fullmatch(word))
+    return words[next(ends, len(words)) - 1]

@@ -4,7 +4,7 @@ layout = Layout(
     caption="a red car and a yellow star at night",
     background="at night",
     layers=[Layer("a red car", box=(0.05, 0.55, 0.50, 0.95)),        # first = furthest back
-            Layer("a yellow star", box=(0.60, 0.05, 0.95, 0.40))])
+            Layer("a yellow star", mask="star.png")])                # a box or a mask
 """
 
 from __future__ import annotations
@@ -17,23 +17,37 @@ import numbers
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, fields
+from dataclasses import KW_ONLY, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from PIL import ImageColor
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lrd_helpers.files import write_atomically
+from lrd_helpers.mask import Mask
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 VERSION = 1
 """The version written into a layout's JSON; a file without one is read as this version."""
 
 Box = tuple[float, float, float, float]
+
+Overlap = Literal["over", "small_over_large", "mean", "weighted"]
+"""Whose a cell is that several layers cover; see `Layout.masks`."""
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -53,7 +67,9 @@ def _checked_text(value: Any) -> str:
     return " ".join(value.split())
 
 
-def _checked_box(value: Any) -> Box:
+def _checked_box(value: Any) -> Box | None:
+    if value is None:
+        return None
     if hasattr(value, "tolist"):  # NumPy, torch
         value = value.tolist()
     given = _shown(value)
@@ -113,6 +129,21 @@ def _checked_strength(value: Any) -> float:
     if not math.isfinite(_float(value)):
         raise ValueError(f"is {_shown(value)}, but should be finite (1 = as strong as usual)")
     return float(value)
+
+
+def _checked_share(value: Any) -> float | None:
+    if value is None:
+        return None
+    wanted = "should be a share of the steps, a number between 0 (the first) and 1 (the last)"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"is {_shown(value)}, but {wanted}")
+    if not 0 <= _float(value) <= 1:
+        raise ValueError(f"is {_shown(value)}, but {wanted}")
+    return float(value)
+
+
+def _checked_mask(value: Any) -> Mask | None:
+    return None if value is None else Mask.of(value)
 
 
 def _float(value: numbers.Real) -> float:
@@ -208,34 +239,68 @@ def _one_sentence(cls: _Class) -> _Class:
 @_one_sentence
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Layer:
-    """One object: what it is and where.
+    """One object: what it is, where, and how strongly it is asked for.
 
     Attributes:
         prompt: what the object is, "a red car".
         box: where it is, (x0, y0, x1, y1) as fractions of the canvas in [0, 1], y downwards.
+        mask: where it is, pixel by pixel, in place of a box: an array (height, width), an image, or
+            the path of an image file (see `Mask.of`); of any size, stretched to the canvas.
         negative_prompt: what this layer should not show; None takes the picture's own.
-        colour: the flat colour whose latent is the layer's δ, a CSS name or a hex like "#ff8800";
-            None takes the first colour word of the prompt, and no guidance where there is none.
+        colour: the flat colour whose latent is the layer's constant δ, a CSS name or a hex like
+            "#ff8800"; None takes the first colour word of the prompt, and no guidance where there
+            is none.
+        word: the word or phrase of the prompt whose attention map a dynamic δ looks at; None takes
+            the last word before the first preposition ("car" of "a red car on grass").
         strength: factor on the strength of this layer's vision guidance; 1 = as the pipeline's
             arguments say, 0 = none.
+        start: the share of the steps, in [0, 1], after which the layer begins to count. Before, its
+            place belongs to what lies behind it.
+        end: the share of the steps after which it no longer counts; None: as the pipeline's
+            `layered_fraction` says.
 
     Raises:
         LayoutError: one sentence that names the layer and the field.
     """
 
     prompt: Annotated[str, BeforeValidator(_checked_text)]
-    box: Annotated[Box, BeforeValidator(_checked_box)]
+    box: Annotated[Box | None, BeforeValidator(_checked_box)] = None
     _: KW_ONLY
+    mask: Annotated[Mask | None, BeforeValidator(_checked_mask)] = None
     negative_prompt: str | None = None
     colour: Annotated[str | None, BeforeValidator(_checked_colour)] = None
+    word: str | None = None
     strength: Annotated[float, BeforeValidator(_checked_strength)] = 1.0
+    start: Annotated[float, BeforeValidator(_checked_share)] = 0.0
+    end: Annotated[float | None, BeforeValidator(_checked_share)] = None
 
-    def mask(self, height: int, width: int) -> Bool[Tensor, "{height} {width}"]:
-        """The cells of a `height` × `width` canvas that the box covers, whatever lies in front.
+    @model_validator(mode="after")
+    def _fits_together(self) -> Layer:
+        if (self.box is None) == (self.mask is None):
+            has = "neither a box nor a mask" if self.box is None else "both a box and a mask"
+            raise ValueError(f"has {has}; give one of them, for example box=(0.1, 0.5, 0.6, 0.9)")
+        if self.end is not None and self.end <= self.start:
+            raise ValueError(
+                f"ends at {self.end:g} of the steps, but starts at {self.start:g}; end should be "
+                "later than start"
+            )
+        return self
+
+    @property
+    def bounding_box(self) -> Box:
+        """The box, or the tight one around the mask."""
+        return self.mask.box if self.box is None else self.box
+
+    def cells(self, height: int, width: int) -> Bool[Tensor, "{height} {width}"]:
+        """The cells of a `height` × `width` canvas that the layer covers, whatever lies in front.
 
         A cell is covered if its centre is in the box. A box so thin that it holds no centre covers
-        the one row (or column) in which its own middle lies: no layer is ever lost by rounding.
+        the one row (or column) in which its own middle lies. Of a mask, a cell is covered if half
+        of its area is, and if that leaves nothing, the cell that is covered most: no layer is ever
+        lost by rounding.
         """
+        if self.mask is not None:
+            return self.mask.cells(height, width)
         x0, y0, x1, y1 = self.box
         return _covered(y0, y1, height)[:, None] & _covered(x0, x1, width)[None, :]
 
@@ -246,6 +311,17 @@ def _covered(low: float, high: float, cells: int) -> Bool[Tensor, "{cells}"]:
     if not covered.any():
         covered[min(int((low + high) / 2 * cells), cells - 1)] = True
     return covered
+
+
+def _bell(box: Box, height: int, width: int) -> Float[Tensor, "{height} {width}"]:
+    """A Gaussian over the box: 1 in its middle, e⁻² in the middle of its edges."""
+    x0, y0, x1, y1 = box
+    y = (torch.arange(height) + 0.5) / height
+    x = (torch.arange(width) + 0.5) / width
+    square = ((y - (y0 + y1) / 2) / (y1 - y0))[:, None] ** 2
+    square = square + ((x - (x0 + x1) / 2) / (x1 - x0))[None, :] ** 2
+    # Never quite 0: a cell far out on a box of no width must still belong to someone.
+    return torch.exp(-8 * square).clamp(min=1e-6)
 
 
 @_one_sentence
@@ -268,30 +344,71 @@ class Layout:
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
 
     def masks(
-        self, height: int, width: int
+        self, height: int, width: int, *, overlap: Overlap = "over"
     ) -> Float[Tensor, "{len(self.layers)+1} {height} {width}"]:
         """The *visible* masks: index 0 is the background, index i + 1 is `layers[i]`.
 
-        Each cell is 1 in exactly one mask, that of the frontmost layer whose `Layer.mask` covers it
-        (the background where none does), so the masks partition the canvas. A layer that others
-        hide completely has an empty mask.
+        They partition the canvas: in each cell they sum to 1. Where no layer is, the background is;
+        where one is, it has the cell to itself; where several are, `overlap` decides:
+
+        - "over": the cell is the frontmost one's, the one that is latest in the list.
+        - "small_over_large": the cell is that of the smallest layer, whatever the list says (the
+          authors' script paints the largest area first).
+        - "mean": all have the same share (MultiDiffusion, Bar-Tal et al. 2023, Eq. 5).
+        - "weighted": shares fall off as a Gaussian from the middle of each layer's box (Mixture of
+          Diffusers, Jiménez 2023, section 3), so that there is no seam.
+
+        A layer that others hide completely has an empty mask.
+
+        Raises:
+            ValueError: another overlap rule.
         """
+        if overlap not in get_args(Overlap):
+            raise ValueError(
+                f"overlap is {overlap!r}, but should be one of {', '.join(get_args(Overlap))}"
+            )
+        cells = [layer.cells(height, width) for layer in self.layers]
+        if overlap in ("mean", "weighted"):
+            shares = torch.stack(cells).float()
+            if overlap == "weighted":
+                boxes = [layer.bounding_box for layer in self.layers]
+                shares = shares * torch.stack([_bell(box, height, width) for box in boxes])
+            background = ~torch.stack(cells).any(0, keepdim=True)
+            shares = torch.cat([background.float(), shares])
+            return shares / shares.sum(0)
+        order = list(range(len(cells)))
+        if overlap == "small_over_large":
+            order.sort(key=lambda number: -int(cells[number].sum()))
         owner = torch.zeros(height, width, dtype=torch.long)
-        for number, layer in enumerate(self.layers, start=1):
-            owner[layer.mask(height, width)] = number
-        numbers_ = torch.arange(len(self.layers) + 1)
+        for number in order:
+            owner[cells[number]] = number + 1
+        numbers_ = torch.arange(len(cells) + 1)
         return (owner == numbers_[:, None, None]).float()
+
+    def draw(self, image: Image.Image | Tensor, *, longest_side: int = 512) -> Image.Image:
+        """`image`, enlarged, with each layer's outline, number and prompt drawn over it.
+
+        Args:
+            image: a PIL image, or a tensor (3, height, width) in [0, 1], of any size.
+            longest_side: of the result, in pixels.
+        """
+        from lrd_helpers.plotting import draw_layout  # which knows layouts, so not at the top
+
+        return draw_layout(image, self, longest_side=longest_side)
 
     def to_json(self) -> str:
         """The layout as JSON text (indented, ending in a newline) with its `version`.
 
-        Fields of a layer that have their default are left out.
+        Fields of a layer that have their default are left out; a mask is written as a PNG in a data
+        URI, so that the file needs no other.
         """
-        default = {f.name: f.default for f in fields(Layer)}
-        layers = [
-            {name: value for name, value in asdict(layer).items() if value != default[name]}
-            for layer in self.layers
-        ]
+        layers = []
+        for layer in self.layers:
+            given = {f.name: getattr(layer, f.name) for f in fields(Layer)}
+            given = {f.name: given[f.name] for f in fields(Layer) if given[f.name] != f.default}
+            if layer.mask is not None:
+                given["mask"] = layer.mask.to_text()
+            layers.append(given)
         data = {"version": VERSION, "caption": self.caption, "background": self.background}
         text = json.dumps(data | {"layers": layers}, indent=2, ensure_ascii=False) + "\n"
         # A box on one line. Strings are safe: JSON writes no line break inside them.
@@ -299,7 +416,11 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str, *, file: str | os.PathLike[str] | None = None) -> Layout:
-        """The layout in JSON `text`; `file` is only for the messages.
+        """The layout in JSON `text`.
+
+        Args:
+            text: what `to_json` writes.
+            file: where it comes from: named in messages, and a mask's path is relative to it.
 
         Raises:
             LayoutError: not JSON (says line and column), a field given twice or not known, another
@@ -324,6 +445,8 @@ class Layout:
             raise LayoutError(
                 f"{prefix}version is {_shown(version)}, but this package reads version {VERSION}"
             )
+        if name is not None:
+            _resolve_masks(data, Path(name).parent)
         try:
             return TypeAdapter(cls).validate_python(data)
         except ValidationError as error:
@@ -353,6 +476,15 @@ class Layout:
         write_atomically(path, self.to_json().encode())
 
 
+def _resolve_masks(data: dict[str, Any], folder: Path) -> None:
+    """A mask's path in a file is relative to the folder of that file."""
+    layers = data.get("layers")
+    for layer in layers if isinstance(layers, list) else []:
+        mask = layer.get("mask") if isinstance(layer, dict) else None
+        if isinstance(mask, str) and not mask.startswith("data:"):
+            layer["mask"] = str(folder / mask)
+
+
 def _on_one_line(match: re.Match[str]) -> str:
     return "[" + " ".join(match[1].split()) + "]"
 
@@ -374,7 +506,19 @@ def box_from_coco(box: Sequence[float], width: float, height: float) -> Box:
     return (x / width, y / height, (x + w) / width, (y + h) / height)
 
 
+def box_to_coco(box: Box, width: float, height: float) -> Box:
+    """(x0, y0, x1, y1) → COCO's (x, y, w, h) in pixels of a `width` × `height` picture."""
+    x0, y0, x1, y1 = box
+    return (x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height)
+
+
 def box_from_thousandths(box: Sequence[float]) -> Box:
     """(y0, x0, y1, x1) in 0–1000, as many language models write → (x0, y0, x1, y1) in [0, 1]."""
     y0, x0, y1, x1 = box
     return (x0 / 1000, y0 / 1000, x1 / 1000, y1 / 1000)
+
+
+def box_to_thousandths(box: Box) -> Box:
+    """(x0, y0, x1, y1) in [0, 1] → (y0, x0, y1, x1) in 0–1000."""
+    x0, y0, x1, y1 = box
+    return (1000 * y0, 1000 * x0, 1000 * y1, 1000 * x1)

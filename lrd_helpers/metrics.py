@@ -280,48 +280,71 @@ def found_boxes(detector: Detector, image: Picture, layout: Layout) -> list[Box 
     makes the box too large, as it should. Where several layers name the same thing (two red
     balls), each thing counts only for the layer whose box it fits best.
     """
+    boxes = [[thing.box for thing in things] for things in _found(detector, image, layout)]
+    return [
+        (
+            min(box[0] for box in own),
+            min(box[1] for box in own),
+            max(box[2] for box in own),
+            max(box[3] for box in own),
+        )
+        if own
+        else None
+        for own in boxes
+    ]
+
+
+def _found(detector: Detector, image: Picture, layout: Layout) -> list[list[Detection]]:
+    """For each layer the things that count for it; see `found_boxes`."""
     prompts = list(dict.fromkeys(layer.prompt for layer in layout.layers))
     by_prompt = dict(zip(prompts, detector(image, prompts), strict=True))
     found = [by_prompt[layer.prompt] for layer in layout.layers]
 
     def misfit(thing: Detection, number: int) -> tuple[float, float]:
-        asked = layout.layers[number].box
+        asked = layout.layers[number].bounding_box
         return -box_iou(thing.box, asked), math.dist(_centre(thing.box), _centre(asked))
 
-    boxes = []
-    for number, things in enumerate(found):
-        own = [
-            thing.box
-            for thing in things
-            if number
-            == min(
-                (
-                    rival
-                    for rival, others in enumerate(found)
-                    if any(thing is other for other in others)
-                ),
-                key=lambda rival, thing=thing: misfit(thing, rival),
-            )
-        ]
-        boxes.append(
-            (
-                min(box[0] for box in own),
-                min(box[1] for box in own),
-                max(box[2] for box in own),
-                max(box[3] for box in own),
-            )
-            if own
-            else None
-        )
-    return boxes
+    def fits_best(thing: Detection) -> int:
+        rivals = [n for n, things in enumerate(found) if any(thing is other for other in things)]
+        return min(rivals, key=lambda rival: misfit(thing, rival))
+
+    return [
+        [thing for thing in things if fits_best(thing) == number]
+        for number, things in enumerate(found)
+    ]
 
 
 def layout_iou(detector: Detector, image: Picture, layout: Layout) -> list[float]:
-    """IoU of each layer, in [0, 1]: the box asked for against the box found; nothing found = 0."""
-    return [
-        box_iou(found, layer.box) if found else 0.0
-        for found, layer in zip(found_boxes(detector, image, layout), layout.layers, strict=True)
-    ]
+    """IoU of each layer, in [0, 1]: what was asked for against what was found; nothing found = 0.
+
+    A box is held against the tight box, a mask against the pixels that were found, of which the
+    part hidden by nearer layers is not expected.
+
+    Raises:
+        ValueError: a layer with a mask, and a detector that knows no pixels.
+    """
+    boxes = found_boxes(detector, image, layout)
+    ious = []
+    for number, (layer, box) in enumerate(zip(layout.layers, boxes, strict=True)):
+        if box is None:
+            ious.append(0.0)
+        elif layer.mask is None:
+            ious.append(box_iou(box, layer.box))
+        else:
+            ious.append(_mask_iou(_found(detector, image, layout)[number], layout, number))
+    return ious
+
+
+def _mask_iou(things: list[Detection], layout: Layout, number: int) -> float:
+    if any(thing.mask is None for thing in things):
+        prompt = layout.layers[number].prompt
+        raise ValueError(
+            f"layer {number + 1} {prompt!r} has a mask, but the detector gives boxes only; give "
+            "the layer a box to measure it"
+        )
+    found = torch.stack([thing.mask for thing in things]).any(0)
+    asked = layout.masks(*found.shape)[number + 1].bool()
+    return float((found & asked).sum() / (found | asked).sum())
 
 
 def success(ious: Sequence[float], threshold: float = 0.5) -> list[bool]:

@@ -12,7 +12,7 @@ import numpy
 from jaxtyping import Float, UInt8
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from lrd_helpers.layout import Layout
@@ -86,19 +86,26 @@ def show_images(
 
 
 def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> Image.Image:
-    """The image, enlarged, with every layer's box, number and prompt.
+    """The image, enlarged, with every layer's outline (box or mask), number and prompt.
 
     Args:
         image: of any size; its sides keep their ratio.
-        layout: its boxes are drawn back to front, as they are rendered.
+        layout: its layers are drawn back to front, as they are rendered.
         longest_side: of the result, in pixels.
     """
     picture = _enlarged(as_image(image), longest_side)
     draw = ImageDraw.Draw(picture)
     line = max(2, round(longest_side / 128))
     font = _font(max(11, round(longest_side / 32)))
-    corners = [_pixel_box(layer.box, picture.size) for layer in layout.layers]
-    for number, box in enumerate(corners):
+    corners = [_pixel_box(layer.bounding_box, picture.size) for layer in layout.layers]
+    for number, (layer, box) in enumerate(zip(layout.layers, corners, strict=True)):
+        if layer.mask is not None:
+            inside = layer.mask.image().convert("L").resize(picture.size)
+            own = BOX_COLOURS[number % len(BOX_COLOURS)]
+            for colour, rim in (("#202020", line + 1), (own, line)):
+                around = inside.filter(ImageFilter.MaxFilter(2 * rim + 1))
+                picture.paste(colour, mask=ImageChops.difference(around, inside))
+            continue
         # A dark rim, so that a light box shows on snow and a dark one at night.
         draw.rectangle(box, outline="#202020", width=line + 2)
         inner = (box[0] + 1, box[1] + 1, max(box[0] + 1, box[2] - 1), max(box[1] + 1, box[3] - 1))

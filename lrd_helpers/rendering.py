@@ -2,28 +2,62 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lrd_helpers.guidance import colour_of_prompt, constant_delta, vision_guidance
+from lrd_helpers.attention import PromptTokens, WordError, capture_attention
+from lrd_helpers.guidance import (
+    colour_of_prompt,
+    constant_delta,
+    decoded_delta,
+    dynamic_delta,
+    object_of_prompt,
+    vision_guidance,
+)
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.method import Method, method_named
+from lrd_helpers.placement import object_mask, placed
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.regions import Regions, batched, regions_of, stacked
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
     from diffusers import StableDiffusionPipeline
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        rescale_noise_cfg,
+        retrieve_timesteps,
+    )
     from diffusers.utils import BaseOutput
+    from diffusers.utils.torch_utils import randn_tensor
+
+EARLY_REPEAT = 0.01
+"""The share of ξ that an early repeat adds once more (the authors' script: "about 1 %")."""
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What the layers of one picture did; index 0 is the background, i + 1 is `layers[i]`.
+
+    Attributes:
+        guidance: ξ^i, in units of x_T ~ N(0, I); 0 for the background.
+        x0: at each layered step the clean latents each layer's prediction speaks of,
+            x̂_0 = (x_t − σ ε̂^i) / α; NaN where a layer took no part.
+    """
+
+    guidance: Float[Tensor, "layers+1 channels height width"]
+    x0: Float[Tensor, "steps layers+1 channels height width"]
 
 
 @dataclass
@@ -35,37 +69,13 @@ class LayeredRenderingOutput(BaseOutput):
         nsfw_content_detected: the safety checker's answers, None without one.
         masks: for each picture the visible masks it was composed with, "layers+1 height width" at
             the latents' resolution; index 0 is the background, index i + 1 is `layers[i]`.
+        layers: for each picture what its layers did, where `output_layers` asked for it.
     """
 
     images: list[Image.Image] | np.ndarray | Tensor
     nsfw_content_detected: list[bool] | None
     masks: list[Tensor]
-
-
-@dataclass(frozen=True)
-class Regions:
-    """What the U-Net is asked in one step: R regions of B pictures as one flat batch.
-
-    Regions whose unconditional input is the same (same picture, ξ = 0, same negative prompt) share
-    one of the U ≤ R unconditional rows.
-    """
-
-    picture: Int[Tensor, "regions"]
-    """The picture that region i is a part of."""
-    mask: Float[Tensor, "regions 1 height width"]
-    """M^i: where its answer counts. In each picture the masks sum to 1 everywhere."""
-    field: Float[Tensor, "regions channels height width"]
-    """ξ^i."""
-    guided: bool
-    """Whether any ξ^i is not zero."""
-    prompt: Float[Tensor, "regions tokens features"]
-    """y^i, encoded."""
-    negative: Float[Tensor, "rows tokens features"]
-    """What stands for "no prompt", encoded."""
-    asker: Int[Tensor, "rows"]
-    """The region whose input an unconditional row is computed on."""
-    row: Int[Tensor, "regions"]
-    """The unconditional row that region i uses."""
+    layers: list[LayerTrace] | None = None
 
 
 class LayeredRenderingPipeline(StableDiffusionPipeline):
@@ -78,57 +88,79 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
     _callback_tensor_inputs = ["latents"]
 
+    prompts_of_rows: list[str | None] | None = None
+    """The prompt of each row of the batch the U-Net is computing, None for an unconditional one:
+    what `capture_attention` goes by. None while nothing is drawn."""
+
+    pictures_of_rows: list[int] | None = None
+    """The picture that each of these rows is a part of."""
+
     @torch.no_grad()
     def __call__(
         self,
         layouts: Layout | Sequence[Layout],
         *,
+        method: str | Method = "default",
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 25,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-        inside: float = 0.2,
-        outside: float = 0.2,
-        layered_fraction: float = 0.6,
+        inside: float | None = None,
+        outside: float | None = None,
+        layered_fraction: float | None = None,
         chunk_size: int | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Float[Tensor, "pictures channels height_ width_"] | None = None,
+        prompt_embeds: Mapping[str, Float[Tensor, "tokens features"]] | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
+        output_layers: bool = False,
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> LayeredRenderingOutput | tuple:
-        """Draw each layout (LRDiff, Algorithm 1, with a constant δ for each layer).
+        """Draw each layout (LRDiff, Algorithm 1).
 
-        For the first `layered_fraction` of the steps the U-Net looks at x_t + ξ^i for each layer i
-        and for the background (ξ = 0), and its answers are put together by the visible masks; then
-        ordinary classifier-free guidance with the caption gives texture and coherence.
+        For the first part of the steps the U-Net looks at x_t + ξ^i for each layer i and for the
+        background (ξ = 0), and its answers are put together by the visible masks; then ordinary
+        classifier-free guidance with the caption gives texture and coherence.
 
-        δ comes from `Layer.colour`, else from the colour word of the layer's prompt; a layer
-        without either has ξ = 0 and is composed by its mask alone. ξ is built on the layer's whole
-        mask, also where others hide it: a half-hidden car is still a whole car behind.
+        A constant δ comes from `Layer.colour`, else from the colour word of the layer's prompt; a
+        layer without either has ξ = 0 and is composed by its mask alone. ξ is built on the layer's
+        whole shape, also where others hide it: a half-hidden car is still a whole car behind.
 
         Args:
             layouts: one layout or several, drawn as one batch.
+            method: "default", "paper", "authors" or "unofficial" (`lrd_helpers.method.METHODS`), or
+                any `Method`, such as `dataclasses.replace(METHODS["paper"], fuse="once")`.
             height: of the pictures in pixels, divisible by 8; the model's own size by default.
             width: likewise.
             num_inference_steps: T, the denoising steps.
+            timesteps: these timesteps, largest first, for schedulers that take them.
+            sigmas: these noise levels, largest first, for schedulers that take them.
             guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1.
+            guidance_rescale: φ of Lin et al. 2024, Eq. 16; 0 = off.
             negative_prompt: in place of the empty prompt; one for all or one for each layout. A
                 layer's own `negative_prompt` comes first.
             num_images_per_prompt: pictures for each layout.
-            inside: strength of +δ where the layer is (λ = `inside` = `outside` is the paper).
-            outside: strength of −δ where it is not.
-            layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0).
+            inside: in place of the method's strength of +δ where the layer is.
+            outside: in place of the method's strength of −δ where it is not.
+            layered_fraction: in place of the method's part of the steps that is layered.
             chunk_size: at most so many samples go through the U-Net at once; None: all.
             eta: η of DDIM, for schedulers that have it.
             generator: where the noise comes from; a list has one for each picture.
             latents: the initial noise ~ N(0, I), instead of drawing it.
+            prompt_embeds: texts that are not to be encoded, with their embeddings.
+            cross_attention_kwargs: for the attention processors, such as LoRA's {"scale": 0.5}.
             output_type: "pil", "np", "pt" or "latent".
-            return_dict: False gives a tuple (images, nsfw_content_detected, masks).
+            output_layers: also return each layer's ξ and predictions.
+            return_dict: False gives a tuple (images, nsfw_content_detected, masks, layers).
             callback_on_step_end: called as f(pipe, step, timestep, {"latents": …}) after each step;
                 it may return other latents, set `pipe._interrupt`, change `pipe._guidance_scale`.
             callback_on_step_end_tensor_inputs: which tensors the callback gets; only "latents".
@@ -140,33 +172,36 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
         height, width = height or self._default_size(0), width or self._default_size(1)
-        negatives = self._check(
+        changes = {"inside": inside, "outside": outside, "layered_fraction": layered_fraction}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        method = method_named(method, **changes)
+        self._check_layouts(layouts, method, height, width)
+        self._check_sampling(
             layouts,
             height,
             width,
-            num_inference_steps,
-            negative_prompt,
+            num_inference_steps if timesteps is None and sigmas is None else 1,
             num_images_per_prompt,
-            layered_fraction,
             chunk_size,
             latents,
             callback_on_step_end_tensor_inputs,
         )
-        self._warn_of_unknown_words(layouts)
+        negatives = _one_each(negative_prompt, layouts)
+        self._check_texts(layouts, negatives, prompt_embeds or {})
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
-        self._guidance_scale, self._guidance_rescale = guidance_scale, 0.0
-        self._clip_skip, self._cross_attention_kwargs, self._interrupt = None, None, False
+        self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
+        self._cross_attention_kwargs = cross_attention_kwargs
+        self._clip_skip, self._interrupt = None, False
         device = self._execution_device
 
         # One entry a picture: layout 0, layout 0, …, layout 1, … as StableDiffusionPipeline does.
         layouts = [layout for layout in layouts for _ in range(num_images_per_prompt)]
         negatives = [negative for negative in negatives for _ in range(num_images_per_prompt)]
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
+        timesteps, num_inference_steps = retrieve_timesteps(
+            self.scheduler, num_inference_steps, device, timesteps, sigmas
+        )
         self._num_timesteps = len(timesteps)
-        layered_steps = round(layered_fraction * len(timesteps))
-
         # x_T ~ N(0, I), times the scheduler's init_noise_sigma
         latents = self.prepare_latents(
             len(layouts),
@@ -178,100 +213,253 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             generator,
             latents,
         )
-        size = latents.shape[-2:]
-        masks = [layout.masks(*size) for layout in layouts]
-        plain = self._captions(layouts, negatives, latents)
-        layered = plain
-        if layered_steps:
-            layered = self._layers(layouts, negatives, masks, latents, inside, outside)
+        try:
+            latents, traces = self._sample(
+                layouts,
+                negatives,
+                method,
+                timesteps,
+                num_inference_steps,
+                latents,
+                _Texts(self, dict(prompt_embeds or {}), latents),
+                chunk_size,
+                generator,
+                self.prepare_extra_step_kwargs(generator, eta),
+                callback_on_step_end,
+                output_layers,
+            )
+            images, nsfw = latents, None
+            if output_type != "latent":
+                images = self.vae.decode(
+                    latents / self.vae.config.scaling_factor, return_dict=False, generator=generator
+                )[0]
+                images, nsfw = self.run_safety_checker(images, device, self.unet.dtype)
+        finally:
+            # Also where a callback raised: nothing stays behind.
+            self.prompts_of_rows = self.pictures_of_rows = None
+            self.maybe_free_model_hooks()
+        shown = [True] * len(layouts) if nsfw is None else [not hit for hit in nsfw]
+        images = self.image_processor.postprocess(
+            images, output_type=output_type, do_denormalize=shown
+        )
+        masks = [layout.masks(*latents.shape[-2:], overlap=method.overlap) for layout in layouts]
+        if not return_dict:
+            return images, nsfw, masks, traces
+        return LayeredRenderingOutput(
+            images=images, nsfw_content_detected=nsfw, masks=masks, layers=traces
+        )
 
-        step_arguments = self.prepare_extra_step_kwargs(generator, eta)
+    # -------------------------------------------------------------- Algorithm 1
+
+    def _sample(
+        self,
+        layouts: list[Layout],
+        negatives: list[str],
+        method: Method,
+        timesteps: Tensor,
+        num_inference_steps: int,
+        latents: Float[Tensor, "pictures channels height width"],
+        texts: _Texts,
+        chunk_size: int | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        step_arguments: dict[str, Any],
+        callback_on_step_end: Callable[..., dict[str, Any]] | None,
+        output_layers: bool,
+    ) -> tuple[Tensor, list[LayerTrace] | None]:
+        if method.fuse == "placed" and not any(
+            layer.bounding_box != (0, 0, 1, 1) for layout in layouts for layer in layout.layers
+        ):
+            method = replace(method, fuse="steps")  # what fills the canvas is in its place
+        layered_steps = round(method.layered_fraction * len(timesteps))
+        alone_steps = layered_steps if method.fuse == "once" else 0
+        if method.fuse == "placed" and layered_steps:
+            # A scheduler of order 2 has two timesteps for one step: none is cut in half.
+            order = self.scheduler.order
+            alone_steps = max(1, round(method.placed_at * len(timesteps) / order)) * order
+            layered_steps = max(layered_steps, alone_steps)
+        fresh = {
+            name: copy.copy(value)
+            for name, value in vars(self.scheduler).items()
+            if not name.endswith("_index") and not isinstance(value, (Tensor, dict))
+        }
+        pictures = len(layouts)
+        fields: list[list[Tensor | None]] = [[None] * len(layout.layers) for layout in layouts]
+        if layered_steps:
+            fields = self._fields(layouts, method, latents, timesteps[0], texts, chunk_size)
+        unguided = [[None] * len(layout.layers) for layout in layouts]
+        made: dict[tuple, Regions] = {}
+
+        def regions_at(step: int) -> Regions:
+            layered, alone = step < layered_steps, step < alone_steps
+            # Where an object comes up alone does not matter if it is moved afterwards.
+            guided = method.guide == "steps" and not (alone and method.fuse == "placed")
+            shown = fields if guided else unguided
+            active = tuple(
+                tuple(_takes_part(layer, step, layered_steps, len(timesteps)) for layer in layers)
+                for layers in (layout.layers for layout in layouts)
+            )
+            if (layered, alone, active) not in made:
+                entries = [
+                    region
+                    for number, layout in enumerate(layouts)
+                    for region in regions_of(
+                        number,
+                        layout,
+                        negatives[number],
+                        active[number],
+                        shown[number],
+                        method,
+                        latents.shape[-2:],
+                        layered,
+                    )
+                ]
+                made[layered, alone, active] = batched(
+                    entries, texts.__getitem__, latents, share=not alone
+                )
+            return made[layered, alone, active]
+
+        # All at once, so that an offloaded text encoder is fetched once and not between two steps.
+        parts = [regions_at(step) for step in range(len(timesteps))]
+        first = parts[0]
+        if method.guide == "noise" and layered_steps:
+            fields_of_rows = stacked(
+                [fields[e.picture][e.layer - 1] if e.layer else None for e in first.entries],
+                latents,
+            )
+            # In the latents' own units: Euler's are σ times larger than those the U-Net sees.
+            rows = latents[first.picture] + fields_of_rows / self._unit(latents, timesteps[0])
+            latents = rows if alone_steps else first.composed(rows, pictures)
+        elif alone_steps:
+            latents = latents[first.picture]
+        own_arguments = step_arguments
+        if alone_steps and isinstance(step_arguments.get("generator"), list):
+            several = [step_arguments["generator"][e.picture] for e in first.entries]
+            own_arguments = step_arguments | {"generator": several}
+
+        predictions: list[tuple[Regions, Tensor]] = []
         warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     continue
                 # t = T … t0: layered denoising; t = t0 − 1 … 1: general denoising
-                regions = layered if i < layered_steps else plain
-                prediction = self._predict(latents, t, regions, chunk_size)
+                regions = parts[i]
+                by_itself = i < alone_steps
+                # ξ is added after scale_model_input: that is what brings the latents of every
+                # scheduler to the x_t = α x_0 + σ ε with α² + σ² = 1 that the U-Net knows, so ξ is
+                # as strong with Euler, whose latents are x_0 + (σ/α) ε, as with DDIM. The scheduler
+                # steps from x_t without ξ.
+                x = self.scheduler.scale_model_input(latents, t)
+                x = x if by_itself else x[regions.picture]
+                scores = self._scores(x, t, regions, chunk_size)
+                if output_layers and i < layered_steps:
+                    predictions.append((regions, self._x0(x, scores, t)))
+                # Φ_t = Σ_i M^i ⊙ […]                                             (Eq. 8b)
+                prediction = scores if by_itself else regions.composed(scores, pictures)
                 # x_{t−1} = α̃ x_t + β̃ Φ_t + σ ε                                  (Eq. 8a)
+                arguments = own_arguments if by_itself else step_arguments
                 latents = self.scheduler.step(
-                    prediction, t, latents, **step_arguments, return_dict=False
+                    prediction, t, latents, **arguments, return_dict=False
                 )[0]
+                if method.guide == "noise" and i < min(
+                    method.early_repeats, layered_steps, len(timesteps) - 1
+                ):
+                    again = EARLY_REPEAT * fields_of_rows / self._unit(latents, timesteps[i + 1])
+                    latents = latents + (again if by_itself else first.composed(again, pictures))
+                if by_itself and i == alone_steps - 1:
+                    by_itself = False
+                    if method.fuse == "placed":
+                        canvas = self._placed(layouts, x, scores, t, regions, texts, chunk_size)
+                        latents = self._noised(canvas, timesteps[i + 1 :], generator)
+                        self._restart_memory(fresh, i + 1, regions, x.shape, pictures)
+                    else:
+                        self._compose_memory(regions, latents.shape, pictures)
+                        latents = regions.composed(latents, pictures)
                 if callback_on_step_end is not None:
-                    outputs = callback_on_step_end(self, i, t, {"latents": latents})
-                    latents = (outputs or {}).get("latents", latents)
+                    # A callback sees pictures, also while each layer still runs alone.
+                    whole = regions.composed(latents, pictures) if by_itself else latents
+                    outputs = callback_on_step_end(self, i, t, {"latents": whole}) or {}
+                    changed = outputs.get("latents", whole)
+                    if changed is not whole:
+                        latents = changed[regions.picture] if by_itself else changed
                 # A scheduler of order 2 has two timesteps for one step.
                 if i == len(timesteps) - 1 or (
                     i + 1 > warm_up and (i + 1) % self.scheduler.order == 0
                 ):
                     progress_bar.update()
+        if len(latents) != pictures:  # interrupted before the layers were put together
+            latents = regions.composed(latents, pictures)
+        traces = _traces(layouts, fields, predictions, latents) if output_layers else None
+        return latents, traces
 
-        images, nsfw = latents, None
-        if output_type != "latent":
-            images = self.vae.decode(
-                latents / self.vae.config.scaling_factor, return_dict=False, generator=generator
-            )[0]
-            images, nsfw = self.run_safety_checker(images, device, self.unet.dtype)
-        shown = [True] * len(layouts) if nsfw is None else [not hit for hit in nsfw]
-        images = self.image_processor.postprocess(
-            images, output_type=output_type, do_denormalize=shown
-        )
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return images, nsfw, masks
-        return LayeredRenderingOutput(images=images, nsfw_content_detected=nsfw, masks=masks)
-
-    # -------------------------------------------------------------- one step
-
-    def _predict(
+    def _scores(
         self,
-        latents: Float[Tensor, "pictures channels height width"],
+        x: Float[Tensor, "regions channels height width"],
         t: Tensor,
         regions: Regions,
         chunk_size: int | None,
-    ) -> Float[Tensor, "pictures channels height width"]:
-        """Φ_t = Σ_i M^i ⊙ [s(x_t + ξ^i) + γ (s(x_t + ξ^i, y^i) − s(x_t + ξ^i))]  (LRDiff, Eq. 8b).
+    ) -> Float[Tensor, "regions channels height width"]:
+        """s(x_t + ξ^i) + γ (s(x_t + ξ^i, y^i) − s(x_t + ξ^i)) for each region i  (LRDiff, Eq. 8b).
 
         Ordinary classifier-free guidance is the case of one region with M = 1 and ξ = 0.
         """
-        ratio = self._noise_to_signal(t) if regions.guided else 0.0
+        ratio = 0.0 if regions.field is None else self._noise_to_signal(t)
         # Where there is no signal at all (α = 0) there is nothing to guide yet.
-        guided = regions.guided and math.isfinite(ratio)
-
-        # ξ is added after scale_model_input: that is what brings the latents of every scheduler to
-        # the x_t = α x_0 + σ ε with α² + σ² = 1 that the U-Net knows, so ξ is as strong with Euler,
-        # whose latents are x_0 + (σ/α) ε, as with DDIM. The scheduler steps from x_t without ξ.
-        x = self.scheduler.scale_model_input(latents, t)[regions.picture]
+        guided = regions.field is not None and math.isfinite(ratio)
         if guided:
             x = x + regions.field
+        prompts = [region.prompt for region in regions.entries]
+        pictures = regions.picture.tolist()
         if self.do_classifier_free_guidance:
-            both = torch.cat([x[regions.asker], x])
-            prompts = torch.cat([regions.negative, regions.prompt])
             rows = len(regions.asker)
-            score = self._unet_in_chunks(both, t, prompts, chunk_size)
+            score = self._unet_in_chunks(
+                torch.cat([x[regions.asker], x]),
+                t,
+                torch.cat([regions.negative, regions.prompt]),
+                [None] * rows + prompts,
+                regions.picture[regions.asker].tolist() + pictures,
+                chunk_size,
+            )
             unconditional, conditional = score[:rows][regions.row], score[rows:]
             score = unconditional + self.guidance_scale * (conditional - unconditional)
+            if self.guidance_rescale > 0:
+                score = rescale_noise_cfg(score, conditional, self.guidance_rescale)
         else:
-            score = self._unet_in_chunks(x, t, regions.prompt, chunk_size)
-
+            score = self._unet_in_chunks(x, t, regions.prompt, prompts, pictures, chunk_size)
         if guided:
             score = score + self._as_seen_from_x_t(ratio) * regions.field
-        # The masks partition the canvas: each cell gets one summand, in any order.
-        return torch.zeros_like(latents).index_add(0, regions.picture, regions.mask * score)
+        return score
 
     def _unet_in_chunks(
         self,
         x: Float[Tensor, "batch channels height width"],
         t: Tensor,
-        prompts: Float[Tensor, "batch tokens features"],
+        embeddings: Float[Tensor, "batch tokens features"],
+        prompts: list[str | None],
+        pictures: list[int],
         chunk_size: int | None,
     ) -> Float[Tensor, "batch channels height width"]:
-        chunk_size = chunk_size or len(x)
-        chunks = zip(x.split(chunk_size), prompts.split(chunk_size), strict=True)
-        return torch.cat(
-            [self.unet(x, t, encoder_hidden_states=y, return_dict=False)[0] for x, y in chunks]
-        )
+        condition = None
+        if self.unet.config.time_cond_proj_dim is not None:  # guidance is distilled into it (LCM)
+            condition = self.get_guidance_scale_embedding(
+                torch.tensor([self.guidance_scale - 1]), self.unet.config.time_cond_proj_dim
+            ).to(x)
+        parts = []
+        for first in range(0, len(x), chunk_size or len(x)):
+            some = slice(first, first + (chunk_size or len(x)))
+            self.prompts_of_rows = prompts[some]
+            self.pictures_of_rows = pictures[some]
+            parts.append(
+                self.unet(
+                    x[some],
+                    t,
+                    encoder_hidden_states=embeddings[some],
+                    timestep_cond=None if condition is None else condition.expand(len(x[some]), -1),
+                    cross_attention_kwargs=self.cross_attention_kwargs,
+                    return_dict=False,
+                )[0]
+            )
+        return torch.cat(parts)
 
     def _as_seen_from_x_t(self, ratio: float) -> float:
         """The c of s + c ξ with which an answer to x_t + ξ means the same noise ε̂ at x_t.
@@ -284,7 +472,23 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             "epsilon": 0.0,
             "v_prediction": ratio,
             "sample": -math.sqrt(1 + ratio**2),
-        }[self.scheduler.config.get("prediction_type", "epsilon")]
+        }[self._prediction_type]
+
+    def _x0(self, x: Tensor, scores: Tensor, t: Tensor) -> Tensor:
+        """x̂_0 of each region's prediction; NaN at pure noise, which says nothing of x_0."""
+        ratio = self._noise_to_signal(t)
+        if not math.isfinite(ratio):
+            return torch.full_like(x, math.nan)
+        alpha = 1 / math.sqrt(1 + ratio**2)
+        return {
+            "epsilon": lambda: x / alpha - ratio * scores,
+            "v_prediction": lambda: alpha * x - ratio * alpha * scores,
+            "sample": lambda: scores,
+        }[self._prediction_type]()
+
+    @property
+    def _prediction_type(self) -> str:
+        return self.scheduler.config.get("prediction_type", "epsilon")
 
     def _noise_to_signal(self, t: Tensor) -> float:
         """σ/α at t; inf at (nearly) pure noise, where a schedule is rescaled to zero terminal SNR.
@@ -298,93 +502,194 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         # Stable Diffusion's own schedule ends at 14.6.
         return ratio if ratio < 100 else math.inf
 
-    # -------------------------------------------------------------- what is asked
+    def _unit(self, latents: Tensor, t: Tensor) -> float:
+        """What `scale_model_input` multiplies latents with at t."""
+        return float(self.scheduler.scale_model_input(torch.ones_like(latents[:1]), t).flatten()[0])
 
-    def _captions(self, layouts: list[Layout], negatives: list[str], latents: Tensor) -> Regions:
-        """General denoising: each picture is one region with its caption."""
-        ones = torch.ones(latents.shape[-2:])
-        entries = [
-            (number, layout.caption, negative, ones, None)
-            for number, (layout, negative) in enumerate(zip(layouts, negatives, strict=True))
-        ]
-        return self._regions(entries, latents)
+    def _compose_memory(self, regions: Regions, shape: torch.Size, pictures: int) -> None:
+        """Schedulers of several steps remember earlier predictions: they are put together too."""
 
-    def _layers(
+        def composed(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.shape == shape:
+                return regions.composed(value, pictures)
+            if isinstance(value, list):
+                return [composed(one) for one in value]
+            return value
+
+        for name, value in list(vars(self.scheduler).items()):
+            if isinstance(value, (Tensor, list)):
+                setattr(self.scheduler, name, composed(value))
+
+    def _restart_memory(
+        self,
+        fresh: dict[str, Any],
+        step: int,
+        regions: Regions,
+        shape: torch.Size,
+        pictures: int,
+    ) -> None:
+        """Earlier predictions are of objects that were elsewhere: forget them, and go on at `step`.
+
+        PNDM counts its predictions instead of its steps, so that it cannot forget; they are put
+        together as they are.
+        """
+        if not hasattr(self.scheduler, "_step_index"):
+            self._compose_memory(regions, shape, pictures)
+            return
+        for name, value in fresh.items():
+            setattr(self.scheduler, name, copy.copy(value))
+        self.scheduler._step_index = step
+
+    # -------------------------------------------------------------- objects into their places
+
+    def _placed(
         self,
         layouts: list[Layout],
-        negatives: list[str],
-        masks: list[Tensor],
-        latents: Tensor,
-        inside: float,
-        outside: float,
-    ) -> Regions:
-        """Layered denoising: in each picture the background (ξ = 0) and every layer in sight."""
-        deltas: dict[str, Tensor] = {}  # colour → δ, each computed once
-        entries = []
+        x: Tensor,
+        scores: Tensor,
+        t: Tensor,
+        regions: Regions,
+        texts: _Texts,
+        chunk_size: int | None,
+    ) -> Float[Tensor, "pictures channels height width"]:
+        """x̂_0 of each picture, with the objects that the layers drew alone in their places."""
+        entries = regions.entries
+        backgrounds = {one.picture: row for row, one in enumerate(entries) if not one.layer}
+        rows = [row for row, one in enumerate(entries) if one.layer]
+        empty = [
+            replace(entries[row], prompt=entries[backgrounds[entries[row].picture]].prompt)
+            for row in rows
+        ]
+        asked = batched(empty, texts.__getitem__, x, share=False)
+        without = dict(zip(rows, self._scores(x[rows], t, asked, chunk_size), strict=True))
+        x0 = self._x0(x, scores, t)
+        pictures = []
         for number, layout in enumerate(layouts):
-            background = layout.background or layout.caption
-            regions = [(background, negatives[number], None)]
-            for layer in layout.layers:
-                negative = layer.negative_prompt
-                negative = negatives[number] if negative is None else negative
-                field = self._field(layer, latents, deltas, inside, outside)
-                regions.append((layer.prompt, negative, field))
-            for (prompt, negative, field), mask in zip(regions, masks[number], strict=True):
-                if mask.any():  # what is hidden completely costs nothing
-                    entries.append((number, prompt, negative, mask, field))
-        return self._regions(entries, latents)
+            own = [row for row in rows if entries[row].picture == number]
+            layers = [layout.layers[entries[row].layer - 1] for row in own]
+            pictures.append(
+                placed(
+                    x0[backgrounds[number]],
+                    [x0[row] for row in own],
+                    [object_mask(scores[row], without[row]) for row in own],
+                    [layer.bounding_box for layer in layers],
+                    [layer.cells(*x.shape[-2:]).to(x.device) for layer in layers],
+                )
+            )
+        return torch.stack(pictures)
 
-    def _field(
+    def _noised(
+        self,
+        canvas: Tensor,
+        timesteps: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Tensor:
+        """The clean latents `canvas` at the first of the remaining timesteps."""
+        if not len(timesteps):
+            return canvas
+        ratio = self._noise_to_signal(timesteps[0])
+        alpha = 1 / math.sqrt(1 + ratio**2)
+        noise = randn_tensor(canvas.shape, generator, canvas.device, canvas.dtype)
+        return (alpha * canvas + ratio * alpha * noise) / self._unit(canvas, timesteps[0])
+
+    # -------------------------------------------------------------- vision guidance
+
+    def _fields(
+        self,
+        layouts: list[Layout],
+        method: Method,
+        latents: Tensor,
+        t: Tensor,
+        texts: _Texts,
+        chunk_size: int | None,
+    ) -> list[list[Float[Tensor, "channels height width"] | None]]:
+        """ξ of each layer of each picture, None where it is zero."""
+        asked = [
+            (number, layer)
+            for number, layout in enumerate(layouts)
+            for layer in layout.layers
+            if layer.strength and (method.inside or method.outside)
+        ]
+        # In units of N(0, I), which the latents of some schedulers are not.
+        noise = self.scheduler.scale_model_input(latents, t)
+        maps: list[Tensor | None] = [None] * len(asked)
+        if method.delta != "constant" and asked:
+            maps = self._attention_maps(asked, method, noise, t, texts, chunk_size)
+        deltas: dict[str, Tensor] = {}  # colour → δ, each computed once
+        fields: list[list[Tensor | None]] = [[] for _ in layouts]
+        found = iter(zip(asked, maps, strict=True))
+        for number, layout in enumerate(layouts):
+            for layer in layout.layers:
+                if not (layer.strength and (method.inside or method.outside)):
+                    fields[number].append(None)
+                    continue
+                _, attention = next(found)
+                delta = self._delta(layer, method, noise[number], attention, deltas)
+                if delta is None:
+                    fields[number].append(None)
+                    continue
+                mask = layer.cells(*latents.shape[-2:]).to(latents.device, torch.float32)
+                strengths = method.inside * layer.strength, method.outside * layer.strength
+                field = vision_guidance(delta, mask, *strengths)
+                if method.weighted:
+                    field = torch.where(mask > 0, field * attention / attention.max(), field)
+                fields[number].append(field)
+        return fields
+
+    def _delta(
         self,
         layer: Layer,
-        latents: Tensor,
+        method: Method,
+        noise: Tensor,
+        attention: Tensor | None,
         deltas: dict[str, Tensor],
-        inside: float,
-        outside: float,
-    ) -> Float[Tensor, "channels height width"] | None:
-        """ξ of one layer, or None where it is zero."""
+    ) -> Float[Tensor, "channels"] | None:
+        if method.delta == "dynamic":
+            return dynamic_delta(noise, attention, method.top_k)
+        if method.delta == "decoded":
+            return decoded_delta(self.vae, noise, attention, method.top_k).to(noise.device)
         colour = layer.colour or colour_of_prompt(layer.prompt)
-        inside, outside = inside * layer.strength, outside * layer.strength
-        if colour is None or inside == outside == 0:
+        if colour is None:
             return None
         if colour not in deltas:
-            deltas[colour] = constant_delta(self.vae, colour, device=latents.device)
-        mask = layer.mask(*latents.shape[-2:]).float().to(latents.device)
-        return vision_guidance(deltas[colour], mask, inside, outside)
+            deltas[colour] = constant_delta(self.vae, colour, device=noise.device)
+        return deltas[colour]
 
-    def _regions(
-        self, entries: list[tuple[int, str, str, Tensor, Tensor | None]], latents: Tensor
-    ) -> Regions:
-        """Entries (picture, prompt, negative prompt, mask, ξ or None for zero) as one batch."""
-        device, dtype = latents.device, latents.dtype
-        encoded: dict[str, Tensor] = {}
-
-        def encode(text: str) -> Tensor:
-            # Each text alone: a picture must not depend on what else is in the batch.
-            if text not in encoded:
-                encoded[text] = self.encode_prompt(text, device, 1, False)[0][0]
-            return encoded[text]
-
-        zero = torch.zeros(latents.shape[1:])
-        rows: dict[tuple, int] = {}  # (picture, negative prompt, ξ) → unconditional row
-        asker, row = [], []
-        for number, (picture, _, negative, _, field) in enumerate(entries):
-            key = (picture, negative, None if field is None else number)
-            if key not in rows:
-                rows[key] = len(asker)
-                asker.append(number)
-            row.append(rows[key])
-        fields = [zero.to(device) if field is None else field for *_, field in entries]
-        return Regions(
-            picture=torch.tensor([entry[0] for entry in entries], device=device),
-            mask=torch.stack([entry[3] for entry in entries])[:, None].to(device, dtype),
-            field=torch.stack(fields).to(dtype),
-            guided=any(entry[4] is not None for entry in entries),
-            prompt=torch.stack([encode(entry[1]) for entry in entries]).to(dtype),
-            negative=torch.stack([encode(entries[number][2]) for number in asker]).to(dtype),
-            asker=torch.tensor(asker, device=device),
-            row=torch.tensor(row, device=device),
-        )
+    def _attention_maps(
+        self,
+        asked: list[tuple[int, Layer]],
+        method: Method,
+        noise: Tensor,
+        t: Tensor,
+        texts: _Texts,
+        chunk_size: int | None,
+    ) -> list[Float[Tensor, "height width"]]:
+        """Where the model looks at t = T when it reads each layer's word (LRDiff, section 3.2)."""
+        maps = []
+        size = chunk_size or len(asked)
+        for first in range(0, len(asked), size):
+            some = asked[first : first + size]
+            prompts = [self.maybe_convert_prompt(layer.prompt, self.tokenizer) for _, layer in some]
+            with capture_attention(
+                self.unet,
+                prompts,
+                where=method.attention,
+                tokenizer=self.tokenizer,
+                guided=False,
+            ) as attention:
+                self._unet_in_chunks(
+                    noise[[number for number, _ in some]],
+                    t,
+                    torch.stack([texts[layer.prompt] for _, layer in some]),
+                    [layer.prompt for _, layer in some],
+                    [number for number, _ in some],
+                    None,
+                )
+            for row, (_, layer) in enumerate(some):
+                word = layer.word or object_of_prompt(layer.prompt)
+                shape = tuple(noise.shape[-2:])
+                maps.append(attention.pooled(word, prompt=row, size=shape)[0])
+        return maps
 
     # -------------------------------------------------------------- before the first U-Net call
 
@@ -392,20 +697,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         size = self.unet.config.sample_size
         return (size if isinstance(size, int) else size[axis]) * self.vae_scale_factor
 
-    def _check(
-        self,
-        layouts: list[Layout],
-        height: int,
-        width: int,
-        num_inference_steps: int,
-        negative_prompt: str | Sequence[str] | None,
-        num_images_per_prompt: int,
-        layered_fraction: float,
-        chunk_size: int | None,
-        latents: Tensor | None,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> list[str]:
-        """Raise a ValueError for what cannot work; return one negative prompt for each layout."""
+    def _check_layouts(
+        self, layouts: list[Layout], method: Method, height: int, width: int
+    ) -> None:
         if not layouts or not all(isinstance(layout, Layout) for layout in layouts):
             kinds = sorted({type(layout).__name__ for layout in layouts}) or ["nothing"]
             raise ValueError(f"layouts is {', '.join(kinds)}, but should be a Layout or several")
@@ -416,6 +710,76 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 f"height and width are {height} and {width}, but should be divisible by {factor}; "
                 f"{near[0]} and {near[1]} would work"
             )
+        size = (height // factor, width // factor)
+        positions = height * width if method.delta == "decoded" else size[0] * size[1]
+        if method.delta != "constant" and method.top_k > positions:
+            raise ValueError(
+                f"top_k is {method.top_k}, but there are only {positions} positions to choose from"
+            )
+        for layout in layouts:
+            masks = layout.masks(*size, overlap=method.overlap)
+            for number, layer in enumerate(layout.layers):
+                name = f"layer {number + 1} {layer.prompt!r}"
+                if method.delta != "constant":
+                    self._check_word(name, layer)
+                if method.fuse != "steps" and (layer.start > 0 or layer.end is not None):
+                    raise ValueError(
+                        f"{name} has a start or an end, but with fuse={method.fuse!r} every layer "
+                        "runs alone up to the same step; use a method with fuse='steps'"
+                    )
+                if not masks[number + 1].any():
+                    cells = layer.cells(*size)
+                    others = ", ".join(
+                        f"layer {n + 1} {other.prompt!r}"
+                        for n, other in enumerate(layout.layers)
+                        if n != number and (other.cells(*size) & cells).any()
+                    )
+                    warnings.warn(
+                        f"{name} is completely hidden by {others} and will not be drawn; move it "
+                        "to the front (later in the list) or make it larger",
+                        stacklevel=4,
+                    )
+
+    def _check_word(self, name: str, layer: Layer) -> None:
+        prompt = self.maybe_convert_prompt(layer.prompt, self.tokenizer)
+        try:
+            tokens = PromptTokens.encode(self.tokenizer, prompt)
+            tokens.positions(layer.word or object_of_prompt(layer.prompt))
+        except WordError as error:
+            raise WordError(f"{name}, word: {error}") from None
+
+    def _check_sampling(
+        self,
+        layouts: list[Layout],
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        num_images_per_prompt: int,
+        chunk_size: int | None,
+        latents: Tensor | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        kind = type(self.unet).__name__
+        if getattr(self.unet.config, "addition_embed_type", None) is not None:
+            raise ValueError(
+                f"this {kind} wants more than a prompt (addition_embed_type is "
+                f"{self.unet.config.addition_embed_type!r}, as in Stable Diffusion XL); use a "
+                "Stable Diffusion 1.x or 2.x model"
+            )
+        if not any(getattr(module, "is_cross_attention", False) for module in self.unet.modules()):
+            raise ValueError(f"this {kind} has no cross-attention, so no prompt can reach it")
+        scheduler = type(self.scheduler).__name__
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"{scheduler} has no alphas_cumprod, so it is no scheduler of Stable Diffusion; "
+                "use DDIMScheduler, EulerDiscreteScheduler or another one of "
+                "pipe.scheduler.compatibles"
+            )
+        if self._prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(
+                f"{scheduler}'s prediction_type is {self._prediction_type!r}, but should be "
+                "'epsilon', 'v_prediction' or 'sample'"
+            )
         if not 1 <= num_inference_steps <= self.scheduler.config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}, but should be between 1 and "
@@ -423,11 +787,6 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             )
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, but should be ≥ 1")
-        if not 0 <= layered_fraction <= 1:
-            raise ValueError(
-                f"layered_fraction is {layered_fraction}, but should be between 0 (no layered "
-                "step) and 1 (all steps)"
-            )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, but should be ≥ 1, or None for all")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -437,6 +796,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 f"{', '.join(self._callback_tensor_inputs)} can be given to a callback"
             )
         if latents is not None:
+            factor = self.vae_scale_factor
             shape = (
                 len(layouts) * num_images_per_prompt,
                 self.unet.config.in_channels,
@@ -449,20 +809,33 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 )
             if not latents.isfinite().all():
                 raise ValueError("latents has values that are not finite (NaN or infinite)")
-        if negative_prompt is None or isinstance(negative_prompt, str):
-            return [negative_prompt or ""] * len(layouts)
-        if len(negative_prompt) != len(layouts):
-            raise ValueError(
-                f"negative_prompt has {len(negative_prompt)} entries for {len(layouts)} layouts; "
-                "give one text for all, or one for each layout"
-            )
-        return list(negative_prompt)
 
-    def _warn_of_unknown_words(self, layouts: list[Layout]) -> None:
-        for layout in layouts:
+    def _check_texts(
+        self, layouts: list[Layout], negatives: list[str], prompt_embeds: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse texts that cannot be encoded; warn of words that the model does not know."""
+        features = self.unet.config.cross_attention_dim
+        for text, embedding in prompt_embeds.items():
+            if embedding.ndim != 2 or (isinstance(features, int) and len(embedding[0]) != features):
+                raise ValueError(
+                    f"prompt_embeds[{text!r}] has shape {tuple(embedding.shape)}, but should be "
+                    f"(tokens, {features})"
+                )
+        for layout, negative in zip(layouts, negatives, strict=True):
             named = [("caption", layout.caption), ("background", layout.background)]
+            unsaid = [("negative_prompt", negative)]
             for number, layer in enumerate(layout.layers, start=1):
-                named.append((f"layer {number} {layer.prompt!r}", layer.prompt))
+                name = f"layer {number} {layer.prompt!r}"
+                named.append((name, layer.prompt))
+                unsaid.append((f"{name}, negative_prompt", layer.negative_prompt or ""))
+            for name, text in named + unsaid:
+                if text in prompt_embeds:
+                    continue
+                if self.text_encoder is None:
+                    raise ValueError(
+                        f"{name}: the pipeline has no text_encoder, so prompt_embeds should have "
+                        f"the embedding of {text!r}"
+                    )
             for name, text in named:
                 for word in unknown_words(self.tokenizer, text):
                     near = ", ".join(nearest_words(self.tokenizer, word))
@@ -481,3 +854,59 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         index = json.loads(super().to_json_string())
         index["_class_name"] = StableDiffusionPipeline.__name__
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+class _Texts:
+    """Texts → embeddings "tokens features", each encoded once.
+
+    Each text alone: a picture must not depend on what else is in the batch.
+    """
+
+    def __init__(
+        self, pipe: LayeredRenderingPipeline, known: dict[str, Tensor], latents: Tensor
+    ) -> None:
+        self.pipe, self.latents = pipe, latents
+        self.known = {text: embedding.to(latents) for text, embedding in known.items()}
+
+    def __getitem__(self, text: str) -> Float[Tensor, "tokens features"]:
+        if text not in self.known:
+            pipe = self.pipe
+            scale = (pipe.cross_attention_kwargs or {}).get("scale")
+            embeddings = pipe.encode_prompt(text, self.latents.device, 1, False, lora_scale=scale)
+            self.known[text] = embeddings[0][0].to(self.latents)
+        return self.known[text]
+
+
+def _one_each(negative_prompt: str | Sequence[str] | None, layouts: list[Layout]) -> list[str]:
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt or ""] * len(layouts)
+    if len(negative_prompt) != len(layouts):
+        raise ValueError(
+            f"negative_prompt has {len(negative_prompt)} entries for {len(layouts)} layouts; "
+            "give one text for all, or one for each layout"
+        )
+    return list(negative_prompt)
+
+
+def _takes_part(layer: Layer, step: int, layered_steps: int, steps: int) -> bool:
+    end = layered_steps if layer.end is None else round(layer.end * steps)
+    return round(layer.start * steps) <= step < end
+
+
+def _traces(
+    layouts: list[Layout],
+    fields: list[list[Tensor | None]],
+    predictions: list[tuple[Regions, Tensor]],
+    latents: Tensor,
+) -> list[LayerTrace]:
+    traces = []
+    for number, layout in enumerate(layouts):
+        x0 = latents.new_full(
+            (len(predictions), len(layout.layers) + 1, *latents.shape[1:]), math.nan
+        )
+        for step, (regions, predicted) in enumerate(predictions):
+            for row, region in enumerate(regions.entries):
+                if region.picture == number:
+                    x0[step, region.layer] = predicted[row]
+        traces.append(LayerTrace(stacked([None, *fields[number]], latents), x0))
+    return traces

@@ -14,7 +14,18 @@ from lrd_helpers.vocabulary import word_tokenizer
 
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
 # rendering.py: what its __call__ says of wrong arguments is tested, and must not be forestalled.
-CHECKED = ("attention", "guidance", "metrics", "plotting", "autoencoder", "storybook", "training")
+CHECKED = (
+    "attention",
+    "guidance",
+    "metrics",
+    "placement",
+    "plotting",
+    "regions",
+    "autoencoder",
+    "ddpm",
+    "storybook",
+    "training",
+)
 jaxtyping.install_import_hook([f"lrd_helpers.{name}" for name in CHECKED], "beartype.beartype")
 
 WORDS = ["a", "red", "yellow", "blue", "car", "star", "boat", "ball"]

@@ -12,9 +12,16 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
 from lrd_helpers.autoencoder import psnr
-from lrd_helpers.metrics import StorybookDetector
+from lrd_helpers.metrics import StorybookDetector, layout_iou
 from lrd_helpers.models import ASSETS, load_segmenter
-from lrd_helpers.storybook import WORDS, StorybookDataset, caption_of
+from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.storybook import (
+    WORDS,
+    StorybookDataset,
+    caption_of,
+    sample_layout,
+    seeded,
+)
 from lrd_helpers.training import clip, segmenter
 from lrd_helpers.training.loop import HELD_OUT_SEED
 from lrd_helpers.vocabulary import known_words
@@ -114,6 +121,24 @@ def test_the_pipeline_draws_as_well_as_its_card_says(share_of_right_pictures):
     assert share_of_right_pictures > promised("storybook", "one object in the caption") - 0.15
 
 
+def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
+    pipe = LayeredRenderingPipeline.from_pipe(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    layouts = [
+        sample_layout(seeded(HELD_OUT_SEED, 8, number), sticker_count=1 + number % 2)
+        for number in range(8)
+    ]
+    detector, means = StorybookDetector(), {}
+    for name, options in (("default", {}), ("plain", {"layered_fraction": 0})):
+        generators = [seeded(0, 8, number) for number in range(8)]
+        images = pipe(layouts, generator=generators, **options).images
+        ious = [
+            layout_iou(detector, image, one) for image, one in zip(images, layouts, strict=True)
+        ]
+        means[name] = sum(sum(one) / len(one) for one in ious) / 8
+    assert means["default"] > means["plain"] + 0.15, means
+
+
 # What the models should do and do not yet. The marks are strict: a model that gets there turns its
 # test red until the mark is taken off.
 not_yet = pytest.mark.xfail(strict=True, reason="needs more training; see the model's card")
@@ -124,9 +149,13 @@ def test_the_pipeline_draws_what_it_is_told(share_of_right_pictures):
     assert share_of_right_pictures >= 18 / 24
 
 
-@not_yet
 def test_the_segmenter_is_right_on_nine_pixels_of_ten():
     assert promised("storybook-segmenter", "sticker and colour right") > 0.9
+
+
+@not_yet
+def test_the_segmenter_is_right_on_97_pixels_of_100():
+    assert promised("storybook-segmenter", "sticker and colour right") >= 0.97
 
 
 @not_yet

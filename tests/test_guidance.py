@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageColor
 
-from lrd_helpers.guidance import NORM, colour_of_prompt, constant_delta, vision_guidance
+from lrd_helpers.guidance import (
+    NORM,
+    colour_of_prompt,
+    constant_delta,
+    decoded_delta,
+    dynamic_delta,
+    object_of_prompt,
+    vision_guidance,
+)
 
 
 def test_vision_guidance_is_plus_delta_inside_and_minus_delta_outside() -> None:
@@ -67,3 +75,47 @@ def test_an_unknown_colour_is_refused(tiny) -> None:
 )
 def test_colour_of_prompt(prompt: str, colour: str | None) -> None:
     assert colour_of_prompt(prompt) == colour
+
+
+def test_dynamic_delta_is_the_mean_of_the_noise_where_attention_is_largest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 3, 5, generator=generator)
+    attention = torch.rand(3, 5, generator=generator)
+    by_hand = sorted(
+        ((attention[j, k], latents[:, j, k]) for j in range(3) for k in range(5)),
+        key=lambda pair: -pair[0],
+    )
+    expected = torch.stack([cell for _, cell in by_hand[:4]]).mean(0)
+    assert torch.allclose(dynamic_delta(latents, attention, 4), expected)
+    assert torch.allclose(dynamic_delta(latents, attention, 15), latents.mean((1, 2)), atol=1e-6)
+
+
+@torch.no_grad()
+def test_decoded_delta_goes_through_the_colour_of_the_noise(tiny) -> None:
+    latents = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(0))
+    attention = torch.zeros(4, 4)
+    attention[1, 2] = 1.0
+    scaling_factor = tiny.vae.config.scaling_factor
+    rgb = tiny.vae.decode(latents[None] / scaling_factor).sample[0]
+    # Bilinear, half-pixel centres: of 8 × 8 pixels a cell, the middle four are the brightest.
+    colour = rgb[:, 11:13, 19:21].mean((1, 2))
+    flat = colour[None, :, None, None].expand(1, 3, 32, 32)
+    expected = tiny.vae.encode(flat).latent_dist.mean.mean((0, 2, 3)) * scaling_factor
+    assert torch.allclose(decoded_delta(tiny.vae, latents, attention, 4), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word"),
+    [
+        ("a red car", "car"),
+        ("a sleepy cat on a sofa", "cat"),
+        ("car", "car"),
+        ("at sea", "sea"),
+        ("a knight holding a sword", "knight"),
+        ("on top of the hill a house", "top"),
+        ("日本の家", "日本の家"),
+        ("123", "123"),
+    ],
+)
+def test_object_of_prompt(prompt: str, word: str) -> None:
+    assert object_of_prompt(prompt) == word

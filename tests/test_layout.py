@@ -4,10 +4,12 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from lrd_helpers.layout import (
     Layer,
@@ -15,7 +17,10 @@ from lrd_helpers.layout import (
     LayoutError,
     box_from_coco,
     box_from_thousandths,
+    box_to_coco,
+    box_to_thousandths,
 )
+from lrd_helpers.mask import Mask
 
 RED_CAR = Layer("a red car", box=(0.05, 0.5, 0.5, 0.9))
 TWO = Layout(
@@ -31,13 +36,27 @@ def spans() -> st.SearchStrategy[tuple[float, float]]:
 
 
 @st.composite
+def masks(draw: st.DrawFn) -> Mask:
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    pixels = np.zeros(height * width, bool)
+    pixels[draw(st.lists(st.integers(0, height * width - 1), min_size=1))] = True
+    return Mask.of(pixels.reshape(height, width))
+
+
+@st.composite
 def layers(draw: st.DrawFn) -> Layer:
     (x0, x1), (y0, y1) = draw(spans()), draw(spans())
+    shape = draw(masks()) if draw(st.booleans()) else None
+    start = draw(st.just(0.0) | st.floats(0, 0.9))
     return Layer(
         draw(st.text(min_size=1).filter(lambda text: text.strip())),
-        box=(x0, y0, x1, y1),
+        box=(x0, y0, x1, y1) if shape is None else None,
+        mask=shape,
+        start=start,
+        end=draw(st.none() | st.floats(start, 1, exclude_min=True)),
         negative_prompt=draw(st.none() | st.text()),
         colour=draw(st.none() | st.sampled_from(["red", "#123abc"])),
+        word=draw(st.none() | st.just("car")),
         strength=draw(st.floats(-10, 10)),
     )
 
@@ -67,7 +86,7 @@ def test_later_layers_are_in_front(layout: Layout, height: int, width: int) -> N
     masks = layout.masks(height, width).bool()
     hidden = torch.zeros(height, width, dtype=torch.bool)
     for number in reversed(range(len(layout.layers))):
-        own = layout.layers[number].mask(height, width)
+        own = layout.layers[number].cells(height, width)
         assert torch.equal(masks[number + 1], own & ~hidden)
         hidden |= own
     assert torch.equal(masks[0], ~hidden)
@@ -75,24 +94,164 @@ def test_later_layers_are_in_front(layout: Layout, height: int, width: int) -> N
 
 @given(layers(), sides, sides)
 def test_no_layer_is_lost_by_rounding(layer: Layer, height: int, width: int) -> None:
-    assert layer.mask(height, width).any()
+    assert layer.cells(height, width).any()
 
 
 def test_a_cell_belongs_to_a_box_that_holds_its_centre() -> None:
-    mask = Layer("a ball", box=(0.125, 0.0, 0.63, 0.37)).mask(4, 4)
+    mask = Layer("a ball", box=(0.125, 0.0, 0.63, 0.37)).cells(4, 4)
     # Centres lie at 0.125, 0.375, 0.625, 0.875; an edge on a centre counts on the low side only.
     assert mask.nonzero().tolist() == [[0, 0], [0, 1], [0, 2]]
 
 
 def test_a_box_thinner_than_a_cell_covers_the_cell_of_its_middle() -> None:
-    assert Layer("a ball", box=(0.55, 0.99, 0.56, 1.0)).mask(4, 4).nonzero().tolist() == [[3, 2]]
+    assert Layer("a ball", box=(0.55, 0.99, 0.56, 1.0)).cells(4, 4).nonzero().tolist() == [[3, 2]]
 
 
 def test_boxes_with_a_common_edge_leave_no_gap_and_do_not_overlap() -> None:
     left, right = Layer("a", box=(0, 0, 1 / 3, 1)), Layer("b", box=(1 / 3, 0, 1, 1))
     for width in range(2, 40):
-        total = left.mask(1, width).int() + right.mask(1, width).int()
+        total = left.cells(1, width).int() + right.cells(1, width).int()
         assert torch.equal(total, torch.ones(1, width, dtype=torch.int)), width
+
+
+LEFT, RIGHT = Layer("a", box=(0, 0, 0.75, 1)), Layer("b", box=(0.25, 0, 1, 0.5))
+OVERLAPPING = Layout("c", layers=[LEFT, RIGHT])
+
+
+@given(layouts, sides, sides, st.sampled_from(["small_over_large", "mean", "weighted"]))
+def test_every_overlap_rule_partitions_the_canvas(layout, height, width, overlap) -> None:
+    masks = layout.masks(height, width, overlap=overlap)
+    assert torch.allclose(masks.sum(0), torch.ones(height, width))
+    assert masks.min() >= 0
+    # Where no two layers meet, all rules are one.
+    alone = torch.stack([layer.cells(height, width) for layer in layout.layers]).sum(0) < 2
+    assert torch.equal(masks[:, alone], layout.masks(height, width)[:, alone])
+
+
+def test_overlap_rules() -> None:
+    both = (slice(0, 2), slice(1, 3))  # of 4 × 4 cells, the ones that both cover
+    over = OVERLAPPING.masks(4, 4)
+    assert over[1][both].sum() == 0
+    assert over[2][both].sum() == 4
+    small = Layout("c", layers=[RIGHT, LEFT]).masks(4, 4, overlap="small_over_large")
+    assert small[1][both].sum() == 4, "the smaller one is in front although it is first"
+    mean = OVERLAPPING.masks(4, 4, overlap="mean")
+    assert torch.equal(mean[1][both], torch.full((2, 2), 0.5))
+    assert torch.equal(mean[2][both], torch.full((2, 2), 0.5))
+    weighted = OVERLAPPING.masks(4, 4, overlap="weighted")
+    # The left half of the overlap is nearer to the left layer's middle, the right half further.
+    assert weighted[1][0, 1] > weighted[1][0, 2]
+    assert weighted[2][0, 2] > weighted[2][0, 1]
+    # By hand for the cell whose centre is (0.375, 0.125): exp(−8 |(c − middle) / size|²).
+    a = np.exp(-8 * (0 + (0.375 / 1) ** 2))
+    b = np.exp(-8 * ((0.25 / 0.75) ** 2 + (0.125 / 0.5) ** 2))
+    assert float(weighted[1][0, 1]) == pytest.approx(a / (a + b), rel=1e-5)
+    with pytest.raises(ValueError, match="overlap is 'under', but should be one of over, small_ov"):
+        OVERLAPPING.masks(4, 4, overlap="under")
+
+
+# ------------------------------------------------------------------ masks of pixels
+
+RING = np.ones((8, 8), bool)
+RING[2:6, 2:6] = False
+
+
+@given(masks())
+def test_a_mask_is_its_pixels(mask: Mask) -> None:
+    pixels = mask.pixels()
+    assert Mask.of(pixels) == Mask.of(pixels.numpy()) == Mask.of(pixels.float() * 255) == mask
+    assert Mask.of(mask.image()) == Mask.of(mask.to_text()) == mask
+    assert torch.equal(mask.cells(mask.height, mask.width), pixels)
+
+
+def test_masks_in_all_their_forms(tmp_path: Path) -> None:
+    cut_out = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    cut_out.putalpha(Image.fromarray(RING))
+    cut_out.save(tmp_path / "ring.png")
+    expected = Mask.of(RING)
+    given = [cut_out, tmp_path / "ring.png", str(tmp_path / "ring.png"), RING.astype(float)]
+    given += [RING.astype(np.uint8), torch.from_numpy(RING), RING.tolist(), expected.to_text()]
+    for value in given:
+        layer = Layer("a ring", mask=value)
+        assert layer.mask == expected, value
+        assert torch.equal(layer.cells(8, 8), torch.from_numpy(RING))
+    assert layer.bounding_box == (0, 0, 1, 1)
+    assert Layer("a dot", mask=np.eye(4)[1:2]).bounding_box == (0.25, 0, 0.5, 1)
+
+
+def test_a_cell_belongs_to_a_mask_that_covers_half_of_it() -> None:
+    pixels = np.zeros((4, 4), bool)
+    pixels[0, :2] = pixels[3, 3] = True
+    cells = Layer("a", mask=pixels).cells(2, 2)
+    assert cells.tolist() == [[True, False], [False, False]]
+    pixels[0, :2] = False
+    assert Layer("a", mask=pixels).cells(2, 2).tolist() == [[False, False], [False, True]]
+
+
+def test_a_mask_file_is_relative_to_the_layout_file(tmp_path: Path) -> None:
+    (tmp_path / "shapes").mkdir()
+    Mask.of(RING).image().save(tmp_path / "shapes" / "ring.png")
+    text = '{"caption": "c", "layers": [{"prompt": "a ring", "mask": "shapes/ring.png"}]}'
+    (tmp_path / "layout.json").write_text(text)
+    layout = Layout.load(tmp_path / "layout.json")
+    assert layout.layers[0].mask == Mask.of(RING)
+    layout.save(tmp_path / "again.json")
+    (tmp_path / "shapes" / "ring.png").unlink()
+    assert Layout.load(tmp_path / "again.json") == layout, "the mask is in the file itself"
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((4, 4)), "mask is empty: no pixel of it is set"),
+        (np.zeros((3, 4, 4)), "mask is an array of shape (3, 4, 4), but should be a picture"),
+        (np.full((2, 2), np.nan), "mask has values outside 0 to 1"),
+        (np.full((2, 2), -1), "mask has values outside 0 to 1"),
+        ([[1, 0], [1]], "mask is [[1, 0], [1]], but should be a picture of yes and no"),
+        (3, "mask is 3, but should be a picture of yes and no"),
+        ("gone.png", "mask is 'gone.png', but there is no such file"),
+        (Path(__file__), "which is no image file"),
+        (Path(__file__).parent, "which cannot be read"),
+        ("data:image/png;base64,AAAA", "mask begins with 'data:' but is no picture"),
+        ("data:image/png;base64,=", "mask begins with 'data:' but is no picture"),
+    ],
+)  # fmt: skip
+def test_bad_masks(mask: object, message: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        Layout("c", layers=[RED_CAR, {"prompt": "a ball", "mask": mask}])
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("layer 2 'a ball', mask ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "layer 'a cat' has neither a box nor a mask; give one of them"),
+        ({"box": (0, 0, 1, 1), "mask": RING}, "layer 'a cat' has both a box and a mask"),
+        ({"box": (0, 0, 1, 1), "start": 0.6, "end": 0.4}, "layer 'a cat' ends at 0.4 of the steps, "
+         "but starts at 0.6; end should be later than start"),
+        ({"box": (0, 0, 1, 1), "start": -0.1}, "layer 'a cat', start is -0.1, but should be a"),
+        ({"box": (0, 0, 1, 1), "end": 25}, "layer 'a cat', end is 25, but should be a share of"),
+        ({"box": (0, 0, 1, 1), "end": True}, "layer 'a cat', end is True, but should be a share"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together(fields: dict, message: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        Layer("a cat", **fields)
+    assert message in str(caught.value)
+
+
+# ------------------------------------------------------------------ drawing
+
+
+def test_draw_shows_the_outlines() -> None:
+    layout = Layout("c", layers=[Layer("a ring", mask=RING), RED_CAR])
+    plain = Image.new("RGB", (64, 32), "white")
+    drawn = layout.draw(plain, longest_side=256)
+    assert drawn.size == (256, 128)
+    # The hole of the ring (a quarter to three quarters) has a rim, its middle is untouched.
+    assert drawn.getpixel((150, 50)) == (255, 255, 255)
+    assert any(drawn.getpixel((x, 50)) != (255, 255, 255) for x in range(186, 198))
 
 
 # ------------------------------------------------------------------ JSON and files
@@ -160,7 +319,6 @@ BOX = "(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ 1 and 0 ≤ y0 < y1 ≤ 1"
         ("left", "box is 'left', but should be four numbers"),
         ((0, 0, True, 1), "but should be four numbers"),
         (("0", "0", "1", "1"), "but should be four numbers"),
-        (None, "box is None, but should be four numbers"),
     ],
 )  # fmt: skip
 def test_bad_boxes(box: object, message: str) -> None:
@@ -188,12 +346,13 @@ def test_bad_boxes(box: object, message: str) -> None:
         ('{"caption": "a", "layers": [LAYER], "backgruond": ""}', "f.json, backgruond is no known "
          "field (known: caption, background, layers); did you mean background?"),
         ('{"caption": "a", "layers": [LAYER], "background": 3}', "f.json, background is 3, but"),
-        ('{"caption": "a", "layers": [LAYER, {"prompt": "a cat"}]}', "layer 2 'a cat', box is mis"),
+        ('{"caption": "a", "layers": [LAYER, {"prompt": "a cat"}]}',
+         "layer 2 'a cat' has neither a box nor a mask; give one of them, for example box="),
         ('{"caption": "a", "layers": [{"prompt": "", "box": [0, 0, 1, 1]}]}',
          "f.json, layer 1, prompt is empty; say what should be there"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "bx": [0, 0, 1, 1]}]}',
-         "f.json, layer 1 'a cat', bx is no known field (known: prompt, box, negative_prompt, "
-         "colour, strength); did you mean box?"),
+         "f.json, layer 1 'a cat', bx is no known field (known: prompt, box, mask, "
+         "negative_prompt, colour, word, strength, start, end); did you mean box?"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, NaN, 1]}]}',
          "f.json, layer 1 'a cat', box is (0, 0, nan, 1), which is not a finite number"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 1, 1], "colour": "rad"}]}',
@@ -230,7 +389,7 @@ def test_mistakes_in_python_are_named_as_in_json() -> None:
         Layer("a cat", bx=(0, 0, 1, 1))
     with pytest.raises(LayoutError, match="^layer 'a cat', box is .* no area"):
         Layer("a cat", (0.5, 0, 0.5, 1))
-    with pytest.raises(LayoutError, match="^layer 'a cat', negative_prompt must be given by name"):
+    with pytest.raises(LayoutError, match="^layer 'a cat', mask must be given by name"):
         Layer("a cat", (0, 0, 1, 1), "a dog")
     with pytest.raises(LayoutError, match="^caption is empty"):
         dataclasses.replace(TWO, caption="")
@@ -246,6 +405,9 @@ def test_coco_boxes(
     (x0, x1), (y0, y1) = horizontal, vertical
     coco = (x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height)
     assert box_from_coco(coco, width, height) == pytest.approx((x0, y0, x1, y1))
+    assert box_to_coco((x0, y0, x1, y1), width, height) == pytest.approx(coco)
+    thousandths = box_to_thousandths((x0, y0, x1, y1))
+    assert box_from_thousandths(thousandths) == pytest.approx((x0, y0, x1, y1))
 
 
 def test_boxes_in_thousandths_are_y_first() -> None:

@@ -1,25 +1,33 @@
 import copy
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UNet2DModel,
+    UniPCMultistepScheduler,
 )
 from torch import Tensor
 
+from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.guidance import constant_delta, vision_guidance
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.method import METHODS, Method
+from lrd_helpers.placement import object_mask, placed
 from lrd_helpers.rendering import LayeredRenderingPipeline
 
 SCHEDULERS = [
@@ -55,7 +63,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def latents_of(pipe: LayeredRenderingPipeline, layouts: object, **options: object) -> Tensor:
-    options = {"num_inference_steps": 5, "generator": seeded(), "output_type": "latent"} | options
+    defaults = {"num_inference_steps": 5, "generator": seeded(), "output_type": "latent"}
+    # Algorithm 1 as the paper has it, with a constant δ; the default method has tests of its own.
+    options = defaults | {"method": Method()} | options
     return pipe(layouts, **options).images
 
 
@@ -120,7 +130,7 @@ def by_hand(pipe: LayeredRenderingPipeline, layout: Layout, layered_steps: int, 
                 xi = torch.zeros(4, 4, 4)
                 if i and layout.layers[i - 1].strength:
                     delta = constant_delta(pipe.vae, prompt.split()[1])
-                    own = layout.layers[i - 1].mask(4, 4).float()
+                    own = layout.layers[i - 1].cells(4, 4).float()
                     xi = layout.layers[i - 1].strength * vision_guidance(delta, own, 0.1, 0.3)
                 unconditional, conditional = score(x + xi, ""), score(x + xi, prompt)
                 phi += mask * (unconditional + gamma * (conditional - unconditional))
@@ -216,10 +226,11 @@ def test_layers_with_other_negative_prompts_share_nothing(pipe, monkeypatch) -> 
     assert not torch.equal(plain, latents_of(pipe, layout, negative_prompt="a ball"))
 
 
-def test_hidden_layers_are_not_computed(pipe, monkeypatch) -> None:
+def test_hidden_layers_are_not_computed_and_named(pipe, monkeypatch) -> None:
     recorded = Recorded(pipe, monkeypatch)
     layers = [Layer("a car", (0.2, 0.2, 0.6, 0.6)), Layer("a boat", (0, 0, 1, 1))]
-    latents_of(pipe, Layout("a boat", layers=layers))
+    with pytest.warns(UserWarning, match="^layer 1 'a car' is completely hidden by layer 2 'a b"):
+        latents_of(pipe, Layout("a boat", layers=layers))
     assert len(recorded.inputs[0]) == 2
 
 
@@ -229,7 +240,7 @@ def test_guidance_has_the_same_strength_with_every_scheduler(pipe, scheduler, mo
     recorded = Recorded(pipe, monkeypatch)
     latents_of(pipe, TWO, inside=0.1, outside=0.3)
     background, car = recorded.inputs[0][3], recorded.inputs[0][4]
-    mask = TWO.layers[0].mask(4, 4).float()
+    mask = TWO.layers[0].cells(4, 4).float()
     field = vision_guidance(constant_delta(pipe.vae, "red"), mask, 0.1, 0.3)
     assert torch.allclose(car - background, field, atol=1e-5)
 
@@ -255,6 +266,387 @@ def test_chunks(pipe, chunk_size, monkeypatch) -> None:
     assert len(recorded.inputs[0]) == min(chunk_size, 10)
 
 
+# ------------------------------------------------------------------ the methods
+
+EVERYWHERE = Layout(
+    TWO.caption, layers=[Layer(TWO.caption, layer.box, strength=0) for layer in TWO.layers]
+)
+"""Layers that all ask for the caption: however they are put together, it is the plain picture."""
+
+
+def composed(layout: Layout, fields: list[Tensor]) -> Tensor:
+    """Σ_i M^i ξ^i at 4 × 4."""
+    return sum(mask * field for mask, field in zip(layout.masks(4, 4)[1:], fields, strict=True))[
+        None
+    ]
+
+
+def fields_of(pipe, layout: Layout, delta, inside: float, outside: float) -> list[Tensor]:
+    noise = torch.randn(1, 4, 4, 4, generator=seeded())
+    return [
+        vision_guidance(delta(layer, noise), layer.cells(4, 4).float(), inside, outside)
+        for layer in layout.layers
+    ]
+
+
+def dynamic(pipe, where: str = "all", top_k: int = 3):
+    """δ of Eq. 6 by hand: one U-Net call, with the maps of its cross-attention."""
+
+    def delta(layer: Layer, noise: Tensor) -> Tensor:
+        word = layer.prompt.split()[-1]
+        text = pipe.encode_prompt(layer.prompt, "cpu", 1, False)[0]
+        options = {"where": where, "tokenizer": pipe.tokenizer, "guided": False}
+        with torch.no_grad(), capture_attention(pipe.unet, layer.prompt, **options) as attention:
+            pipe.unet(noise, pipe.scheduler.timesteps[0], text)
+        best = attention.pooled(word, size=(4, 4))[0].flatten().argsort(descending=True)[:top_k]
+        return noise[0].flatten(1)[:, best].mean(1)
+
+    return delta
+
+
+@pytest.mark.parametrize("where", ["all", "paper", "unofficial"])
+def test_dynamic_delta_by_hand(pipe, where, monkeypatch) -> None:
+    pipe.scheduler.set_timesteps(5)
+    expected = fields_of(pipe, TWO, dynamic(pipe, where), 0.4, 0.7)
+    recorded = Recorded(pipe, monkeypatch)
+    method = Method(delta="dynamic", inside=0.4, outside=0.7, top_k=3, attention=where)
+    latents_of(pipe, TWO, method=method)
+    assert [len(x) for x in recorded.inputs] == [2, 6, 6, 6, 2, 2], "the layers' maps come first"
+    background, car, star = recorded.inputs[1][3:]
+    assert torch.allclose(car - background, expected[0], atol=1e-5)
+    assert torch.allclose(star - background, expected[1], atol=1e-5)
+
+
+def test_the_word_of_a_layer(pipe, monkeypatch) -> None:
+    asked = []
+    pooled = AttentionMaps.pooled
+
+    def noting(maps, word, *arguments, **options):
+        asked.append(word)
+        return pooled(maps, word, *arguments, **options)
+
+    monkeypatch.setattr(AttentionMaps, "pooled", noting)
+    layers = [Layer("a red car at sea", (0, 0, 0.5, 1), word=word) for word in (None, "red car")]
+    latents_of(
+        pipe,
+        Layout("a car", layers=layers),
+        method=Method(delta="dynamic", top_k=2, overlap="mean"),
+    )
+    assert asked == ["car", "red car"]
+
+
+def test_guidance_in_the_initial_noise(pipe) -> None:
+    delta = lambda layer, _: constant_delta(pipe.vae, layer.prompt.split()[1])  # noqa: E731
+    added = composed(TWO, fields_of(pipe, TWO, delta, 0.4, 0.7))
+    noise = torch.randn(1, 4, 4, 4, generator=seeded())
+    expected = latents_of(pipe, UNGUIDED, latents=noise + added)
+    method = Method(guide="noise", inside=0.4, outside=0.7)
+    assert torch.allclose(latents_of(pipe, TWO, method=method), expected, atol=1e-5)
+    repeated = latents_of(pipe, TWO, method=replace(method, early_repeats=2))
+
+    def again(pipeline, step, timestep, tensors):
+        return {"latents": tensors["latents"] + (0.01 * added if step < 2 else 0)}
+
+    by_hand = latents_of(pipe, UNGUIDED, latents=noise + added, callback_on_step_end=again)
+    assert torch.allclose(repeated, by_hand, atol=1e-5)
+
+
+def test_guidance_in_the_noise_is_as_strong_with_every_scheduler(pipe, monkeypatch) -> None:
+    recorded, inputs = Recorded(pipe, monkeypatch), {}
+    for scheduler in (DDIMScheduler, EulerDiscreteScheduler):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        for strength in (0.0, 1.0):
+            recorded.inputs.clear()
+            method = Method(guide="noise", inside=strength, outside=strength)
+            latents_of(pipe, TWO, method=method)
+            inputs[scheduler, strength] = recorded.inputs[0][-1]
+    ddim, euler = (
+        inputs[one, 1.0] - inputs[one, 0.0] for one in (DDIMScheduler, EulerDiscreteScheduler)
+    )
+    assert ddim.abs().max() > 0.5
+    assert torch.allclose(ddim, euler, atol=1e-3)
+
+
+def test_weighted_guidance_follows_the_attention_map(pipe, monkeypatch) -> None:
+    recorded = Recorded(pipe, monkeypatch)
+    plain = Method(delta="dynamic", inside=0.4, outside=0.7, top_k=3)
+    differences = []
+    for method in (plain, replace(plain, weighted=True)):
+        recorded.inputs.clear()
+        latents_of(pipe, TWO, method=method)
+        differences.append(recorded.inputs[1][4] - recorded.inputs[1][3])
+    whole, weighted = differences
+    inside = TWO.layers[0].cells(4, 4)
+    assert torch.allclose(weighted[:, ~inside], whole[:, ~inside], atol=1e-5)
+    ratio = (weighted / whole)[:, inside]
+    assert torch.allclose(ratio, ratio[:1].expand(4, -1), atol=1e-4), "one factor for all channels"
+    assert ratio.min() >= 0
+    assert ratio.max() <= 1 + 1e-4
+    assert ratio.max() - ratio.min() > 1e-4
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_layers_that_ask_the_same_are_one_picture_however_they_are_fused(pipe, scheduler) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    if "Ancestral" in scheduler.__name__:
+        pytest.skip("each layer draws noise of its own")
+    plain = latents_of(pipe, EVERYWHERE, layered_fraction=0)
+    for method in (Method(), Method(fuse="once"), Method(overlap="mean")):
+        assert torch.allclose(latents_of(pipe, EVERYWHERE, method=method), plain, atol=1e-4)
+
+
+def test_fused_once_by_hand(pipe, tiny) -> None:
+    states = {}
+
+    def keep(text):
+        def note(pipeline, step, timestep, tensors):
+            if step == 2:
+                states[text] = tensors["latents"]
+            return tensors
+
+        return note
+
+    prompts = [TWO.background, *(layer.prompt for layer in TWO.layers)]
+    for text in prompts:
+        tiny(
+            text,
+            num_inference_steps=5,
+            guidance_scale=5.0,
+            generator=seeded(),
+            output_type="latent",
+            callback_on_step_end=keep(text),
+        )
+    masks = TWO.masks(4, 4)
+    fused = sum(mask * states[text] for mask, text in zip(masks, prompts, strict=True))
+    seen = []
+
+    def look(pipeline, step, timestep, tensors):
+        seen.append(tensors["latents"])
+        return tensors
+
+    out = latents_of(pipe, UNGUIDED, method=Method(fuse="once"), callback_on_step_end=look)
+    assert all(latents.shape == (1, 4, 4, 4) for latents in seen)
+    assert torch.allclose(seen[2], fused, atol=1e-4)
+    # From there on it is an ordinary picture of the caption.
+    rest = lambda pipeline, step, timestep, tensors: {  # noqa: E731
+        "latents": fused if step == 2 else tensors["latents"]
+    }
+    plain = tiny(
+        TWO.caption,
+        num_inference_steps=5,
+        guidance_scale=5.0,
+        generator=seeded(),
+        output_type="latent",
+        callback_on_step_end=rest,
+    ).images
+    assert torch.allclose(out, plain, atol=1e-4)
+
+
+def test_a_callback_can_change_latents_before_the_layers_are_fused(pipe) -> None:
+    zeros = lambda pipeline, step, timestep, tensors: {  # noqa: E731
+        "latents": torch.zeros_like(tensors["latents"]) if step == 0 else tensors["latents"]
+    }
+    method = Method(fuse="once")
+    first = latents_of(pipe, TWO, method=method, callback_on_step_end=zeros)
+    second = latents_of(pipe, TWO, method=method, callback_on_step_end=zeros, generator=seeded(1))
+    assert torch.allclose(first, second, atol=1e-5), "what came before step 0 is forgotten"
+
+
+def test_interrupted_before_the_layers_are_fused(pipe) -> None:
+    def stop(pipeline, step, timestep, tensors):
+        pipeline._interrupt = True
+        return tensors
+
+    out = latents_of(pipe, TWO, method=Method(fuse="once"), callback_on_step_end=stop)
+    assert out.shape == (1, 4, 4, 4)
+
+
+def test_generators_of_their_own_with_layers_alone(pipe) -> None:
+    options = {"method": Method(fuse="once"), "eta": 1.0}
+    both = latents_of(pipe, [TWO, ONE], generator=[seeded(1), seeded(2)], **options)
+    second = latents_of(pipe, ONE, generator=[seeded(2)], **options)
+    assert torch.allclose(both[1:], second, atol=1e-4)
+
+
+PLACED = Method(fuse="placed", placed_at=0.4, inside=0.1, outside=0.3, background_in_prompts=True)
+
+
+@torch.no_grad()
+def placed_by_hand(
+    pipe, layout: Layout, steps: int = 5, alone: int = 2, layered: int = 3
+) -> Tensor:
+    encode = lambda text: pipe.encode_prompt(text, "cpu", 1, False)[0]  # noqa: E731
+
+    def score(x: Tensor, text: str) -> Tensor:
+        unconditional, conditional = (pipe.unet(x, t, encode(one)).sample for one in ("", text))
+        return unconditional + 5.0 * (conditional - unconditional)
+
+    generator, scheduler = seeded(), pipe.scheduler
+    scheduler.set_timesteps(steps)
+    table = scheduler.alphas_cumprod
+    x_T = torch.randn(1, 4, 4, 4, generator=generator)
+    prompts = [f"{layer.prompt} {layout.background}" for layer in layout.layers]
+    clean, masks = {}, {}
+    for text in [layout.background, *prompts]:
+        x = x_T
+        for t in scheduler.timesteps[:alone]:
+            last, noise = x, score(x, text)
+            x = scheduler.step(noise, t, x).prev_sample
+        clean[text] = ((last - (1 - table[t]).sqrt() * noise) / table[t].sqrt())[0]
+        masks[text] = object_mask(noise[0], score(last, layout.background)[0])
+    canvas = placed(
+        clean[layout.background],
+        [clean[text] for text in prompts],
+        [masks[text] for text in prompts],
+        [layer.box for layer in layout.layers],
+        [layer.cells(4, 4) for layer in layout.layers],
+    )
+    t = scheduler.timesteps[alone]
+    fresh = torch.randn(1, 4, 4, 4, generator=generator)
+    x = table[t].sqrt() * canvas + (1 - table[t]).sqrt() * fresh
+    for number, t in enumerate(scheduler.timesteps[alone:], start=alone):
+        phi = score(x, layout.caption)
+        if number < layered:
+            visible = layout.masks(4, 4)
+            phi = visible[0] * score(x, layout.background)
+            for layer, text, mask in zip(layout.layers, prompts, visible[1:], strict=True):
+                delta = constant_delta(pipe.vae, layer.prompt.split()[1])
+                xi = vision_guidance(delta, layer.cells(4, 4).float(), 0.1, 0.3)
+                phi = phi + mask * score(x + xi, text)
+        x = scheduler.step(phi, t, x).prev_sample
+    return x
+
+
+def test_objects_put_into_their_places_by_hand(pipe) -> None:
+    expected = placed_by_hand(pipe, TWO)
+    assert torch.allclose(latents_of(pipe, TWO, method=PLACED), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, UniPCMultistepScheduler])
+def test_placing_with_every_scheduler(pipe, scheduler) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    options = {"method": PLACED, "num_inference_steps": 6}
+    whole = latents_of(pipe, [TWO, ONE], generator=[seeded(1), seeded(2)], **options)
+    assert whole.isfinite().all()
+    assert whole.abs().max() < 50, "in units of the latents, whatever the scheduler's"
+    second = latents_of(pipe, ONE, generator=[seeded(2)], chunk_size=1, **options)
+    assert torch.allclose(whole[1:], second, atol=1e-3)
+
+
+def test_placing_at_the_last_step_decodes_the_sketch(pipe) -> None:
+    method = replace(PLACED, placed_at=1.0)
+    assert latents_of(pipe, TWO, method=method).isfinite().all()
+
+
+def test_placing_on_a_canvas_full_of_layers(pipe) -> None:
+    layers = [Layer("a red car", (0, 0, 0.5, 1)), Layer("a yellow star", (0.5, 0, 1, 1))]
+    layout = Layout("a red car and a yellow star", layers=layers)
+    assert latents_of(pipe, layout, method=PLACED).isfinite().all()
+
+
+def test_a_placed_step_costs_one_more_call(pipe, monkeypatch) -> None:
+    recorded = Recorded(pipe, monkeypatch)
+    latents_of(pipe, TWO, method=replace(PLACED, inside=0, outside=0))
+    # Alone: 3 + 3 rows; once more the two layers without their objects; layered; general.
+    assert [len(x) for x in recorded.inputs] == [6, 6, 4, 4, 2, 2]
+
+
+def test_start_and_end_of_a_layer(pipe, monkeypatch) -> None:
+    recorded = Recorded(pipe, monkeypatch)
+    car, star = UNGUIDED.layers
+    layers = [replace(car, start=0.4), replace(star, end=0.8)]
+    timed = Layout(TWO.caption, background=TWO.background, layers=layers)
+    latents_of(pipe, timed)
+    # background + star; + car from step 2 on; car ends with the layered steps, star a step later.
+    assert [len(x) for x in recorded.inputs] == [3, 3, 4, 3, 2]
+    late = Layout("a ball", background="at sea", layers=[replace(star, start=0.4, end=0.6)])
+    # Without any layer at work the background alone is drawn, then the caption.
+    early = latents_of(pipe, late, num_inference_steps=2, layered_fraction=1.0)
+    alone = Layout("at sea", layers=[Layer("at sea", (0, 0, 1, 1), strength=0)])
+    assert torch.allclose(early, latents_of(pipe, alone, num_inference_steps=2), atol=1e-5)
+
+
+def test_the_background_can_have_the_objects_as_negative_prompt(pipe, monkeypatch) -> None:
+    asked = []
+    encode = pipe.encode_prompt
+    monkeypatch.setattr(
+        pipe, "encode_prompt", lambda text, *a, **k: asked.append(text) or encode(text, *a, **k)
+    )
+    latents_of(pipe, TWO, negative_prompt="a ball", method=Method(negative_objects=True))
+    assert "a ball and a red car and a yellow star" in asked
+    assert "a ball" in asked, "the layers keep theirs"
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("name", METHODS)
+def test_every_preset(pipe, name, scheduler) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    drawn = {}
+    for options in ({}, {"chunk_size": 1}, {"guidance_scale": 1.0}):
+        drawn[str(options)] = latents_of(pipe, TWO, height=64, width=48, method=name, **options)
+    first, chunked, unguided = drawn.values()
+    assert first.isfinite().all()
+    assert torch.allclose(first, chunked, atol=1e-3)
+    assert not torch.allclose(first, unguided, atol=1e-3)
+
+
+def test_presets_are_what_the_facts_say() -> None:
+    paper, authors, unofficial = (METHODS[name] for name in ("paper", "authors", "unofficial"))
+    assert (paper.delta, paper.guide, paper.fuse) == ("dynamic", "steps", "steps")
+    assert paper.inside == paper.outside
+    assert (authors.inside, authors.outside, authors.fuse) == (0.05, 0.20, "once")
+    assert round(authors.layered_fraction * 51) == 15
+    assert (unofficial.guide, unofficial.attention, unofficial.weighted) == (
+        "noise", "unofficial", True,
+    )  # fmt: skip
+
+
+def test_what_the_layers_did(pipe, monkeypatch) -> None:
+    layout = Layout("a car", layers=[Layer("a car", (0, 0, 1, 1), strength=0)])
+    clean = []
+    step = pipe.scheduler.step
+
+    def noting(*arguments, **options):
+        out = step(*arguments, **options | {"return_dict": True})
+        clean.append(out.pred_original_sample)
+        return (out.prev_sample,)
+
+    monkeypatch.setattr(pipe.scheduler, "step", noting)
+    options = {"num_inference_steps": 5, "output_layers": True, "method": Method()}
+    (trace,) = pipe(layout, generator=seeded(), **options).layers
+    assert trace.x0.shape == (3, 2, 4, 4, 4)
+    assert trace.x0[:, 0].isnan().all(), "the background is nowhere to be seen"
+    assert torch.allclose(trace.x0[:, 1], torch.cat(clean[:3]), atol=1e-4)
+    monkeypatch.undo()
+    (trace,) = pipe(TWO, inside=0.1, outside=0.3, **options).layers
+    field = vision_guidance(
+        constant_delta(pipe.vae, "red"), TWO.layers[0].cells(4, 4).float(), 0.1, 0.3
+    )
+    assert torch.allclose(trace.guidance[1], field)
+    assert trace.guidance[0].abs().max() == 0
+    assert trace.x0.isfinite().all()
+
+
+def test_attention_can_be_captured_while_layers_are_drawn(pipe) -> None:
+    expected = latents_of(pipe, TWO)
+    prompts = [layer.prompt for layer in TWO.layers]
+    for chunk_size in (None, 1):
+        with capture_attention(pipe, prompts) as attention:
+            assert torch.allclose(latents_of(pipe, TWO, chunk_size=chunk_size), expected, atol=1e-4)
+        assert attention.pooled("car", prompt=0).shape == (1, 4, 4)
+        assert attention.pooled("star", prompt=1).shape == (1, 4, 4)
+    with capture_attention(pipe, TWO.caption, steps=True) as attention:
+        assert torch.equal(latents_of(pipe, TWO), expected)
+    assert len(attention.per_step("car")) == 2, "the caption is read in general denoising only"
+    assert pipe.prompts_of_rows is pipe.pictures_of_rows is None
+    # A learner's first layout: caption, background and layer have one text.
+    first = Layout("a red car", layers=[Layer("a red car", (0, 0, 0.5, 1))])
+    for method in METHODS:
+        with capture_attention(pipe, "a red car", steps=True) as attention:
+            latents_of(pipe, first, method=method, height=64, width=64)
+        assert attention.pooled("car").shape == (1, 8, 8), method
+
+
 # ------------------------------------------------------------------ a diffusers pipeline
 
 
@@ -272,6 +664,7 @@ def test_images_per_prompt_stand_together(pipe) -> None:
         [TWO, ONE],
         num_images_per_prompt=2,
         num_inference_steps=3,
+        method=Method(),
         generator=generators,
         output_type="latent",
     )
@@ -291,7 +684,7 @@ def test_output_types_agree(pipe) -> None:
 
 
 def test_tuple_output_and_masks(pipe) -> None:
-    images, nsfw, masks = pipe(
+    images, nsfw, masks, layers = pipe(
         TWO, num_inference_steps=2, generator=seeded(), output_type="pt", return_dict=False
     )
     out = pipe(TWO, num_inference_steps=2, generator=seeded(), output_type="pt")
@@ -302,9 +695,10 @@ def test_tuple_output_and_masks(pipe) -> None:
 
 def test_size_and_latents(pipe) -> None:
     noise = torch.randn(1, 4, 5, 8, generator=seeded())
-    drawn = pipe(TWO, height=40, width=64, num_inference_steps=2, generator=seeded()).images[0]
+    options = {"height": 40, "width": 64, "num_inference_steps": 2, "method": Method()}
+    drawn = pipe(TWO, generator=seeded(), **options).images[0]
     assert drawn.size == (64, 40)
-    given = pipe(TWO, height=40, width=64, num_inference_steps=2, latents=noise).images[0]
+    given = pipe(TWO, latents=noise, **options).images[0]
     assert np.array_equal(np.asarray(given), np.asarray(drawn))
 
 
@@ -378,6 +772,185 @@ def test_half_precision(pipe, monkeypatch) -> None:
     assert out.isfinite().all()
 
 
+WHOLE = Layout("a red car", layers=[Layer("a red car", (0, 0, 1, 1), strength=0)])
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [
+        (DDIMScheduler, {"guidance_rescale": 0.7}),
+        (DDIMScheduler, {"eta": 0.5}),
+        (EulerDiscreteScheduler, {"sigmas": [12.0, 3.0, 1.0, 0.2]}),
+        (EulerDiscreteScheduler, {"timesteps": [900, 600, 200]}),
+        (PNDMScheduler, {"negative_prompt": "a ball"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_every_option_means_what_it_means_in_stable_diffusion(
+    pipe, tiny, scheduler, options
+) -> None:
+    for one in (pipe, tiny):
+        one.scheduler = scheduler.from_config(one.scheduler.config)
+    options = {"guidance_scale": 5.0, "num_inference_steps": 4, "output_type": "pt"} | options
+    expected = tiny("a red car", generator=seeded(), **options).images
+    assert torch.equal(pipe(WHOLE, generator=seeded(), **options).images, expected)
+
+
+def test_distilled_guidance_is_passed_on(pipe, tiny) -> None:
+    torch.manual_seed(0)
+    unet = type(pipe.unet).from_config(pipe.unet.config, time_cond_proj_dim=8).eval()
+    options = {"guidance_scale": 5.0, "num_inference_steps": 2, "output_type": "latent"}
+    pipe.unet = tiny.unet = unet
+    expected = tiny("a red car", generator=seeded(), **options).images
+    assert torch.equal(latents_of(pipe, WHOLE, num_inference_steps=2), expected)
+
+
+def test_prompts_as_embeddings(pipe) -> None:
+    texts = ["", TWO.caption, TWO.background, *(layer.prompt for layer in TWO.layers)]
+    embeddings = {text: pipe.encode_prompt(text, "cpu", 1, False)[0][0] for text in texts}
+    expected = latents_of(pipe, TWO)
+    without = LayeredRenderingPipeline(
+        **pipe.components | {"text_encoder": None}, requires_safety_checker=False
+    )
+    without.set_progress_bar_config(disable=True)
+    assert torch.equal(latents_of(without, TWO, prompt_embeds=embeddings), expected)
+    changed = embeddings | {"a red car": embeddings["a yellow star"]}
+    assert not torch.allclose(latents_of(pipe, TWO, prompt_embeds=changed), expected, atol=1e-4)
+    del embeddings["a red car"]
+    with pytest.raises(
+        ValueError, match="layer 1 'a red car': the pipeline has no text_encoder, s"
+    ):
+        latents_of(without, TWO, prompt_embeds=embeddings)
+    with pytest.raises(ValueError, match=r"prompt_embeds\['a'\] has shape \(3, 5\), but should be"):
+        latents_of(pipe, TWO, prompt_embeds={"a": torch.zeros(3, 5)})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_is_the_same_picture(pipe, method) -> None:
+    options = {"height": 64, "width": 64, "method": method}
+    first = latents_of(pipe, TWO, **options)
+    assert torch.equal(latents_of(pipe, TWO, **options), first)
+    assert not torch.allclose(latents_of(pipe, TWO, generator=seeded(1), **options), first)
+
+
+def test_a_pipeline_may_lack_optional_components(pipe, tmp_path: Path) -> None:
+    assert pipe.components["safety_checker"] is pipe.components["feature_extractor"] is None
+    pipe.save_pretrained(tmp_path, safe_serialization=True)
+    again = LayeredRenderingPipeline.from_pretrained(str(tmp_path))
+    again.set_progress_bar_config(disable=True)
+    for name in ("safety_checker", "feature_extractor", "image_encoder"):
+        assert getattr(again, name) is None
+    assert torch.equal(latents_of(again, TWO), latents_of(pipe, TWO))
+
+
+def test_half_precision_variants_are_saved_and_loaded(pipe, tmp_path: Path) -> None:
+    half = LayeredRenderingPipeline(
+        **{k: copy.deepcopy(v) for k, v in pipe.components.items()}, requires_safety_checker=False
+    ).to(torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16")
+    assert list(tmp_path.glob("unet/*.fp16.safetensors"))
+    again = LayeredRenderingPipeline.from_pretrained(
+        str(tmp_path), variant="fp16", torch_dtype=torch.float16
+    )
+    assert again.unet.dtype == again.vae.dtype == torch.float16
+    back = again.to(torch.float32)
+    back.set_progress_bar_config(disable=True)
+    assert torch.allclose(latents_of(back, TWO), latents_of(pipe, TWO), atol=0.05)
+
+
+def test_attention_slicing_changes_nothing(pipe) -> None:
+    expected = latents_of(pipe, TWO)
+    processors = dict(pipe.unet.attn_processors)
+    pipe.enable_attention_slicing(slice_size=1)
+    try:
+        assert torch.allclose(latents_of(pipe, TWO), expected, atol=1e-4)
+    finally:
+        pipe.disable_attention_slicing()
+        pipe.unet.set_attn_processor(processors)
+
+
+def test_vae_tiling_draws_large_pictures(pipe) -> None:
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "pt"}
+    expected = pipe(TWO, generator=seeded(), **options).images
+    pipe.vae.enable_tiling()  # 4 × 4 latents a tile
+    try:
+        tiled = pipe(TWO, generator=seeded(), **options).images
+    finally:
+        pipe.vae.disable_tiling()
+    assert tiled.shape == expected.shape
+    assert (tiled - expected).abs().mean() < 0.2
+
+
+def test_sequential_offload(pipe) -> None:
+    """accelerate's hooks move weights in and out; here both places are the CPU."""
+    expected = latents_of(pipe, TWO)
+    own = LayeredRenderingPipeline(
+        **{k: copy.deepcopy(v) for k, v in pipe.components.items()}, requires_safety_checker=False
+    )
+    own.set_progress_bar_config(disable=True)
+    for part in (own.unet, own.vae, own.text_encoder):
+        cpu_offload(part, execution_device=torch.device("cpu"))
+    assert next(own.unet.parameters()).device.type == "meta", "the weights are away"
+    for method in ("default", "paper"):
+        drawn = latents_of(own, TWO, method=method, height=64, width=64)
+        assert torch.allclose(
+            drawn, latents_of(pipe, TWO, method=method, height=64, width=64), atol=1e-4
+        )
+    assert torch.allclose(latents_of(own, TWO), expected, atol=1e-4)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["default", "paper", "authors"])
+def test_a_callback_that_raises_leaves_the_model_as_it_was(pipe, method, monkeypatch) -> None:
+    options = {"method": method, "height": 64, "width": 64}
+    expected = latents_of(pipe, TWO, **options)
+    freed = []
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules()]
+    processors = dict(pipe.unet.attn_processors)
+
+    def fail(pipeline, step, timestep, tensors):
+        raise Interrupted
+
+    with pytest.raises(Interrupted), capture_attention(pipe, "a red car"):
+        latents_of(pipe, TWO, callback_on_step_end=fail, **options)
+    assert pipe.prompts_of_rows is None
+    assert freed == [True], "offloaded parts go back"
+    assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules()]
+    assert dict(pipe.unet.attn_processors) == processors
+    assert torch.equal(latents_of(pipe, TWO, **options), expected)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_the_progress_bar_counts_the_steps(pipe, scheduler, capsys) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=False, desc="drawing")
+    latents_of(pipe, TWO, num_inference_steps=4)
+    shown = capsys.readouterr().err
+    assert "drawing" in shown
+    assert "4/4" in shown
+    pipe.set_progress_bar_config(disable=True)
+    latents_of(pipe, TWO)
+    assert capsys.readouterr().err == ""
+
+
+def test_pictures_that_are_not_square(pipe) -> None:
+    for height, width in ((32, 64), (64, 40)):
+        out = pipe(TWO, height=height, width=width, num_inference_steps=2, generator=seeded())
+        assert out.images[0].size == (width, height)
+        assert out.masks[0].shape == (3, height // 8, width // 8)
+
+
+def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
+    pixels = [(layer, np.kron(layer.cells(4, 4).numpy(), np.ones((8, 8)))) for layer in TWO.layers]
+    layers = [Layer(layer.prompt, mask=mask) for layer, mask in pixels]
+    masked = Layout(TWO.caption, background=TWO.background, layers=layers)
+    assert torch.equal(latents_of(pipe, masked), latents_of(pipe, TWO))
+
+
 # ------------------------------------------------------------------ bad input
 
 
@@ -391,6 +964,17 @@ def test_half_precision(pipe, monkeypatch) -> None:
         (TWO, {"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and"),
         (TWO, {"num_inference_steps": 1001}, "is 1001, but should be between 1 and 1000"),
         (TWO, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        (TWO, {"method": "papper"}, "method is 'papper', but should be one of default, paper"),
+        (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
+        (TWO, {"method": "paper"}, "top_k is 20, but there are only 16 positions to choose from"),
+        (replace(TWO, layers=[replace(TWO.layers[0], word="bike")]),
+         {"method": Method(delta="dynamic", top_k=1)},
+         "layer 1 'a red car', word: 'bike' is not in the prompt \"a red car\"; its words are: a, "
+         "red, car"),
+        (replace(TWO, layers=[replace(TWO.layers[0], start=0.1)]), {"method": Method(fuse="once")},
+         "layer 1 'a red car' has a start or an end, but with fuse='once' every layer runs alone"),
+        (TWO, {"method": Method(delta="dynamic", top_k=1, attention=lambda name: False)},
+         "matches none of the"),
         (TWO, {"layered_fraction": 1.5}, "layered_fraction is 1.5, but should be between 0 (no"),
         (TWO, {"layered_fraction": float("nan")}, "layered_fraction is nan"),
         (TWO, {"chunk_size": 0}, "chunk_size is 0, but should be ≥ 1, or None"),
@@ -409,6 +993,45 @@ def test_bad_arguments_are_refused_before_the_first_call(
     with pytest.raises(ValueError, match=re.escape(message)):
         pipe(layouts, **options)
     assert recorded.inputs == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"delta": "static"}, "delta is 'static', but should be one of constant, dynamic, decoded"),
+        ({"guide": "never"}, "guide is 'never', but should be one of steps, noise"),
+        ({"fuse": 1}, "fuse is 1, but should be one of steps, once, placed"),
+        ({"placed_at": 0}, "placed_at is 0, but should be a share of the steps above 0, at most 1"),
+        ({"overlap": "under"}, "overlap is 'under', but should be one of over, small_over_large"),
+        ({"top_k": 0}, "top_k is 0, but should be ≥ 1"),
+        ({"weighted": True}, "weighted needs attention maps: set delta to 'dynamic' or 'decoded'"),
+    ],
+)
+def test_methods_that_are_none(choices: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Method(**choices)
+
+
+def test_models_that_cannot_be_used(pipe) -> None:
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no alphas_cumprod"):
+        latents_of(pipe, TWO)
+    pipe.scheduler = DDIMScheduler(prediction_type="flow")
+    with pytest.raises(ValueError, match="DDIMScheduler's prediction_type is 'flow', but should"):
+        latents_of(pipe, TWO)
+    pipe.scheduler = DDIMScheduler()
+    pipe.unet = UNet2DModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+    )
+    with pytest.raises(ValueError, match="this UNet2DModel has no cross-attention, so no prompt"):
+        latents_of(pipe, TWO)
 
 
 def test_a_word_the_model_does_not_know_is_a_warning(pipe) -> None:

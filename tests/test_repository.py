@@ -1,6 +1,7 @@
 """What must hold for the repository as a whole: dependencies, Makefile, README, files."""
 
 import ast
+import inspect
 import json
 import re
 import subprocess
@@ -16,6 +17,8 @@ from packaging.utils import canonicalize_name
 
 import lrd_helpers
 from lrd_helpers.layout import Layout
+from lrd_helpers.method import method_named
+from lrd_helpers.rendering import LayeredRenderingPipeline
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -224,29 +227,34 @@ def test_every_picture_in_the_readme_has_an_alt_text():
         assert len(alt) > 10, target
 
 
-def readme_block(language: str) -> str:
-    [block] = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    return block
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_layout_in_the_readme_is_one():
-    layout = Layout.from_json(readme_block("json"))
-    assert len(layout.layers) >= 2
-    assert json.loads(readme_block("json"))["version"] == 1
+    [block] = readme_blocks("json")
+    assert len(Layout.from_json(block).layers) >= 2
+    assert json.loads(block)["version"] == 1
 
 
 def test_the_python_in_the_readme_says_the_same_as_its_json(monkeypatch, tmp_path):
     drawn = []
+    arguments = inspect.signature(LayeredRenderingPipeline.__call__).parameters
 
-    def pipe(layout, *, num_inference_steps, generator):
+    def pipe(layout, **options):
+        assert set(options) <= set(arguments)
+        method_named(options.get("method", "default"))
         drawn.append(layout)
         picture = types.SimpleNamespace(save=lambda path: None)
-        return types.SimpleNamespace(images=[picture])
+        return types.SimpleNamespace(images=[picture], layers=[])
 
     monkeypatch.setattr(lrd_helpers, "load_pipeline", lambda name: pipe, raising=False)
     monkeypatch.chdir(tmp_path)
-    exec(readme_block("python"), {})
-    assert drawn == [Layout.from_json(readme_block("json"))]
+    names: dict[str, object] = {}
+    for block in readme_blocks("python"):  # each goes on where the one before it stopped
+        exec(block, names)
+    [block] = readme_blocks("json")
+    assert set(drawn) == {Layout.from_json(block)}
 
 
 # ------------------------------------------------------------------ files

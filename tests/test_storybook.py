@@ -20,7 +20,9 @@ from lrd_helpers.storybook import (
     StorybookDataset,
     aspect_ratio,
     caption_of,
+    layout_of_scene,
     render_scenes,
+    sample_layout,
     sample_scene,
     seeded,
     sprite_bank,
@@ -216,3 +218,28 @@ def test_tight_boxes():
     mask[0, 2:5, 1:7] = True
     assert tight_boxes(mask)[0].tolist() == [1 / 8, 2 / 8, 7 / 8, 5 / 8]
     assert tight_boxes(torch.zeros(1, 8, 8, dtype=torch.bool))[0].tolist() == [0, 0, 0, 0]
+
+
+# ------------------------------------------------------------------ layouts
+
+
+def test_a_sampled_layout_asks_for_its_scene() -> None:
+    scene = sample_scene(seeded(0, 1), sticker_count=3)
+    layout = layout_of_scene(scene)
+    assert layout.caption == caption_of(scene.stickers, scene.place)
+    assert layout.background == scene.place
+    assert [layer.prompt.split()[1:] for layer in layout.layers] == [
+        [placed.colour, placed.sticker] for placed in scene.stickers
+    ]
+    boxes = render_scenes([scene]).boxes[0]
+    assert torch.allclose(torch.tensor([layer.box for layer in layout.layers]), boxes)
+
+
+def test_sampled_layouts_are_seeded_and_not_too_small() -> None:
+    for number in range(5):
+        layout = sample_layout(seeded(number), sticker_count=2, smallest=0.3)
+        assert layout == sample_layout(seeded(number), sticker_count=2, smallest=0.3)
+        for x0, y0, x1, y1 in (layer.box for layer in layout.layers):
+            assert max(x1 - x0, y1 - y0) > 0.25
+    with pytest.raises(ValueError, match="sticker_count is 0"):
+        sample_layout(seeded(0), sticker_count=0)

@@ -238,25 +238,9 @@ def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch,
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
     # One step on small and one on whole pictures; a cache of one batch of scenes.
     more = {segmenter: ["--coarse-steps", "1"], latent_diffusion: ["--cache", "64"]}.get(module, [])
-    module.main(
-        [
-            "--steps",
-            "2",
-            "--batch-size",
-            "4",
-            "--mixed-precision",
-            "no",
-            "--log-every",
-            "1",
-            "--sample-every",
-            "2",
-            "--run",
-            str(tmp_path / "run"),
-            "--output",
-            str(tmp_path / "out"),
-            *more,
-        ]
-    )
+    options = ["--steps", "2", "--batch-size", "4", "--mixed-precision", "no"]
+    options += ["--log-every", "1", "--sample-every", "2", "--output", str(tmp_path / "out"), *more]
+    module.main([*options, "--run", str(tmp_path / "run")])
     for file in [*files, "README.md", "training.json", "log.csv"]:
         assert (tmp_path / "out" / file).exists(), file
     record = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -270,3 +254,22 @@ def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch,
         image = pipe("a red car", num_inference_steps=1, output_type="pt").images
         assert image.shape == (1, 3, 128, 128)
         assert list((tmp_path / "run").glob("samples-*.png"))
+        assert_a_second_run_goes_on(module, options, tmp_path)
+
+
+def assert_a_second_run_goes_on(module, options, tmp_path):
+    """Started from the first run's model, the card and the log know of both."""
+    start = str(tmp_path / "out")
+    module.main([*options, "--run", str(tmp_path / "second"), "--from", start])
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert [run["samples"] for run in record["before"]] == [8]
+    assert "| before that | 8 samples in " in (tmp_path / "out" / "README.md").read_text()
+    rows = (tmp_path / "out" / "log.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:2] for row in rows] == [
+        ["1", "4"],
+        ["2", "8"],
+        ["3", "12"],
+        ["4", "16"],
+    ]
+    configurations = (tmp_path / "out").rglob("*.json")
+    assert not [file for file in configurations if "_name_or_path" in file.read_text()]

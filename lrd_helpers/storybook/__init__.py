@@ -1,5 +1,6 @@
 """The storybook world: stickers × colours × places, with exact truth for every picture."""
 
+from lrd_helpers.storybook.layouts import layout_of_scene, sample_layout
 from lrd_helpers.storybook.places import PLACES, paint_place
 from lrd_helpers.storybook.scenes import (
     IMAGE_SIZE,
@@ -36,9 +37,11 @@ __all__ = [
     "StorybookDataset",
     "aspect_ratio",
     "caption_of",
+    "layout_of_scene",
     "paint_place",
     "render_scenes",
     "sample_caption",
+    "sample_layout",
     "sample_scene",
     "seeded",
     "sprite_bank",

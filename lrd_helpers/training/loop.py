@@ -396,6 +396,22 @@ def read_in_single_precision(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def forget_folders(folder: Path) -> None:
+    """Takes out of all configurations where a part was loaded from: that is one machine's own."""
+    for file in folder.rglob("*.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def earlier_runs(start_from: Path | None) -> list[dict[str, int | float]]:
+    """The runs that made the weights a training starts from, the latest first."""
+    if start_from is None or not (start_from / "training.json").exists():
+        return []
+    record = json.loads((start_from / "training.json").read_text(encoding="utf-8"))
+    return [{name: record[name] for name in asdict(Progress())}, *record.get("before", [])]
+
+
 def model_card(
     folder: Path,
     *,
@@ -406,12 +422,14 @@ def model_card(
     scores: dict[str, object],
 ) -> None:
     """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
+    forget_folders(folder)
     # Folders are this machine's own affair.
     used = {
         name: value
         for name, value in vars(options).items()
         if name != "fresh" and not isinstance(value, Path)
     }
+    before = earlier_runs(options.start_from)
     lines = [
         "---",
         "license: mit",
@@ -426,6 +444,10 @@ def model_card(
         f"| data | storybook scenes, rendered as needed from seed {options.seed} |",
         f"| optimiser steps | {progress.step:,} |",
         f"| samples seen | {progress.samples:,} |",
+        *(
+            f"| before that | {run['samples']:,} samples in {run['seconds'] / 60:.1f} minutes |"
+            for run in before
+        ),
         f"| time in steps | {progress.seconds / 60:.1f} minutes |",
         f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
         f"| machine | {describe_machine()} |",
@@ -437,13 +459,30 @@ def model_card(
         *(f"| {name} | {value} |" for name, value in scores.items()),
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    record = {**asdict(progress), "scores": scores, "options": used}
+    record = {**asdict(progress), "before": before, "scores": scores, "options": used}
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    log = options.run / "log.csv"
-    if log.exists():
-        header, *rows = log.read_text().splitlines()
-        every = math.ceil(len(rows) / 400)
-        (folder / "log.csv").write_text("\n".join([header, *rows[:: max(1, every)]]) + "\n")
+    rows = joined_logs(options.start_from, options.run, before)
+    if rows:
+        with (folder / "log.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows[:: math.ceil(len(rows) / 400)])
+
+
+def joined_logs(
+    start_from: Path | None, run: Path, before: list[dict[str, int | float]]
+) -> list[dict[str, str]]:
+    """The rows of a run's log, after those of the runs it started from; counts go on."""
+    logs = [folder / "log.csv" for folder in (start_from, run) if folder is not None]
+    parts = [list(csv.DictReader(log.open(newline=""))) if log.exists() else [] for log in logs]
+    rows = parts.pop()
+    for row in rows:
+        for name in ("step", "samples"):
+            row[name] = str(int(row[name]) + sum(earlier[name] for earlier in before))
+        row["seconds"] = f"{float(row['seconds']) + sum(one['seconds'] for one in before):.1f}"
+    earlier = parts.pop() if parts else []
+    # Another version of the training may have logged other losses.
+    return earlier + rows if earlier and rows and earlier[0].keys() == rows[0].keys() else rows
 
 
 def add_scores(folder: Path, scores: dict[str, object]) -> None:

@@ -1,0 +1,126 @@
+"""What the paper, the authors' script and others do differently: every choice has a name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from lrd_helpers.attention import Where
+from lrd_helpers.layout import Overlap
+
+Delta = Literal["constant", "dynamic", "decoded"]
+Guide = Literal["steps", "noise"]
+Fuse = Literal["steps", "once", "placed"]
+CHOICES = {"delta": Delta, "guide": Guide, "fuse": Fuse, "overlap": Overlap}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Every choice in which the paper, the authors' script and others differ.
+
+    Attributes:
+        delta: δ is "constant" (a colour's latent), "dynamic" (the mean of x_T where the object's
+            word gets most attention, Eq. 6) or "decoded" (the same through the decoder: the
+            script's reading).
+        inside: strength of +δ where the layer is (λ = `inside` = `outside` is the paper).
+        outside: strength of −δ where it is not.
+        guide: ξ is added to what the U-Net sees at all layered "steps", or once, to the "noise"
+            that the sampling starts from.
+        early_repeats: with guide="noise": after so many first steps one per cent of ξ is added
+            again.
+        attention: the layers whose maps a dynamic δ looks at; see `capture_attention`.
+        top_k: K, how many positions (with "decoded": pixels) of the map δ is the mean of.
+        weighted: inside, ξ follows the attention map (over its largest value) instead of being the
+            same everywhere.
+        fuse: the layers are put together at all "steps"; or each runs alone and they are put
+            together "once", after the last layered step; or each runs alone for a while, its object
+            is found and "placed" into its box, and from there on they are put together at all
+            steps.
+        placed_at: with fuse="placed": the share of the steps, in (0, 1], that each runs alone.
+        layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0).
+        overlap: whose a cell is that several layers cover; see `Layout.masks`.
+        negative_objects: the layers' prompts are negative prompts of the background.
+        background_in_prompts: the background is added to each layer's prompt: "a red car at night".
+    """
+
+    delta: Delta = "constant"
+    inside: float = 0.2
+    outside: float = 0.2
+    guide: Guide = "steps"
+    early_repeats: int = 0
+    attention: Where = "paper"
+    top_k: int = 20
+    weighted: bool = False
+    fuse: Fuse = "steps"
+    placed_at: float = 0.32
+    layered_fraction: float = 0.6
+    overlap: Overlap = "over"
+    negative_objects: bool = False
+    background_in_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choice in CHOICES.items():
+            value, allowed = getattr(self, name), get_args(choice)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, but should be one of {', '.join(allowed)}")
+        for name in ("inside", "outside"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}, but should be a finite number")
+        if not 0 <= self.layered_fraction <= 1:
+            raise ValueError(
+                f"layered_fraction is {self.layered_fraction}, but should be between 0 (no layered "
+                "step) and 1 (all steps)"
+            )
+        if not 0 < self.placed_at <= 1:
+            raise ValueError(
+                f"placed_at is {self.placed_at}, but should be a share of the steps above 0, at "
+                "most 1"
+            )
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}, but should be ≥ 1")
+        if self.weighted and self.delta == "constant":
+            raise ValueError("weighted needs attention maps: set delta to 'dynamic' or 'decoded'")
+
+
+METHODS: dict[str, Method] = {
+    # What `benchmarks/sweep.py` finds best on storybook.
+    "default": Method(inside=0.1, outside=0.1, fuse="placed", background_in_prompts=True),
+    # The paper's K, λ and t0 are not published; these are ours.
+    "paper": Method(delta="dynamic", inside=1.0, outside=1.0),
+    "authors": Method(
+        delta="decoded",
+        inside=0.05,
+        outside=0.20,
+        guide="noise",
+        early_repeats=5,
+        fuse="once",
+        layered_fraction=15 / 51,
+        overlap="small_over_large",
+        negative_objects=True,
+    ),
+    "unofficial": Method(
+        delta="dynamic",
+        inside=1.0,
+        outside=0.0,
+        guide="noise",
+        attention="unofficial",
+        weighted=True,
+    ),
+}
+"""The presets: `pipe(layout, method="paper")`."""
+
+
+def method_named(method: str | Method, **changes: Any) -> Method:
+    """A preset by its name, or the method itself, with some of its choices changed.
+
+    Raises:
+        ValueError: another name, or a choice that is none.
+    """
+    if not isinstance(method, Method):
+        if method not in METHODS:
+            raise ValueError(
+                f"method is {method!r}, but should be one of {', '.join(METHODS)}, or a Method"
+            )
+        method = METHODS[method]
+    return replace(method, **changes)

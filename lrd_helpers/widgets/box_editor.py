@@ -1,0 +1,327 @@
+"""`BoxEditor`: a layout drawn by hand, in the page of a notebook.
+
+editor = BoxEditor(layout)     # or BoxEditor(): an empty canvas
+editor                         # as the last line of a cell: shows it
+editor.layout                  # a validated Layout of what is drawn now
+editor.layout = other          # shown in the page at once (and can be undone there)
+print(editor.as_code())        # the same layout as Python to paste
+
+The page is `box_editor.js`; here is what checks and keeps what it sends.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+from PIL import Image
+
+from lrd_helpers.layout import VERSION, Box, Layer, Layout, LayoutError
+from lrd_helpers.mask import PNG_PREFIX
+from lrd_helpers.plotting import BOX_COLOURS, as_image
+
+DOCUMENT_ONLY = ("id", "hidden", "locked")
+"""What a layer of the editor has and a `Layer` has not."""
+
+
+class BoxEditor(anywidget.AnyWidget):
+    """A canvas for boxes and masks, and beside it the list of their prompts.
+
+    Everything is undoable and can be done with mouse, finger or keyboard; the page explains itself.
+
+    Args:
+        layout: what to begin with.
+        caption: for an empty canvas; left empty, it is put together from the prompts.
+        background: likewise, "at night".
+        size: width and height of the picture in pixels: the canvas has their ratio, and its grid
+            is of latent pixels. The image's own size by default, or else 128 × 128.
+        image: a picture behind the boxes, for editing: PIL, tensor or array.
+        snap: boxes keep to the grid of latent pixels (8 × 8 pixels each).
+
+    Attributes:
+        document: the draft as the page holds it, also where it is no `Layout` yet: a dict of
+            `caption`, `background` and `layers` (back to front: `id`, `prompt`, `box` or `mask`,
+            `hidden`, `locked`, and what else a `Layer` has). `editor.observe(f, "document")` calls
+            f after each change. Replace it, never change it in place.
+    """
+
+    _esm = Path(__file__).with_name("box_editor.js")
+    _css = Path(__file__).with_name("box_editor.css")
+
+    document = traitlets.Dict().tag(sync=True)
+    width = traitlets.Int(128).tag(sync=True)
+    height = traitlets.Int(128).tag(sync=True)
+    cell = traitlets.Int(8).tag(sync=True)
+    snap = traitlets.Bool(False).tag(sync=True)
+    _palette = traitlets.List(list(BOX_COLOURS)).tag(sync=True)
+    _picture = traitlets.Unicode("").tag(sync=True)
+    # The page counts what it sends; the answer tells it that Python is still there.
+    _sent = traitlets.Int(0).tag(sync=True)
+    _received = traitlets.Int(0).tag(sync=True)
+
+    def __init__(
+        self,
+        layout: Layout | None = None,
+        *,
+        caption: str = "",
+        background: str = "",
+        size: tuple[int, int] | None = None,
+        image: Any = None,
+        snap: bool = False,
+    ) -> None:
+        if layout is not None and (caption or background):
+            raise ValueError("the layout has a caption and a background; do not give others")
+        picture = None if image is None else as_image(image)
+        width, height = size or (picture.size if picture else (128, 128))
+        if min(width, height) < 1:
+            raise ValueError(f"size is {(width, height)}, but should be (width, height) in pixels")
+        draft = {"caption": caption, "background": background, "layers": []}
+        super().__init__(
+            document=draft if layout is None else document_of(layout),
+            width=width,
+            height=height,
+            snap=snap,
+            _picture="" if picture is None else data_uri(picture),
+        )
+        self.on_msg(self._on_message)
+        self.observe(self._acknowledge, "_sent")
+
+    @property
+    def layout(self) -> Layout:
+        """What is drawn now (without hidden layers), checked; it does not change any more.
+
+        Raises:
+            LayoutError: it is not finished: nothing drawn, or a prompt is missing. The page says
+                so too and marks the field.
+        """
+        try:
+            return layout_of(self.document)
+        except LayoutError as error:
+            self.notify(str(error), mark=_unnamed(self.document))
+            raise
+
+    @layout.setter
+    def layout(self, layout: Layout) -> None:
+        if not isinstance(layout, Layout):
+            raise TypeError(
+                f"layout is of type {type(layout).__name__}, but should be a Layout; "
+                "Layout.from_json(text) and Layout.load(path) make one"
+            )
+        self.document = document_of(layout)
+
+    def as_code(self) -> str:
+        """The layout as Python that makes it again, to paste into a cell.
+
+        Raises:
+            LayoutError: as `layout` does.
+        """
+        return layout_code(self.layout)
+
+    def notify(self, text: str, *, mark: Sequence[str] = ()) -> None:
+        """Show a sentence in the page until the next edit.
+
+        Args:
+            text: the sentence.
+            mark: the `id` of layers whose prompts are to be marked.
+        """
+        self.send({"kind": "notice", "text": text, "mark": list(mark)})
+
+    def static_svg(self) -> str:
+        """The draft as an SVG picture: what is seen where no widget can run."""
+        shown = [layer for layer in self.document["layers"] if not layer.get("hidden")]
+        return layout_svg(shown, (self.width, self.height), picture=self._picture)
+
+    def __repr__(self) -> str:
+        names = ", ".join(json.dumps(layer["prompt"]) for layer in self.document["layers"])
+        return f"BoxEditor({self.width} × {self.height}, layers: {names or 'none yet'})"
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**options)
+        if bundle is not None:
+            bundle[0]["image/svg+xml"] = self.static_svg()
+        return bundle
+
+    def _on_message(self, _: Any, message: Mapping[str, Any], __: Any) -> None:
+        if message.get("kind") != "load":
+            return
+        try:
+            self.layout = Layout.from_json(str(message.get("text", "")))
+        except LayoutError as error:
+            self.notify(f"Nothing was loaded: {error}.")
+        else:
+            self.notify("Loaded.")
+
+    def _acknowledge(self, change: Mapping[str, Any]) -> None:
+        self._received = change["new"]
+
+
+# ------------------------------------------------------------------ document ↔ Layout
+
+
+def document_of(layout: Layout) -> dict[str, Any]:
+    """The document that a layout is."""
+    data = json.loads(layout.to_json())
+    layers = [
+        {"id": f"layer-{number}", "hidden": False, "locked": False} | layer
+        for number, layer in enumerate(data["layers"], start=1)
+    ]
+    return {"caption": data["caption"], "background": data["background"], "layers": layers}
+
+
+def layout_of(document: Mapping[str, Any]) -> Layout:
+    """The layout that a document is.
+
+    Raises:
+        LayoutError: it is not finished, or not possible.
+    """
+    layers = document["layers"]
+    shown = [layer for layer in layers if not layer.get("hidden")]
+    if not shown:
+        raise LayoutError(
+            "all layers are hidden; show at least one"
+            if layers
+            else "the canvas is empty; draw at least one box"
+        )
+    unnamed = _unnamed(document)
+    for number, layer in enumerate(layers, start=1):
+        if layer["id"] in unnamed:
+            raise LayoutError(
+                f"layer {number} has no prompt; say what should be there, for example 'a red car'"
+            )
+    data = {
+        "version": VERSION,
+        "caption": document["caption"].strip() or default_caption(document),
+        "background": document["background"],
+        "layers": [
+            {name: value for name, value in layer.items() if name not in DOCUMENT_ONLY}
+            for layer in shown
+        ],
+    }
+    return Layout.from_json(json.dumps(data))
+
+
+def _unnamed(document: Mapping[str, Any]) -> list[str]:
+    return [
+        layer["id"]
+        for layer in document["layers"]
+        if not layer.get("hidden") and not layer["prompt"].strip()
+    ]
+
+
+def default_caption(document: Mapping[str, Any]) -> str:
+    """The prompts and the background in one line: "a red car and a yellow star at night"."""
+    prompts = [layer["prompt"].strip() for layer in document["layers"] if not layer.get("hidden")]
+    return f"{' and '.join(prompts)} {document['background'].strip()}".strip()
+
+
+def layout_code(layout: Layout) -> str:
+    """Python that makes the layout."""
+    lines = ["from lrd_helpers import Layer, Layout", "", "layout = Layout("]
+    lines += [f"    {name}={_quoted(getattr(layout, name))}," for name in ("caption", "background")]
+    lines += ["    layers=["]
+    for layer in json.loads(layout.to_json())["layers"]:
+        given = [_quoted(layer["prompt"])]
+        for field in fields(Layer)[1:]:
+            if field.name in layer:
+                given.append(f"{field.name}={_literal(layer[field.name])}")
+        lines.append(f"        Layer({', '.join(given)}),")
+    return "\n".join([*lines, "    ],", ")", ""])
+
+
+def _literal(value: str | float | Sequence[float]) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, Sequence):
+        return f"({', '.join(map(_literal, value))})"
+    return f"{value:.10g}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # also a Python string
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as a PNG in a data URI."""
+    png = io.BytesIO()
+    picture.save(png, format="PNG")
+    return PNG_PREFIX + base64.b64encode(png.getvalue()).decode()
+
+
+def layout_svg(
+    layers: Sequence[Mapping[str, Any]],
+    size: tuple[int, int],
+    *,
+    picture: str = "",
+    found: Sequence[Box | None] = (),
+    label: str = "",
+) -> str:
+    """Layers of a `document` as an SVG picture.
+
+    Args:
+        layers: back to front.
+        size: width and height of the picture; only their ratio counts.
+        picture: what is behind them, a data URI.
+        found: for each layer the box that a detector found, drawn dashed.
+        label: what a screen reader says; the prompts by default.
+    """
+    scale = 400 / max(size)
+    width, height = (round(side * scale) for side in size)
+
+    def corner(box: Sequence[float]) -> str:
+        x0, y0, x1, y1 = box
+        numbers = x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
+        return 'x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"'.format(*numbers)
+
+    whole = f'width="{width}" height="{height}"'
+    parts = [f'<rect {whole} fill="#f4f5f8"/>']
+    if picture:
+        parts = [f'<image href="{picture}" {whole} style="image-rendering:auto"/>']
+    for number, layer in enumerate(layers):
+        colour = BOX_COLOURS[number % len(BOX_COLOURS)]
+        x, y = 6.0, 6.0 + 18 * number
+        if "mask" in layer:
+            # Two pictures on one page must not share an id.
+            name = "mask-" + hashlib.sha256(layer["mask"].encode()).hexdigest()[:12]
+            parts += [
+                f'<mask id="{name}"><image href="{layer["mask"]}" {whole} '
+                'preserveAspectRatio="none"/></mask>',
+                f'<rect {whole} fill="{colour}" fill-opacity="0.5" mask="url(#{name})"/>',
+            ]
+        else:
+            x, y = layer["box"][0] * width, layer["box"][1] * height
+            for stroke, wide in (("#202020", 4), (colour, 2)):
+                parts.append(
+                    f'<rect {corner(layer["box"])} fill="none" stroke="{stroke}" '
+                    f'stroke-width="{wide}"/>'
+                )
+        if number < len(found) and found[number] is not None:
+            for stroke, dash in (("#202020", ""), (colour, ' stroke-dasharray="5 4"')):
+                parts.append(
+                    f'<rect {corner(found[number])} fill="none" stroke="{stroke}" '
+                    f'stroke-width="2"{dash}/>'
+                )
+        parts.append(
+            f'<text x="{x + 5:.1f}" y="{y + 15:.1f}" font-size="13" font-weight="600" '
+            f'fill="#fff" stroke="#202020" stroke-width="3" paint-order="stroke">'
+            f"{number + 1} {html.escape(layer['prompt'])}</text>"
+        )
+    prompts = "; ".join(layer["prompt"] for layer in layers) or "nothing drawn yet"
+    label = html.escape(label or f"Layout: {prompts}")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{label}" font-family="sans-serif">'
+        + "".join(parts)
+        + "</svg>"
+    )

@@ -1,0 +1,370 @@
+"""The widgets' Python side; what happens in the page is in test_widgets_browser.py."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import traitlets
+from PIL import Image
+
+import lrd_helpers
+from lrd_helpers.layout import Layer, Layout, LayoutError
+from lrd_helpers.metrics import Detection
+from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.widgets import BoxEditor, LayoutStudio, Settings, render
+from lrd_helpers.widgets.layout_studio import HISTORY
+
+TWO = Layout(
+    caption="a yellow house and a purple cat on snow",
+    background="on snow",
+    layers=[
+        Layer("a yellow house", box=(0.3, 0.25, 0.85, 0.8), strength=1.5, start=0.1, end=0.5),
+        Layer("a purple cat", mask=[[0, 1], [1, 1]], colour="purple", negative_prompt="a dog"),
+    ],
+)
+
+
+class Heard:
+    """What an editor says to its page."""
+
+    def __init__(self, editor: BoxEditor, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.messages: list[dict] = []
+        monkeypatch.setattr(editor, "send", lambda message, **_: self.messages.append(message))
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    def heard_of(editor: BoxEditor) -> list[dict]:
+        return Heard(editor, monkeypatch).messages
+
+    return heard_of
+
+
+def draft(*layers: dict, caption: str = "", background: str = "") -> dict:
+    common = {"hidden": False, "locked": False}
+    whole = [{"id": str(number)} | common | layer for number, layer in enumerate(layers)]
+    return {"caption": caption, "background": background, "layers": whole}
+
+
+CAR = {"prompt": "a red car", "box": [0.1, 0.5, 0.6, 0.9]}
+STAR = {"prompt": "a yellow star", "box": [0.6, 0.1, 0.9, 0.4]}
+
+
+def test_a_layout_comes_out_as_it_went_in():
+    assert BoxEditor(TWO).layout == TWO
+    editor = BoxEditor()
+    editor.layout = TWO
+    assert editor.layout == TWO
+
+
+def test_what_is_set_from_python_reaches_the_page_as_one_change():
+    editor, changes = BoxEditor(), []
+    editor.observe(changes.append, "document")
+    editor.layout = TWO
+    assert len(changes) == 1
+    assert json.loads(json.dumps(editor.document)) == editor.document
+
+
+def test_the_page_s_draft_becomes_a_layout():
+    editor = BoxEditor()
+    editor.document = draft(CAR, STAR, background="at night")
+    assert editor.layout == Layout(
+        caption="a red car and a yellow star at night",
+        background="at night",
+        layers=[
+            Layer("a red car", (0.1, 0.5, 0.6, 0.9)),
+            Layer("a yellow star", (0.6, 0.1, 0.9, 0.4)),
+        ],
+    )
+
+
+def test_hidden_layers_are_left_out():
+    editor = BoxEditor()
+    editor.document = draft(CAR | {"hidden": True}, STAR)
+    assert [layer.prompt for layer in editor.layout.layers] == ["a yellow star"]
+    assert editor.layout.caption == "a yellow star"
+
+
+def test_a_layout_that_was_read_does_not_change_while_the_page_goes_on():
+    editor = BoxEditor(TWO)
+    before = editor.layout
+    editor.document = draft(CAR)
+    assert before == TWO
+
+
+@pytest.mark.parametrize(
+    ("document", "message", "mark"),
+    [
+        (draft(), "the canvas is empty", []),
+        (draft(CAR | {"hidden": True}), "all layers are hidden", []),
+        (draft(CAR, STAR | {"prompt": " "}), "layer 2 has no prompt", ["1"]),
+        (draft(CAR | {"box": [0.1, 0.5, 1.6, 0.9]}), "layer 1 'a red car', box", []),
+    ],
+)
+def test_a_draft_that_is_no_layout_is_one_sentence_here_and_in_the_page(
+    document, message, mark, heard
+):
+    editor = BoxEditor()
+    editor.document = document
+    messages = heard(editor)
+    with pytest.raises(LayoutError, match=re.escape(message)):
+        _ = editor.layout
+    assert message in messages[0]["text"]
+    assert messages[0]["mark"] == mark
+
+
+def test_only_a_layout_can_be_set():
+    editor = BoxEditor(TWO)
+    with pytest.raises(TypeError, match=r"layout is of type dict.*Layout.from_json"):
+        editor.layout = {"caption": "c"}
+    assert editor.layout == TWO
+
+
+def test_arguments_that_cannot_work():
+    with pytest.raises(ValueError, match="the layout has a caption"):
+        BoxEditor(TWO, caption="another")
+    with pytest.raises(ValueError, match=r"size is \(0, 128\)"):
+        BoxEditor(size=(0, 128))
+    with pytest.raises(traitlets.TraitError):
+        BoxEditor(snap="yes")
+
+
+def test_as_code_is_python_that_makes_the_layout():
+    names: dict = {}
+    exec(BoxEditor(TWO).as_code(), names)
+    assert names["layout"] == TWO
+
+
+def test_json_from_the_page_is_loaded_or_refused_with_the_reason(heard):
+    editor = BoxEditor()
+    messages = heard(editor)
+    editor._on_message(editor, {"kind": "load", "text": TWO.to_json()}, [])
+    assert editor.layout == TWO
+    for text in ("", "[1, 2]", '{"caption": "c"}', "not JSON"):
+        editor._on_message(editor, {"kind": "load", "text": text}, [])
+        assert messages[-1]["text"].startswith("Nothing was loaded: ")
+    editor._on_message(editor, {"kind": "something else"}, [])
+    assert editor.layout == TWO
+
+
+def test_the_page_gets_an_answer_to_everything_it_sends():
+    editor = BoxEditor()
+    editor.set_state({"_sent": 7, "document": draft(CAR)})
+    assert editor._received == 7
+
+
+def test_the_canvas_has_the_picture_s_ratio():
+    editor = BoxEditor(image=Image.new("RGB", (64, 32), "red"))
+    assert (editor.width, editor.height) == (64, 32)
+    assert editor._picture.startswith("data:image/png;base64,")
+    assert (BoxEditor().width, BoxEditor().height) == (128, 128)
+
+
+def test_repr_and_static_picture_say_what_is_drawn_and_have_no_address():
+    editor = BoxEditor(TWO)
+    assert repr(editor) == 'BoxEditor(128 × 128, layers: "a yellow house", "a purple cat")'
+    assert repr(BoxEditor()) == "BoxEditor(128 × 128, layers: none yet)"
+    data, _ = editor._repr_mimebundle_()
+    assert data["text/plain"] == repr(editor)
+    svg = data["image/svg+xml"]
+    assert svg == BoxEditor(TWO).static_svg()
+    assert "1 a yellow house" in svg
+    assert svg.count("<mask ") == 1
+
+
+def test_the_static_picture_is_an_svg_whatever_the_prompts_say():
+    import resvg_py
+
+    layers = [Layer('<script>"&', box=(0, 0, 1, 1))]
+    svg = BoxEditor(Layout(caption="c", layers=layers), size=(64, 128)).static_svg()
+    assert "<script>" not in svg
+    assert bytes(resvg_py.svg_to_bytes(svg_string=svg)).startswith(b"\x89PNG")
+
+
+def test_the_widgets_are_public_names():
+    assert lrd_helpers.BoxEditor is BoxEditor
+    assert lrd_helpers.LayoutStudio is LayoutStudio
+
+
+# ------------------------------------------------------------------ the studio
+
+CARS = Layout(
+    caption="a red car and a yellow star at night",
+    background="at night",
+    layers=[Layer("a red car", box=(0, 0.5, 0.5, 1)), Layer("a yellow star", box=(0.5, 0, 1, 0.5))],
+)
+QUICK = Settings(steps=3)
+
+
+def finds_what_was_asked(image, prompts):
+    """A detector that finds a car and no star."""
+    car = Detection(box=(0.0, 0.5, 0.5, 1.0), score=1.0, mask=None)
+    return [[car] if "car" in prompt else [] for prompt in prompts]
+
+
+@pytest.fixture
+def pipe(tiny):
+    return LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
+
+
+@pytest.fixture
+def studio(pipe):
+    return LayoutStudio(pipe, CARS, detector=finds_what_was_asked, settings=QUICK)
+
+
+def test_render_is_the_pipeline_s_picture_and_what_is_known_about_it(pipe):
+    steps = []
+    made = render(CARS, pipe, QUICK, detector=finds_what_was_asked, on_step=steps.append)
+    generator = torch.Generator().manual_seed(0)
+    plain = pipe(CARS, num_inference_steps=3, generator=generator).images[0]
+    assert made.image.tobytes() == plain.tobytes()
+    assert steps == [1, 2, 3]
+    assert made.ious == [1, 0]
+    assert made.found == [(0, 0.5, 0.5, 1), None]
+    assert set(made.attention) == {"a", "red", "car", "and", "yellow", "star", "at", "night"}
+    assert made.attention["car"].shape == (4, 4)
+
+
+def test_every_setting_changes_the_picture(pipe):
+    pictures = {
+        render(CARS, pipe, settings).image.tobytes()
+        for settings in (
+            QUICK,
+            replace(QUICK, seed=1),
+            replace(QUICK, steps=4),
+            replace(QUICK, guidance_scale=9.0),
+            replace(QUICK, layered_fraction=1.0),
+            replace(QUICK, strength=0.0),
+            replace(QUICK, method="authors"),
+        )
+    }
+    assert len(pictures) == 7
+
+
+def test_without_a_step_for_the_caption_the_maps_are_the_layers(pipe):
+    made = render(CARS, pipe, replace(QUICK, layered_fraction=1.0))
+    asked = {"a", "red", "car", "yellow", "star", *CARS.background.split()}
+    assert set(made.attention) == asked
+    assert made.ious is None
+
+
+def test_the_caption_may_be_a_layer_s_prompt(pipe):
+    layout = Layout(caption="a red car", layers=[Layer("a red car", box=(0, 0.5, 0.5, 1))])
+    made = render(layout, pipe, QUICK)
+    generator = torch.Generator().manual_seed(0)
+    plain = pipe(layout, num_inference_steps=3, generator=generator).images[0]
+    assert made.image.tobytes() == plain.tobytes()
+    assert made.layout == layout
+    assert set(made.attention) == {"a", "red", "car"}
+
+
+def test_remarks_of_the_pipeline_are_kept(pipe, recwarn):
+    hidden = Layout(
+        caption="a car", layers=[Layer("a car", (0, 0, 0.5, 1)), Layer("a boat", (0, 0, 1, 1))]
+    )
+    assert "completely hidden" in " ".join(render(hidden, pipe, QUICK).remarks)
+    assert len(recwarn) == 0
+
+
+def test_the_button_renders_shows_and_works_again(studio):
+    studio.start()
+    assert studio._render_button.disabled
+    studio.wait()
+    assert not studio._render_button.disabled
+    assert [made.layout for made in studio.renders] == [CARS]
+    assert "<svg" in studio._picture.value
+    assert studio.renders[0].layout.caption in studio._picture.value
+    assert "0.00" in studio._numbers.value
+    assert len(studio._strip.children) == 1
+    assert repr(studio).endswith("1 renders)")
+
+
+def test_the_views_and_the_word_that_is_clicked(studio):
+    studio.start()
+    studio.wait()
+    plain = studio._picture.value
+    studio._view.value = "asked"
+    assert studio._picture.value.count("<rect") > plain.count("<rect")
+    studio._view.value = "found"
+    assert "stroke-dasharray" in studio._picture.value
+    car = next(button for button in studio._words.children if button.description == "car")
+    car.click()
+    assert "looks for “car”" in studio._picture.value
+    studio._view.value = "picture"
+    assert studio._picture.value == plain
+
+
+def test_what_is_not_finished_is_said_and_nothing_is_rendered(studio, heard):
+    messages = heard(studio.editor)
+    studio.editor.document = draft(CAR, STAR | {"prompt": ""})
+    studio.start()
+    assert "layer 2 has no prompt" in studio._message.value
+    assert messages[0]["mark"] == ["1"]
+    assert not studio._render_button.disabled
+    assert studio.renders == []
+
+
+def test_an_error_is_shown_and_the_button_works_again(studio):
+    studio._sliders["method"].value = "paper"  # its K is larger than this tiny model's latents
+    studio.start()
+    studio.wait()
+    assert "bad" in studio._message.value
+    assert "top_k is 20" in studio._message.value
+    assert not studio._render_button.disabled
+
+
+def test_a_render_draws_the_layout_as_it_was_when_it_began(studio):
+    with studio._pipe_is_free:  # so it cannot go on before the edit
+        studio.start()
+        studio.editor.document = draft(CAR)
+    studio.wait()
+    assert studio.renders[0].layout == CARS
+
+
+def test_cancel_and_what_is_outdated_leave_no_picture(studio):
+    with studio._pipe_is_free:
+        studio.start()
+        studio.cancel()
+    studio.wait()
+    assert studio.renders == []
+    assert "Cancelled" in studio._message.value
+    with studio._pipe_is_free:
+        studio.start()
+        first = studio._thread
+        studio._sliders["seed"].value = 7
+        studio.start()
+    first.join()
+    studio.wait()
+    assert [made.settings.seed for made in studio.renders] == [7]
+
+
+def test_live_mode_waits_for_a_pause_and_for_prompts(pipe, monkeypatch):
+    monkeypatch.setattr("lrd_helpers.widgets.layout_studio.PAUSE", 0.05)
+    studio = LayoutStudio(pipe, CARS, detector=finds_what_was_asked, settings=QUICK, live=True)
+    studio.editor.document = draft(CAR | {"prompt": ""})
+    studio.wait()
+    assert studio.renders == []
+    studio.editor.document = draft(CAR)
+    studio.editor.document = draft(STAR)
+    studio.wait()
+    assert [made.layout.caption for made in studio.renders] == ["a yellow star"]
+
+
+def test_the_history_keeps_the_last_renders_to_go_back_to(studio):
+    for seed in range(HISTORY + 1):
+        studio._sliders["seed"].value = seed
+        studio.start()
+        studio.wait()
+    assert [made.settings.seed for made in studio.renders] == list(range(1, HISTORY + 1))
+    newest = studio._picture.value
+    studio._strip.children[0].children[1].click()
+    assert studio._picture.value != newest
+
+
+def test_a_method_brings_its_own_layered_part(studio):
+    studio._sliders["method"].value = "authors"
+    assert studio.settings.layered_fraction == pytest.approx(15 / 51)
