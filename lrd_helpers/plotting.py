@@ -1,16 +1,20 @@
-"""Pictures for people: rows of images, and layouts drawn over them.
+"""Pictures for people: rows of images, layouts drawn over them, figures and films in a notebook.
 
 A layer has the same number and colour wherever it is drawn.
 """
 
+import base64
+import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy
+from IPython.display import display
 from jaxtyping import Float, UInt8
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
@@ -27,6 +31,9 @@ Picture = (
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """Okabe and Ito (2008): told apart with any kind of colour vision; an eighth layer starts again."""
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7f7f7f"
+"""For lines and points: from the same set, and a grey."""
 
 CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
 
@@ -167,6 +174,91 @@ def as_image(image: Picture) -> Image.Image:
     if image.dtype == numpy.uint8:
         return Image.fromarray(image)
     return Image.fromarray((255 * image.clip(0, 1)).round().astype(numpy.uint8))
+
+
+# ------------------------------------------------------------------ in a notebook
+
+
+def notebook_style() -> None:
+    """Small figures without lost margins, for the pages of the course."""
+    pyplot.rcParams.update(
+        {"figure.dpi": 80, "figure.constrained_layout.use": True, "axes.titlesize": 10}
+    )
+
+
+def show(picture: Figure | Image.Image | bytes, alt: str) -> None:
+    """Show a figure (and close it), an image or the bytes of a PNG under the cell.
+
+    Args:
+        picture: a figure gets a white ground, readable on a dark page too. A picture with much
+            noise is reduced to 256 colours, so that notebooks stay small.
+        alt: what a screen reader reads aloud: what one would see.
+
+    Raises:
+        ValueError: alt is empty.
+    """
+    if not alt.strip():
+        raise ValueError("alt is empty, but should say what the picture shows")
+    png = picture if isinstance(picture, bytes) else _png_of(picture)
+    if len(png) > 70_000 and b"acTL" not in png:  # acTL: an animation, which has its palette
+        png = _png_of(Image.open(io.BytesIO(png)).convert("RGB").quantize(256, kmeans=2))
+    data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    display(data, metadata={"image/png": {"alt": alt}}, raw=True)
+
+
+def movie(
+    pictures: Iterable[Figure | Image.Image], alt: str, *, frame: int = 120, hold: int = 2000
+) -> None:
+    """Show figures or images of one size one after the other, as one animated PNG.
+
+    Args:
+        pictures: at least two; figures are closed.
+        alt: as for `show`.
+        frame: milliseconds that each is seen.
+        hold: the same for the first and the last.
+
+    Raises:
+        ValueError: fewer than two pictures, or of different sizes.
+    """
+    frames = [Image.open(io.BytesIO(_png_of(picture))).convert("RGB") for picture in pictures]
+    if len(frames) < 2 or len({image.size for image in frames}) > 1:
+        sizes = ", ".join(str(size) for size in dict.fromkeys(image.size for image in frames))
+        raise ValueError(
+            f"a film needs two or more pictures of one size, not {len(frames)} of {sizes or 'none'}"
+        )
+    sample = Image.new("RGB", (4 * frames[0].width, frames[0].height))
+    for place, image in enumerate((frames[0], frames[0], frames[1], frames[-1])):
+        sample.paste(image, (place * image.width, 0))
+    palette = sample.quantize(160, kmeans=2)  # one palette for all frames
+    frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
+    times = [hold] + [frame] * (len(frames) - 2) + [hold]
+    file = io.BytesIO()
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    show(file.getvalue(), alt)
+
+
+def draw_sheet(
+    axis: Axes, images: Float[Tensor, "batch 3 height width"], columns: int, title: str = ""
+) -> None:
+    """Images in [-1, 1] edge to edge, in full rows of `columns`, as the pixels they are."""
+    rows = len(images) // columns
+    if not rows:
+        raise ValueError(f"{len(images)} images do not fill a row of {columns}")
+    sheet = images[: rows * columns].reshape(rows, columns, *images.shape[1:])
+    sheet = sheet.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    axis.imshow(((sheet + 1) / 2).clamp(0, 1).cpu().numpy(), interpolation="nearest")
+    axis.axis("off")
+    axis.set_title(title)
+
+
+def _png_of(picture: Figure | Image.Image) -> bytes:
+    file = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.savefig(file, facecolor="white", pil_kwargs={"optimize": True})
+        pyplot.close(picture)
+    return file.getvalue()
 
 
 def _enlarged(picture: Image.Image, longest_side: int) -> Image.Image:

@@ -1,5 +1,9 @@
 """lrd_helpers.plotting: what is drawn is where it should be, and nothing is cut off."""
 
+import base64
+import io
+from typing import Any
+
 import numpy
 import pytest
 import torch
@@ -185,3 +189,78 @@ def test_long_titles_of_neighbours_do_not_overlap():
 def test_show_images_says_what_is_wrong(images, titles, columns, message):
     with pytest.raises(ValueError, match=message):
         plotting.show_images(images, titles, columns=columns)
+
+
+# ------------------------------------------------------------------ in a notebook
+
+
+@pytest.fixture
+def displayed(monkeypatch) -> list[tuple[dict, dict]]:
+    """What was shown under the cell: (data, metadata)."""
+    calls: list[tuple[dict, dict]] = []
+
+    def display(data: dict, *, metadata: dict, raw: bool) -> None:
+        assert raw
+        calls.append((data, metadata))
+
+    monkeypatch.setattr(plotting, "display", display)
+    return calls
+
+
+def image_of(data: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
+
+
+def test_show_carries_its_text_and_closes_the_figure(displayed):
+    figure, axis = pyplot.subplots(figsize=(2, 1), dpi=50)
+    axis.axis("off")
+    plotting.show(figure, "nothing at all")
+    [(data, metadata)] = displayed
+    assert data["text/plain"] == metadata["image/png"]["alt"] == "nothing at all"
+    assert image_of(data).size == (100, 50)
+    assert image_of(data).convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert not pyplot.fignum_exists(figure.number)
+    with pytest.raises(ValueError, match="should say what"):
+        plotting.show(GREY, " ")
+
+
+def test_show_reduces_a_noisy_picture_and_only_that(displayed):
+    generator = numpy.random.default_rng(0)
+    noise = Image.fromarray(generator.integers(0, 256, (200, 200, 3), dtype=numpy.uint8))
+    plotting.show(noise, "noise")
+    plotting.show(GREY, "grey")
+    (noisy, _), (plain, _) = displayed
+    assert image_of(noisy).mode == "P"
+    assert len(noisy["image/png"]) < 70_000
+    assert image_of(plain).getpixel((5, 5)) == (128, 128, 128)
+
+
+def test_a_movie_holds_its_ends(displayed):
+    frames = [Image.new("RGB", (20, 10), (level, 0, 0)) for level in (0, 120, 250)]
+    plotting.movie(frames, "red grows", frame=50, hold=900)
+    film = image_of(displayed[0][0])
+    assert film.n_frames == 3
+    times, reds = [], []
+    for number in range(3):
+        film.seek(number)
+        times.append(film.info["duration"])
+        reds.append(film.convert("RGB").getpixel((3, 3))[0])
+    assert times == [900, 50, 900]
+    assert reds == pytest.approx([0, 120, 250], abs=3)
+    with pytest.raises(ValueError, match="not 1 of"):
+        plotting.movie(frames[:1], "one")
+    with pytest.raises(ValueError, match="of one size"):
+        plotting.movie([GREY, frames[0]], "two sizes")
+
+
+def test_a_sheet_puts_images_edge_to_edge():
+    images = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    figure, axis = pyplot.subplots()
+    plotting.draw_sheet(axis, images, 2, "sheet")
+    [shown] = axis.images
+    assert shown.get_array().shape == (4, 4, 3), "the fifth has no full row"
+    assert shown.get_array()[::2, ::2, 0].ravel().tolist() == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert axis.get_title() == "sheet"
+    with pytest.raises(ValueError, match="do not fill a row of 6"):
+        plotting.draw_sheet(axis, images, 6)
+    pyplot.close(figure)
