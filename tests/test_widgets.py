@@ -151,10 +151,20 @@ def test_json_from_the_page_is_loaded_or_refused_with_the_reason(heard):
     assert editor.layout == TWO
 
 
-def test_the_page_gets_an_answer_to_everything_it_sends():
+def test_an_edit_arrives_is_answered_and_is_not_sent_back(heard, monkeypatch):
     editor = BoxEditor()
-    editor.set_state({"_sent": 7, "document": draft(CAR)})
-    assert editor._received == 7
+    messages, changes, states = heard(editor), [], []
+    editor.observe(changes.append, "document")
+    monkeypatch.setattr(editor, "send_state", lambda key=None: states.append(key))
+    edit = {"kind": "edit", "number": "7", "document": draft(CAR), "snap": True}
+    editor._on_message(editor, edit, [])
+    assert editor.layout.layers[0].prompt == "a red car"
+    assert editor.snap
+    assert len(changes) == 1
+    assert messages == [{"kind": "received", "number": "7"}]
+    assert states == []  # the page may have gone on: an old draft must not come back to it
+    editor.layout = TWO
+    assert states == ["document"]
 
 
 def test_the_canvas_has_the_picture_s_ratio():

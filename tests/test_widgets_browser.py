@@ -51,7 +51,7 @@ PAGE = """<!doctype html><html><head><meta charset="utf-8"><link rel="icon" href
 </style></head><body><div id="cell"></div><script type="module">
 import editor from "./box_editor.js";
 const listeners = {};
-window.sent = [];       // what Python would get: one entry a save
+window.sent = [];       // the documents that Python would get
 window.messages = [];
 window.answers = true;  // whether Python is there
 window.state = STATE;
@@ -62,15 +62,16 @@ window.model = {
     state[name] = value;
     (listeners["change:" + name] ?? []).forEach((listener) => listener());
   },
-  save_changes() {
-    sent.push(structuredClone(state.document));
-    if (answers) setTimeout(() => model.set("_received", state._sent), 5);
+  send(message) {
+    messages.push(message);
+    if (message.kind === "edit") sent.push(structuredClone(message.document));
+    const answer = { kind: "received", number: message.number };
+    if (answers) setTimeout(() => fromPython(answer), 5);
   },
-  send: (message) => messages.push(message),
   on: (name, listener) => (listeners[name] ??= []).push(listener),
   off: (name, listener) => { listeners[name] = listeners[name].filter((l) => l !== listener); },
 };
-window.fromPython = (message) => listeners["msg:custom"].forEach((listener) => listener(message));
+window.fromPython = (message) => (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
 window.close_ = editor.render({ model, el: document.getElementById("cell") });
 window.ready = true;
 </script></body></html>"""
@@ -110,7 +111,6 @@ class Page:
         names = [n for n in editor.keys if not n.startswith("_") or n in ("_picture", "_palette")]
         state = {name: getattr(editor, name) for name in names if editor.has_trait(name)}
         state = {n: v for n, v in state.items() if isinstance(v, (dict, list, str, int, bool))}
-        state |= {"_sent": 0, "_received": 0}
         text = PAGE.replace("STATE", json.dumps(state))
         self.page.route(
             ADDRESS + "**",
@@ -593,7 +593,8 @@ def test_what_python_refuses_is_said_and_changes_nothing(opened):
     page.button("Load a layout").click()
     page.page.get_by_label("Layout as text").fill("not a layout")
     page.page.get_by_text("Load", exact=True).click()
-    assert page.page.evaluate("messages") == [{"kind": "load", "text": "not a layout"}]
+    [message] = page.page.evaluate("messages")
+    assert (message["kind"], message["text"]) == ("load", "not a layout")
     page.page.evaluate(
         "fromPython({kind: 'notice', text: 'Nothing was loaded: not JSON.', mark: []})"
     )
@@ -849,7 +850,6 @@ def test_the_studio_renders_with_the_shipped_model(chromium, tmp_path, dark):
             path=SCREENSHOTS / f"studio-attention-{'dark' if dark else 'light'}.png"
         )
         page.prompt(1).fill("")
-        page.page.wait_for_timeout(1000)  # no person clicks sooner; the change must reach Python
         page.button("Render").click()
         page.page.wait_for_selector("text=layer 1 has no prompt")
         page.page.wait_for_selector(".lrd-editor li.marked")

@@ -169,8 +169,12 @@ class Masks {
       c.lineCap = c.lineJoin = "round";
       c.lineWidth = breadth * Math.max(this.width, this.height);
       c.beginPath();
-      for (const [x, y] of [points[0], ...points]) c.lineTo(x * this.width, y * this.height);
+      for (const [x, y] of points) c.lineTo(x * this.width, y * this.height);
       c.stroke();
+      // A line of no length is not drawn by every browser: a dot is a disc.
+      c.beginPath();
+      c.arc(points[0][0] * this.width, points[0][1] * this.height, c.lineWidth / 2, 0, 2 * Math.PI);
+      c.fill();
     }));
   }
 
@@ -295,7 +299,7 @@ class Editor {
       () => { this.over = !this.over; this.draw(); });
     this.snapButton = button("grid", "Keep to the grid of latent pixels", () => {
       this.model.set("snap", !this.snap);
-      this.model.save_changes();
+      this.send();
     });
     this.undoButton = button("undo", "Undo (Ctrl+Z)", () => this.undo());
     this.redoButton = button("redo", "Redo (Ctrl+Shift+Z)", () => this.redo());
@@ -966,8 +970,7 @@ class Editor {
 
   /** Python decides whether a text is a layout: it answers with the document or with a notice. */
   load(text) {
-    this.model.send({ kind: "load", text });
-    this.expectAnswer();
+    this.ask({ kind: "load", text });
   }
 
   // ---------------------------------------------------------------- Python
@@ -987,34 +990,45 @@ class Editor {
       },
       "change:snap": () => this.draw(),
       "change:_picture": () => this.draw(),
-      "change:_received": () => { if (model.get("_received") >= model.get("_sent")) this.lost.hidden = true; },
-      "msg:custom": (message) => message.kind === "notice" && this.say(message.text, true, message.mark),
-      comm_live_update: () => this.expectAnswer(500), // ipywidgets 8: the kernel went away
+      "msg:custom": (message) => {
+        if (message.kind === "notice") this.say(message.text, true, message.mark);
+        if (message.kind === "received" && message.number === this.number) {
+          this.answered = message.number;
+          this.lost.hidden = true;
+        }
+      },
+      comm_live_update: () => this.ask({ kind: "hello" }, 500), // ipywidgets 8: the kernel went away
     };
     for (const [name, listener] of Object.entries(this.heard)) model.on(name, listener);
     this.themes = new MutationObserver(this.paintTheme);
     for (const node of [document.documentElement, document.body]) this.themes.observe(node, { attributes: true });
   }
 
+  /** Python gets the draft by a message. ipywidgets holds a second `save_changes` back until the
+   *  first one is answered, so that a click on Render, or a cell run right after an edit, would
+   *  overtake it; messages stay in order. */
   send() {
     clearTimeout(this.timer);
     this.timer = null;
-    this.model.set("document", this.doc);
-    this.expectAnswer();
+    this.model.set("document", this.doc); // for other views, and for a notebook saved with its widgets
+    this.ask({ kind: "edit", document: this.doc, snap: this.snap });
   }
 
-  /** Send what there is with a number; Python answers with the same number, or is gone. */
-  expectAnswer(patience = 5000) {
-    const { model } = this;
-    const number = model.get("_sent") + 1;
-    model.set("_sent", number);
-    model.save_changes();
-    clearTimeout(this.patience);
-    this.patience = setTimeout(() => {
-      if (model.get("_received") >= number) return;
+  /** Send a message with a number; Python answers with the same number, or is gone. */
+  ask(message, patience = 5000) {
+    const number = (this.number = Math.random().toString(36).slice(2));
+    const gone = () => {
+      if (number !== this.number || this.answered === number) return;
       this.lost.textContent = "Python does not answer: it is busy, or was restarted. What you drew is still here; “Copy as Python” and download work without it.";
       this.lost.hidden = false;
-    }, patience);
+    };
+    clearTimeout(this.patience);
+    this.patience = setTimeout(gone, patience);
+    try {
+      this.model.send({ ...message, number });
+    } catch {
+      gone(); // the line itself is closed
+    }
   }
 
   close() {

@@ -57,16 +57,14 @@ class BoxEditor(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("box_editor.js")
     _css = Path(__file__).with_name("box_editor.css")
 
-    document = traitlets.Dict().tag(sync=True)
+    # Not echoed: the page may have gone on meanwhile.
+    document = traitlets.Dict().tag(sync=True, echo_update=False)
     width = traitlets.Int(128).tag(sync=True)
     height = traitlets.Int(128).tag(sync=True)
     cell = traitlets.Int(8).tag(sync=True)
-    snap = traitlets.Bool(False).tag(sync=True)
+    snap = traitlets.Bool(False).tag(sync=True, echo_update=False)
     _palette = traitlets.List(list(BOX_COLOURS)).tag(sync=True)
     _picture = traitlets.Unicode("").tag(sync=True)
-    # The page counts what it sends; the answer tells it that Python is still there.
-    _sent = traitlets.Int(0).tag(sync=True)
-    _received = traitlets.Int(0).tag(sync=True)
 
     def __init__(
         self,
@@ -93,7 +91,6 @@ class BoxEditor(anywidget.AnyWidget):
             _picture="" if picture is None else data_uri(picture),
         )
         self.on_msg(self._on_message)
-        self.observe(self._acknowledge, "_sent")
 
     @property
     def layout(self) -> Layout:
@@ -151,17 +148,18 @@ class BoxEditor(anywidget.AnyWidget):
         return bundle
 
     def _on_message(self, _: Any, message: Mapping[str, Any], __: Any) -> None:
-        if message.get("kind") != "load":
-            return
-        try:
-            self.layout = Layout.from_json(str(message.get("text", "")))
-        except LayoutError as error:
-            self.notify(f"Nothing was loaded: {error}.")
-        else:
-            self.notify("Loaded.")
-
-    def _acknowledge(self, change: Mapping[str, Any]) -> None:
-        self._received = change["new"]
+        # First of all: what observers do with an edit may take long, or fail.
+        self.send({"kind": "received", "number": message.get("number")})
+        if message.get("kind") == "edit":
+            # As if it had come by ipywidgets' own way, which does not send it back to the page.
+            self.set_state({"document": message["document"], "snap": message["snap"]})
+        elif message.get("kind") == "load":
+            try:
+                self.layout = Layout.from_json(str(message.get("text", "")))
+            except LayoutError as error:
+                self.notify(f"Nothing was loaded: {error}.")
+            else:
+                self.notify("Loaded.")
 
 
 # ------------------------------------------------------------------ document ↔ Layout

@@ -37,8 +37,7 @@ from lrd_helpers.vocabulary import WHOLE_WORDS
 from lrd_helpers.widgets.box_editor import BoxEditor, data_uri, layout_of, layout_svg
 
 if TYPE_CHECKING:
-    from lrd_helpers.regions import asked_prompt
-from lrd_helpers.rendering import LayeredRenderingPipeline
+    from lrd_helpers.rendering import LayeredRenderingPipeline
 
 HISTORY = 6
 """So many renders are kept to compare."""
