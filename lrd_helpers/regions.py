@@ -72,19 +72,17 @@ def regions_of(
     layout: Layout,
     negative: str,
     active: Sequence[bool],
-    fields: Sequence[Tensor | None],
     method: Method,
     size: Sequence[int],
     layered: bool,
 ) -> list[Region]:
-    """The parts of one picture in one step: the background and every layer in sight.
+    """The parts of one picture in one step, without ξ: the background and every layer in sight.
 
     Args:
         number: of the picture in the batch.
         layout: what it should show.
         negative: its negative prompt, "" for none.
         active: for each layer whether it takes part in this step.
-        fields: for each layer its ξ, None where that is zero.
         method: its `overlap`, `negative_objects` and `background_in_prompts` count here.
         size: height and width of the latents.
         layered: whether this is a layered step, so that the background has its own prompt.
@@ -105,7 +103,7 @@ def regions_of(
         layer = layout.layers[n]
         own = negative if layer.negative_prompt is None else layer.negative_prompt
         prompt = asked_prompt(layer, layout, method)
-        regions.append(Region(number, n + 1, prompt, own, mask, fields[n]))
+        regions.append(Region(number, n + 1, prompt, own, mask))
     # What is hidden completely costs nothing. The background is needed to place objects on.
     return [
         region

@@ -29,7 +29,7 @@ from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import Method, method_named
 from lrd_helpers.placement import object_mask, placed
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.regions import Regions, batched, regions_of, stacked
+from lrd_helpers.regions import Region, Regions, batched, regions_of, stacked
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
@@ -156,7 +156,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             eta: η of DDIM, for schedulers that have it.
             generator: where the noise comes from; a list has one for each picture.
             latents: the initial noise ~ N(0, I), instead of drawing it.
-            prompt_embeds: texts that are not to be encoded, with their embeddings.
+            prompt_embeds: texts that are not to be encoded, with their embeddings: every text that
+                the U-Net is asked, so with `background_in_prompts` "a red car at night", not
+                "a red car".
             cross_attention_kwargs: for the attention processors, such as LoRA's {"scale": 0.5}.
             output_type: "pil", "np", "pt" or "latent".
             output_layers: also return each layer's ξ and predictions.
@@ -187,7 +189,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         negatives = _one_each(negative_prompt, layouts)
-        self._check_texts(layouts, negatives, prompt_embeds or {})
+        self._check_texts(layouts, prompt_embeds or {})
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -283,40 +285,50 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             if not name.endswith("_index") and not isinstance(value, (Tensor, dict))
         }
         pictures = len(layouts)
+
+        def asked_at(step: int) -> tuple[tuple, list[Region]]:
+            """What step `step` asks: (layered, each alone, who takes part), and its parts."""
+            layered, entries, active = step < layered_steps, [], []
+            for number, layout in enumerate(layouts):
+                active.append(
+                    tuple(
+                        _takes_part(layer, step, layered_steps, len(timesteps))
+                        for layer in layout.layers
+                    )
+                )
+                size, negative = latents.shape[-2:], negatives[number]
+                entries += regions_of(number, layout, negative, active[-1], method, size, layered)
+            return (layered, step < alone_steps, tuple(active)), entries
+
+        plan = [asked_at(step) for step in range(len(timesteps))]
+        texts.check(
+            [entry for _, entries in plan for entry in entries],
+            [
+                layer.prompt
+                for layout in layouts
+                for layer in layout.layers
+                if layered_steps and _is_guided(layer, method) and method.delta != "constant"
+            ],
+        )
         fields: list[list[Tensor | None]] = [[None] * len(layout.layers) for layout in layouts]
         if layered_steps:
             fields = self._fields(layouts, method, latents, timesteps[0], texts, chunk_size)
-        unguided = [[None] * len(layout.layers) for layout in layouts]
         made: dict[tuple, Regions] = {}
 
         def regions_at(step: int) -> Regions:
-            layered, alone = step < layered_steps, step < alone_steps
-            # Where an object comes up alone does not matter if it is moved afterwards.
-            guided = method.guide == "steps" and not (alone and method.fuse == "placed")
-            shown = fields if guided else unguided
-            active = tuple(
-                tuple(_takes_part(layer, step, layered_steps, len(timesteps)) for layer in layers)
-                for layers in (layout.layers for layout in layouts)
-            )
-            if (layered, alone, active) not in made:
-                entries = [
-                    region
-                    for number, layout in enumerate(layouts)
-                    for region in regions_of(
-                        number,
-                        layout,
-                        negatives[number],
-                        active[number],
-                        shown[number],
-                        method,
-                        latents.shape[-2:],
-                        layered,
-                    )
-                ]
-                made[layered, alone, active] = batched(
-                    entries, texts.__getitem__, latents, share=not alone
-                )
-            return made[layered, alone, active]
+            key, entries = plan[step]
+            if key not in made:
+                layered, alone, _ = key
+                # Where an object comes up alone does not matter if it is moved afterwards.
+                if layered and method.guide == "steps" and not (alone and method.fuse == "placed"):
+                    entries = [
+                        replace(entry, field=fields[entry.picture][entry.layer - 1])
+                        if entry.layer
+                        else entry
+                        for entry in entries
+                    ]
+                made[key] = batched(entries, texts.__getitem__, latents, share=not alone)
+            return made[key]
 
         # All at once, so that an offloaded text encoder is fetched once and not between two steps.
         parts = [regions_at(step) for step in range(len(timesteps))]
@@ -608,7 +620,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             (number, layer)
             for number, layout in enumerate(layouts)
             for layer in layout.layers
-            if layer.strength and (method.inside or method.outside)
+            if _is_guided(layer, method)
         ]
         # In units of N(0, I), which the latents of some schedulers are not.
         noise = self.scheduler.scale_model_input(latents, t)
@@ -620,7 +632,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         found = iter(zip(asked, maps, strict=True))
         for number, layout in enumerate(layouts):
             for layer in layout.layers:
-                if not (layer.strength and (method.inside or method.outside)):
+                if not _is_guided(layer, method):
                     fields[number].append(None)
                     continue
                 _, attention = next(found)
@@ -810,10 +822,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             if not latents.isfinite().all():
                 raise ValueError("latents has values that are not finite (NaN or infinite)")
 
-    def _check_texts(
-        self, layouts: list[Layout], negatives: list[str], prompt_embeds: Mapping[str, Tensor]
-    ) -> None:
-        """Refuse texts that cannot be encoded; warn of words that the model does not know."""
+    def _check_texts(self, layouts: list[Layout], prompt_embeds: Mapping[str, Tensor]) -> None:
+        """Refuse embeddings of another size; warn of words that the model does not know."""
         features = self.unet.config.cross_attention_dim
         for text, embedding in prompt_embeds.items():
             if embedding.ndim != 2 or (isinstance(features, int) and len(embedding[0]) != features):
@@ -821,21 +831,11 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     f"prompt_embeds[{text!r}] has shape {tuple(embedding.shape)}, but should be "
                     f"(tokens, {features})"
                 )
-        for layout, negative in zip(layouts, negatives, strict=True):
+        for layout in layouts:
             named = [("caption", layout.caption), ("background", layout.background)]
-            unsaid = [("negative_prompt", negative)]
             for number, layer in enumerate(layout.layers, start=1):
                 name = f"layer {number} {layer.prompt!r}"
                 named.append((name, layer.prompt))
-                unsaid.append((f"{name}, negative_prompt", layer.negative_prompt or ""))
-            for name, text in named + unsaid:
-                if text in prompt_embeds:
-                    continue
-                if self.text_encoder is None:
-                    raise ValueError(
-                        f"{name}: the pipeline has no text_encoder, so prompt_embeds should have "
-                        f"the embedding of {text!r}"
-                    )
             for name, text in named:
                 for word in unknown_words(self.tokenizer, text):
                     near = ", ".join(nearest_words(self.tokenizer, word))
@@ -868,6 +868,30 @@ class _Texts:
         self.pipe, self.latents = pipe, latents
         self.known = {text: embedding.to(latents) for text, embedding in known.items()}
 
+    def check(self, entries: Sequence[Region], guiding: Sequence[str]) -> None:
+        """Refuse texts that cannot be encoded; warn of embeddings that nobody asks for.
+
+        Args:
+            entries: everything that the U-Net will be asked.
+            guiding: the prompts whose attention maps are looked at.
+        """
+        asked = {text: f"the prompt {text!r} whose attention is looked at" for text in guiding}
+        for entry in entries:
+            who = f"layer {entry.layer}" if entry.layer else "the background or caption"
+            asked[entry.prompt] = f"{who} asks {entry.prompt!r}"
+            asked.setdefault(entry.negative, f"{who} has the negative prompt {entry.negative!r}")
+        missing = [said for text, said in asked.items() if text not in self.known]
+        if missing and self.pipe.text_encoder is None:
+            raise ValueError(
+                "the pipeline has no text_encoder, and prompt_embeds lacks: " + "; ".join(missing)
+            )
+        for text in self.known.keys() - asked.keys():
+            warnings.warn(
+                f"prompt_embeds has {text!r}, but nobody asks for it; what is asked: "
+                + ", ".join(map(repr, asked)),
+                stacklevel=4,
+            )
+
     def __getitem__(self, text: str) -> Float[Tensor, "tokens features"]:
         if text not in self.known:
             pipe = self.pipe
@@ -886,6 +910,10 @@ def _one_each(negative_prompt: str | Sequence[str] | None, layouts: list[Layout]
             "give one text for all, or one for each layout"
         )
     return list(negative_prompt)
+
+
+def _is_guided(layer: Layer, method: Method) -> bool:
+    return bool(layer.strength and (method.inside or method.outside))
 
 
 def _takes_part(layer: Layer, step: int, layered_steps: int, steps: int) -> bool:

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from lrd_helpers.mask import tight_box
@@ -13,8 +12,9 @@ def test_the_object_is_where_the_words_make_a_difference() -> None:
     mask = object_mask(with_object, without)
     assert mask[3:8, 2:6].all()
     assert not mask[9:, 9:].any(), "not connected to the largest difference"
-    x0, y0, x1, y1 = tight_box(mask)
-    assert (x0, y0, x1, y1) == pytest.approx((2 / 12, 3 / 12, 6 / 12, 8 / 12), abs=0.09)
+    # The mean over 3 × 3 reaches one cell further; a higher threshold cuts that off.
+    assert tight_box(mask) == (1 / 12, 2 / 12, 7 / 12, 9 / 12)
+    assert tight_box(object_mask(with_object, without, 0.4)) == (2 / 12, 3 / 12, 6 / 12, 8 / 12)
 
 
 def test_two_equal_predictions_leave_the_whole_canvas() -> None:

@@ -817,12 +817,42 @@ def test_prompts_as_embeddings(pipe) -> None:
     changed = embeddings | {"a red car": embeddings["a yellow star"]}
     assert not torch.allclose(latents_of(pipe, TWO, prompt_embeds=changed), expected, atol=1e-4)
     del embeddings["a red car"]
-    with pytest.raises(
-        ValueError, match="layer 1 'a red car': the pipeline has no text_encoder, s"
-    ):
+    with pytest.raises(ValueError, match="lacks: layer 1 asks 'a red car'$"):
         latents_of(without, TWO, prompt_embeds=embeddings)
     with pytest.raises(ValueError, match=r"prompt_embeds\['a'\] has shape \(3, 5\), but should be"):
         latents_of(pipe, TWO, prompt_embeds={"a": torch.zeros(3, 5)})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_embeddings_are_of_what_is_asked_and_nothing_is_ignored_in_silence(
+    pipe, method, monkeypatch
+) -> None:
+    options = {"height": 64, "width": 64, "method": method, "num_inference_steps": 6}
+    asked: list[str] = []
+    encode = pipe.encode_prompt
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            pipe,
+            "encode_prompt",
+            lambda text, *rest, **more: asked.append(text) or encode(text, *rest, **more),
+        )
+        expected = latents_of(pipe, TWO, **options)
+    embeddings = {text: encode(text, "cpu", 1, False)[0][0] for text in asked}
+    without = LayeredRenderingPipeline(
+        **pipe.components | {"text_encoder": None}, requires_safety_checker=False
+    )
+    without.set_progress_bar_config(disable=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(latents_of(without, TWO, prompt_embeds=embeddings, **options), expected)
+    with monkeypatch.context() as patched:
+        patched.setattr(without.unet, "forward", None)  # nothing is computed before the error
+        for text in asked:
+            fewer = {other: value for other, value in embeddings.items() if other != text}
+            with pytest.raises(ValueError, match=f"prompt_embeds lacks: .*{re.escape(repr(text))}"):
+                latents_of(without, TWO, prompt_embeds=fewer, **options)
+    with pytest.warns(UserWarning, match="prompt_embeds has 'a rde car', but nobody asks for it"):
+        latents_of(pipe, TWO, prompt_embeds={"a rde car": embeddings[asked[0]]}, **options)
 
 
 @pytest.mark.parametrize("method", METHODS)

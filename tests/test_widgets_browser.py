@@ -71,7 +71,8 @@ window.model = {
   on: (name, listener) => (listeners[name] ??= []).push(listener),
   off: (name, listener) => { listeners[name] = listeners[name].filter((l) => l !== listener); },
 };
-window.fromPython = (message) => (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
+window.fromPython = (message) =>
+  (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
 window.close_ = editor.render({ model, el: document.getElementById("cell") });
 window.ready = true;
 </script></body></html>"""
