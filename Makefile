@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab figures targets bench clean \
+.PHONY: help setup demo test lab notebooks address figures targets bench clean \
         train-autoencoder train-latent-diffusion train-clip train-segmenter
 
 help:  ## list the targets
@@ -36,6 +36,12 @@ test: $(INSTALLED)  ## ruff and every test
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@mkdir -p notebooks
 	$(RUN) -m jupyterlab notebooks
+
+notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="01_ddpm": only that one)
+	$(RUN) tests/execute_notebooks.py $(ARGS)
+
+address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of notebooks, where they belong
+	$(RUN) tests/public_address.py
 
 train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of the four models)
 	$(RUN) -m lrd_helpers.training.autoencoder $(ARGS)

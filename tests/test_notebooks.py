@@ -4,25 +4,19 @@ That their outputs are right is nbval's part: `pytest` replays notebooks/ (see p
 """
 
 import re
+from collections.abc import Collection
 
 import nbformat
 import pytest
 import tomllib
+from execute_notebooks import METADATA, cleaned, text_of
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from test_repository import MACHINE, NOTEBOOKS, PROJECT, REPOSITORY, ROOT
+from public_address import NOTEBOOKS, ROOT, badge, set_up
+from test_repository import MACHINE, PROJECT, REPOSITORY
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-BADGE = (
-    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{name}.ipynb)"
-)
-SET_UP = f"""import sys
-
-IN_COLAB = "google.colab" in sys.modules
-if IN_COLAB:
-    %pip install -q "git+{REPOSITORY}.git"
-"""
+THERE = {path.stem for path in PATHS}
 MOST_BYTES = 1_500_000
 SHORTEST_ALT = 30
 
@@ -43,8 +37,33 @@ def image_faults(cell: NotebookNode) -> list[str]:
     return faults
 
 
-def faults(notebook: NotebookNode, name: str, size: int) -> list[str]:
-    """What is wrong with a notebook of this name and size in bytes."""
+def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
+    """Links that lead nowhere, and a chain of notebooks that is broken."""
+    links = re.findall(r"\]\((?!https?:|attachment:|#)([^)#\s]+)", text)
+    links += re.findall(r"(?:href|src)=[\"'](?!https?:|attachment:|#)([^\"'#]+)", text)
+    found = []
+    for link in links:
+        stem = link.removesuffix(".ipynb")
+        if link.endswith(".ipynb") and "/" not in link:
+            exists = stem in there
+        else:
+            exists = (ROOT / "notebooks" / link).exists()
+        if not exists:
+            found.append(f"a link to {link}, which does not exist; as yet name it without a link")
+    place = NOTEBOOKS.index(name)
+    for neighbour in NOTEBOOKS[max(0, place - 1) : place + 2]:
+        if neighbour != name and neighbour in there and f"{neighbour}.ipynb" not in links:
+            found.append(f"no link to its neighbour {neighbour}.ipynb")
+    after = NOTEBOOKS[place + 1 : place + 2]
+    if after and after[0] not in there and "more follows" not in text.lower():
+        found.append("no notebook comes after it yet, but it does not say 'more follows'")
+    return found
+
+
+def faults(
+    notebook: NotebookNode, name: str, size: int, there: Collection[str] = THERE
+) -> list[str]:
+    """What is wrong with a notebook of this name and size in bytes, beside those that are there."""
     cells = notebook.cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
@@ -54,13 +73,15 @@ def faults(notebook: NotebookNode, name: str, size: int) -> list[str]:
         for output in cell.outputs
     )
     found = [fault for cell in cells for fault in image_faults(cell)]
-    if name not in NOTEBOOKS:
+    if name in NOTEBOOKS:
+        found += link_faults(text, name, there)
+    else:
         found.append(f"{name} is no notebook of the course")
-    if not text.startswith(BADGE.format(repository=REPOSITORY.split("github.com/")[1], name=name)):
+    if not text.startswith(badge(REPOSITORY, name)):
         found.append("it does not begin with its Colab badge")
     if len(re.findall(r"^# ", text, flags=re.MULTILINE)) != 1:
         found.append("it has not exactly one title")
-    if not code or not code[0].source.startswith(SET_UP):
+    if not code or not code[0].source.startswith(set_up(REPOSITORY)):
         found.append("its first code cell is not the set-up cell")
     if [cell.execution_count for cell in code] != list(range(1, len(code) + 1)):
         found.append("it was not run from the top to the end: nbval would compare nothing")
@@ -74,15 +95,12 @@ def faults(notebook: NotebookNode, name: str, size: int) -> list[str]:
         found.append(f"{size / 1e6:.2f} MB, but at most {MOST_BYTES / 1e6:g} are allowed")
     if "widgets" in notebook.metadata:
         found.append("it holds widget state, which goes stale")
+    elif cleaned(notebook) != notebook:
+        found.append("it holds what `make notebooks` does not save: times, versions, dead widgets")
     for exercise in re.findall(r"^### Exercise.*?(?=^#|\Z)", text, flags=re.MULTILINE | re.DOTALL):
         folded = re.findall(r"<details><summary>(\w+)", exercise)
         if folded != ["Hint", "Hint", "Solution"]:
             found.append(f"{exercise.splitlines()[0]}: not two hints and a solution")
-    found += [
-        f"a link to {link}.ipynb, which is no notebook of the course"
-        for link in re.findall(r"\]\((\w+)\.ipynb\)", text)
-        if link not in NOTEBOOKS
-    ]
     ids = [cell.id for cell in cells]
     found += [
         f"two cells have the id {one}" for one in sorted({i for i in ids if ids.count(i) > 1})
@@ -92,10 +110,12 @@ def faults(notebook: NotebookNode, name: str, size: int) -> list[str]:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_is_as_it_should_be(path):
-    notebook = nbformat.read(path, as_version=4)
+    text = path.read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)
     assert faults(notebook, path.stem, path.stat().st_size) == []
+    assert text == text_of(notebook), "not in the format in which `make notebooks` saves it"
 
 
 def test_there_are_notebooks_and_pytest_replays_them():
@@ -114,7 +134,6 @@ def test_there_are_notebooks_and_pytest_replays_them():
 
 
 def good() -> NotebookNode:
-    badge = BADGE.format(repository=REPOSITORY.split("github.com/")[1], name="01_ddpm")
     exercise = "### Exercise 1\n" + "".join(
         f"<details><summary>{name}</summary>\n" for name in ("Hint 1", "Hint 2", "Solution")
     )
@@ -123,19 +142,20 @@ def good() -> NotebookNode:
         data={"image/png": "iVBORw0KGgo="},
         metadata={"image/png": {"alt": "A picture that is described in a whole sentence."}},
     )
-    notebook = new_notebook(
+    links = "[before](00_quickstart.ipynb) [next](02_autoencoder.ipynb)"
+    return new_notebook(
+        metadata=METADATA,
         cells=[
-            new_markdown_cell(f"{badge}\n\n# Title\n[next](02_autoencoder.ipynb)", id="title"),
-            new_code_cell(SET_UP, execution_count=1, id="setup"),
+            new_markdown_cell(f"{badge(REPOSITORY, '01_ddpm')}\n\n# Title\n{links}", id="title"),
+            new_code_cell(set_up(REPOSITORY), execution_count=1, id="setup"),
             new_markdown_cell(exercise, id="exercise"),
             new_code_cell("show()", execution_count=2, outputs=[picture], id="show"),
-        ]
+        ],
     )
-    return notebook
 
 
 def test_a_good_notebook_has_no_faults():
-    assert faults(good(), "01_ddpm", 1000) == []
+    assert faults(good(), "01_ddpm", 1000, NOTEBOOKS) == []
 
 
 def no_alt(notebook):
@@ -143,11 +163,11 @@ def no_alt(notebook):
 
 
 def no_markdown_alt(notebook):
-    notebook.cells[0].source += "\n![](figure.png)"
+    notebook.cells[0].source += "\n![](../figures/demo.png)"
 
 
 def no_badge(notebook):
-    notebook.cells[0].source = "# Title"
+    notebook.cells[0].source = notebook.cells[0].source.split("\n", 1)[1]
 
 
 def two_titles(notebook):
@@ -184,8 +204,41 @@ def one_hint(notebook):
     notebook.cells[2].source = notebook.cells[2].source.replace("<summary>Hint 2", "<summary>")
 
 
+def a_dead_picture(notebook):
+    notebook.cells[0].source += "![A picture that is described in a whole sentence](figure.png)"
+
+
 def a_dead_link(notebook):
     notebook.cells[0].source += "[x](13_more.ipynb)"
+
+
+def a_dead_link_to_a_file(notebook):
+    notebook.cells[0].source += "[x](../lrd_helpers/dpm.py)"
+
+
+def a_dead_link_in_html(notebook):
+    notebook.cells[0].source += '<a href="13_more.ipynb#end">x</a>'
+
+
+def no_link_to_the_next(notebook):
+    notebook.cells[0].source = notebook.cells[0].source.replace("02_autoencoder.ipynb", "#end")
+
+
+def no_link_to_the_one_before(notebook):
+    notebook.cells[0].source = notebook.cells[0].source.replace("00_quickstart.ipynb", "#end")
+
+
+def a_time(notebook):
+    notebook.cells[3].metadata["execution"] = {"iopub.execute_input": "2026-01-01T00:00:00"}
+
+
+def a_version(notebook):
+    notebook.metadata["language_info"] = {"name": "python", "version": "3.11.7"}
+
+
+def a_dead_widget(notebook):
+    data = {"text/plain": "VBox()", "application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
+    notebook.cells[3].outputs.append(new_output("display_data", data=data))
 
 
 def one_id_twice(notebook):
@@ -206,17 +259,43 @@ def one_id_twice(notebook):
         (a_path, "a path of one machine"),
         (widget_state, "widget state"),
         (one_hint, "not two hints"),
-        (a_dead_link, "13_more"),
+        (a_dead_picture, "a link to figure.png, which does not exist"),
+        (a_dead_link, "a link to 13_more.ipynb, which does not exist"),
+        (a_dead_link_to_a_file, "a link to ../lrd_helpers/dpm.py, which does not exist"),
+        (a_dead_link_in_html, "a link to 13_more.ipynb, which does not exist"),
+        (no_link_to_the_next, "no link to its neighbour 02_autoencoder"),
+        (no_link_to_the_one_before, "no link to its neighbour 00_quickstart"),
+        (a_time, "times, versions, dead widgets"),
+        (a_version, "times, versions, dead widgets"),
+        (a_dead_widget, "times, versions, dead widgets"),
         (one_id_twice, "two cells have the id setup"),
     ],
 )
 def test_a_fault_would_be_found(spoil, said):
     notebook = good()
     spoil(notebook)
-    [fault] = faults(notebook, "01_ddpm", 1000)
+    [fault] = faults(notebook, "01_ddpm", 1000, NOTEBOOKS)
     assert said in fault
 
 
+def test_links_to_files_that_are_there_are_no_faults():
+    notebook = good()
+    notebook.cells[0].source += "[x](../lrd_helpers/ddpm.py#L1) ![y](attachment:y.png)" + "y" * 30
+    assert not [fault for fault in faults(notebook, "01_ddpm", 1, NOTEBOOKS) if "link" in fault]
+
+
+def test_the_last_notebook_there_is_says_that_more_follows():
+    there = ["00_quickstart", "01_ddpm"]
+    notebook = good()
+    dead, silent = faults(notebook, "01_ddpm", 1000, there)
+    assert "a link to 02_autoencoder.ipynb, which does not exist" in dead
+    assert "it does not say 'more follows'" in silent
+    notebook.cells[0].source = notebook.cells[0].source.replace(
+        "[next](02_autoencoder.ipynb)", "More follows."
+    )
+    assert faults(notebook, "01_ddpm", 1000, there) == []
+
+
 def test_a_large_or_unknown_notebook_would_be_found():
-    assert len(faults(good(), "01_ddpm", MOST_BYTES + 1)) == 1
+    assert len(faults(good(), "01_ddpm", MOST_BYTES + 1, NOTEBOOKS)) == 1
     assert any("no notebook of the course" in fault for fault in faults(good(), "99_x", 1))

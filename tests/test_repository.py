@@ -14,6 +14,7 @@ import tomllib
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from public_address import END, NOTEBOOKS, START, address_in, colab_link, list_of_notebooks
 
 import lrd_helpers
 from lrd_helpers.layout import Layout
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-REPOSITORY = PROJECT["urls"]["Repository"]
+REPOSITORY = address_in(ROOT)
 
 MOST_ASSET_BYTES = 40_000_000
 ASSET_KINDS = {
@@ -34,21 +35,6 @@ ASSET_KINDS = {
     ".md",
     ".csv",
 }  # nothing that runs code when it is loaded
-NOTEBOOKS = [
-    "00_quickstart",
-    "01_ddpm",
-    "02_autoencoder",
-    "03_latent_diffusion",
-    "04_conditioning",
-    "05_image_tasks",
-    "06_cross_attention",
-    "07_vision_guidance",
-    "08_layered_rendering",
-    "09_evaluation",
-    "10_editing",
-    "11_layerdiff",
-    "12_stable_diffusion",
-]
 
 
 def repository_files() -> list[Path]:
@@ -200,10 +186,14 @@ def test_ci_is_executable_and_runs_the_tests():
     assert text.rstrip().endswith("make test")
 
 
-def test_every_notebook_has_a_row_with_its_badge():
-    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
-    badges = re.findall(r"https://colab\.research\.google\.com/github/([^)\s]+)", README)
-    assert badges == [f"{owner_and_name}/blob/main/notebooks/{name}.ipynb" for name in NOTEBOOKS]
+def test_the_list_of_notebooks_is_the_one_that_make_address_writes():
+    listed = README.split(START)[1].split(END)[0]
+    assert listed == list_of_notebooks(ROOT, REPOSITORY)
+    there = [name for name in NOTEBOOKS if f"(notebooks/{name}.ipynb)" in listed]
+    assert there
+    assert re.findall(r"\((https://colab[^)]+)\)", README) == [
+        colab_link(REPOSITORY, name) for name in there
+    ]
 
 
 def test_every_address_in_the_readme_is_the_one_in_pyproject():

@@ -1,0 +1,188 @@
+"""The public address of the course, and what is made from it: `make address`.
+
+It stands in pyproject.toml, `[project.urls]`, and nowhere else. This script writes it into every
+notebook (badge, set-up cell, links) and into README.md, whose list of notebooks it writes as well.
+
+It lives with the tests, which hold the files against what is said here.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import tomllib
+
+from lrd_helpers.files import write_atomically
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = [
+    "00_quickstart",
+    "01_ddpm",
+    "02_autoencoder",
+    "03_latent_diffusion",
+    "04_conditioning",
+    "05_image_tasks",
+    "06_cross_attention",
+    "07_vision_guidance",
+    "08_layered_rendering",
+    "09_evaluation",
+    "10_editing",
+    "11_layerdiff",
+    "12_stable_diffusion",
+]
+"""All that the course will have, in its order."""
+
+COLAB = "https://colab.research.google.com"
+BADGE_IMAGE = f"{COLAB}/assets/colab-badge.svg"
+START, END = "<!-- notebooks -->\n", "<!-- /notebooks -->"
+
+
+# ------------------------------------------------------------------ what is made from the address
+
+
+def address_in(root: Path) -> str:
+    """The public address in the pyproject.toml of `root`: "https://github.com/OWNER/NAME".
+
+    Raises:
+        ValueError: it is not one that Colab and pip can open.
+    """
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    address = project["urls"]["Repository"]
+    if not re.fullmatch(r"https://github\.com/[\w-]+/[\w.-]*[\w-](?<!\.git)", address):
+        raise ValueError(
+            f"pyproject.toml, [project.urls], Repository is {address!r}, but should look like "
+            "'https://github.com/OWNER/NAME': Colab opens notebooks from GitHub only"
+        )
+    return address
+
+
+def _owner_and_name(address: str) -> str:
+    return address.removeprefix("https://github.com/")
+
+
+def colab_link(address: str, name: str) -> str:
+    """Where Colab opens the notebook `name` of the repository at `address`."""
+    return f"{COLAB}/github/{_owner_and_name(address)}/blob/main/notebooks/{name}.ipynb"
+
+
+def badge(address: str, name: str) -> str:
+    """What the first cell of the notebook `name` begins with."""
+    return f"[![Open In Colab]({BADGE_IMAGE})]({colab_link(address, name)})"
+
+
+def set_up(address: str) -> str:
+    """What the first code cell of every notebook begins with."""
+    return f"""import sys
+
+IN_COLAB = "google.colab" in sys.modules
+if IN_COLAB:
+    %pip install -q "git+{address}.git"
+"""
+
+
+# ------------------------------------------------------------------ writing it into the files
+
+_REPOSITORY = r"([\w-]+/[\w.-]*?[\w-])"
+_OWN = re.compile(
+    rf"{re.escape(COLAB)}/github/{_REPOSITORY}/blob/"
+    rf"|%pip install -q \\?\"git\+https://github\.com/{_REPOSITORY}\.git"
+    rf"|git clone https://github\.com/{_REPOSITORY}\.git"
+)
+
+
+def readdressed(text: str, address: str) -> str:
+    """`text` (of README.md or of a notebook's file) with `address` for the one that it had.
+
+    What it had is seen from its badges and from its lines that install or clone; then every link to
+    there is changed.
+
+    Raises:
+        ValueError: it has nothing of the kind.
+    """
+    had = {next(filter(None, match.groups())) for match in _OWN.finditer(text)}
+    if not had:
+        raise ValueError("it has no Colab badge and no line that installs or clones the course")
+    any_of_them = "|".join(re.escape(one) for one in sorted(had))
+    own = _owner_and_name(address)
+    not_longer = r"(?![\w-]|\.(?!git\b)\w)"  # lrd-course, but not lrd-course-2 or lrd-course.x
+    text = re.sub(rf"(?<=github\.com/)(?:{any_of_them}){not_longer}", own, text)
+    text = re.sub(rf"(?<={re.escape(COLAB)}/github/)(?:{any_of_them})(?=/)", own, text)
+    folder = own.split("/")[1]
+    return re.sub(r"(git clone \S+\ncd )\S+", rf"\g<1>{folder}", text)
+
+
+def question(notebook: Path) -> str:
+    """The question a notebook answers: its title, "# 01 · How can …?", without the number.
+
+    Raises:
+        ValueError: it has no such title.
+    """
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if title := re.search(r"^# \d\d · (.+)$", cell.source, flags=re.MULTILINE):
+            return title[1].strip()
+    raise ValueError(f"{notebook.name} has no title like '# 01 · How can …?'")
+
+
+def list_of_notebooks(root: Path, address: str) -> str:
+    """README's part about the notebooks: a row for each there is, a line for those to come."""
+    there = [name for name in NOTEBOOKS if (root / "notebooks" / f"{name}.ipynb").is_file()]
+    lines = ["", "| notebook | question it answers | |", "|---|---|---|"]
+    for name in there:
+        path = f"notebooks/{name}.ipynb"
+        opens = f"[![Open In Colab][badge]]({colab_link(address, name)})"
+        lines.append(f"| [`{name}`]({path}) | {question(root / path)} | {opens} |")
+    planned = [name.replace("_", " ") for name in NOTEBOOKS if name not in there]
+    if planned:
+        lines += ["", f"Still to come: {', '.join(planned)}."]
+    return "\n".join([*lines, "", f"[badge]: {BADGE_IMAGE}", ""])
+
+
+def rewrite(root: Path) -> list[Path]:
+    """Write the address and the list of notebooks into the files of `root`; which were changed.
+
+    Raises:
+        ValueError: a file in which there is no place for it; nothing is written then.
+    """
+    address, new = address_in(root), {}
+    for path in [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]:
+        text = path.read_text(encoding="utf-8")
+        try:
+            changed = readdressed(text, address)
+            if path.name == "README.md":
+                if not changed.count(START) == changed.count(END) == 1:
+                    raise ValueError(f"it has no lines {START.strip()} and {END}")
+                before, rest = changed.split(START)
+                after = rest.split(END)[1]
+                changed = before + START + list_of_notebooks(root, address) + END + after
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}") from None
+        if changed != text:
+            new[path] = changed
+    for path, changed in new.items():
+        write_atomically(path, changed.encode())
+    return list(new)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite the files of this repository; returns the exit code."""
+    if arguments:
+        print("there are no arguments: the address is in pyproject.toml", file=sys.stderr)
+        return 2
+    try:
+        changed = rewrite(ROOT)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in changed:
+        print(f"rewritten: {path.relative_to(ROOT)}")
+    if not changed:
+        print(f"nothing to do: all say {address_in(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
