@@ -1,7 +1,18 @@
-"""The exercises' checks: right answers pass, and every mistake that is named is recognised."""
+"""The exercises' checks: right answers pass, and every mistake that is named is recognised.
 
+What holds for every notebook and every module in checks/ is tested here, for all there are. Answers
+written for one notebook's exercises are in `test_checks_NAME.py`, those for 01 below:
+`assert_diagnosed(check, answer, said, capsys)` is what they need.
+"""
+
+import ast
+import importlib
+import pkgutil
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import nbformat
 import pytest
@@ -12,6 +23,37 @@ from lrd_helpers.checks import ddpm as ddpm_checks
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 CHECK = re.compile(r"^checks\.(check_\w+)\((\w+)\)", re.MULTILINE)
+MODULES = [
+    importlib.import_module(f"lrd_helpers.checks.{module.name}")
+    for module in pkgutil.iter_modules(checks.__path__)
+]
+
+
+def checks_in(module: ModuleType) -> list[Callable[[Any], None]]:
+    """The checks that a module of checks/ offers."""
+    return [
+        value
+        for name, value in vars(module).items()
+        if name.startswith("check_") and value.__module__ == module.__name__
+    ]
+
+
+EVERY_CHECK = [
+    pytest.param(module, check, id=f"{module.__name__.split('.')[-1]}-{check.__name__}")
+    for module in MODULES
+    for check in checks_in(module)
+]
+
+
+def assert_diagnosed(
+    check: Callable[[Any], None], answer: Any, said: str, capsys: pytest.CaptureFixture
+) -> None:
+    """The check says `said` of an answer; said is "✓" or a part of what is wrong with it."""
+    check(answer)
+    out = capsys.readouterr().out
+    assert said in out
+    if said != "✓":
+        assert re.fullmatch(r"✗ .+\n  saw:      .+\n  expected: .+\n  hint:     .+\n", out), out
 
 
 def exercises() -> list:
@@ -31,26 +73,71 @@ def exercises() -> list:
     return found
 
 
-def checks_of(path: Path):
+def checks_of(path: Path) -> ModuleType:
     """The module of a notebook's checks: `from lrd_helpers.checks import … as checks`."""
     source = path.read_text(encoding="utf-8")
     [name] = re.findall(r"from lrd_helpers\.checks import (\w+) as checks", source)
-    return __import__(f"lrd_helpers.checks.{name}", fromlist=[name])
+    return importlib.import_module(f"lrd_helpers.checks.{name}")
 
 
-@pytest.mark.parametrize(("path", "check", "function", "stub", "solution"), exercises())
-def test_the_solution_in_the_notebook_is_right(path, check, function, stub, solution, capsys):
-    names = {"torch": torch, "functional": torch.nn.functional}
+def imports_of(path: Path) -> dict[str, Any]:
+    """What a solution can use: the names that the notebook's set-up cell imports."""
+    cells = nbformat.read(path, as_version=4).cells
+    source = next(cell.source for cell in cells if cell.cell_type == "code")
+    source = re.sub(r"^( *)%", r"\1pass  # %", source, flags=re.MULTILINE)
+    imports = [
+        node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    names: dict[str, Any] = {}
+    exec(compile(ast.Module(imports, type_ignores=[]), path.name, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize(("path", "check", "answer", "stub", "solution"), exercises())
+def test_the_solution_in_the_notebook_is_right(path, check, answer, stub, solution, capsys):
+    names = imports_of(path)
     exec(solution, names)
-    getattr(checks_of(path), check)(names[function])
-    assert capsys.readouterr().out.startswith(f"✓ {function}: right")
+    getattr(checks_of(path), check)(names[answer])
+    assert capsys.readouterr().out.startswith(f"✓ {answer}: right")
 
 
-@pytest.mark.parametrize(("path", "check", "function", "stub", "solution"), exercises())
-def test_the_stub_in_the_notebook_is_untouched(path, check, function, stub, solution, capsys):
-    names = {"torch": torch, "checks": checks_of(path)}
-    exec(stub, names)
-    assert capsys.readouterr().out == f"not implemented yet: {function}\n"
+@pytest.mark.parametrize(("path", "check", "answer", "stub", "solution"), exercises())
+def test_the_stub_in_the_notebook_is_untouched(path, check, answer, stub, solution, capsys):
+    exec(stub, imports_of(path) | {"checks": checks_of(path)})
+    assert capsys.readouterr().out == f"not implemented yet: {answer}\n"
+
+
+@pytest.mark.parametrize(("module", "check"), EVERY_CHECK)
+def test_every_check_belongs_to_an_exercise(module, check):
+    used = {(checks_of(path), name) for path, name, *_ in (one.values for one in exercises())}
+    assert (module, check.__name__) in used
+
+
+@pytest.mark.parametrize(("module", "check"), EVERY_CHECK)
+def test_every_mistake_that_a_check_names_is_recognised(module, check, monkeypatch, capsys):
+    """Each wrong version, taken for the learner's, is called by its own name and no other's."""
+    calls = []
+
+    def note(function, solution, cases, **options):
+        calls.append((function, solution, cases, options))
+
+    if not hasattr(module, "check_function"):
+        pytest.skip("it does not compare functions; its answers are in a test of its own")
+    monkeypatch.setattr(module, "check_function", note)
+    check(None)
+    if not calls:
+        pytest.skip("it does not compare functions; its answers are in a test of its own")
+    for _, solution, cases, options in calls:
+        checks.check_function(solution, solution, cases, **options)
+        assert capsys.readouterr().out.startswith("✓ ")
+        assert options.get("mistakes"), "no mistake is named: which one do people make?"
+        for mistake in options["mistakes"]:
+            checks.check_function(mistake.function, solution, cases, **options)
+            said = capsys.readouterr().out.splitlines()
+            assert said[1:2] + said[3:] == [
+                f"  saw:      {mistake.saw}",
+                f"  hint:     {mistake.hint}",
+            ]
 
 
 def test_the_notebooks_have_exercises():
@@ -283,8 +370,4 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("exercise", "answer", "said"), ANSWERS)
 def test_every_answer_of_notebook_01_is_diagnosed(exercise, answer, said, capsys):
-    getattr(ddpm_checks, f"check_{exercise}")(answer)
-    out = capsys.readouterr().out
-    assert said in out
-    if said != "✓":
-        assert re.fullmatch(r"✗ .+\n  saw:      .+\n  expected: .+\n  hint:     .+\n", out), out
+    assert_diagnosed(getattr(ddpm_checks, f"check_{exercise}"), answer, said, capsys)
