@@ -70,6 +70,7 @@ def run(path: Path) -> None:
             kernel_name="python3",
             timeout=SECONDS_A_CELL,
             resources={"metadata": {"path": str(path.parent)}},
+            extra_arguments=["--log-level=ERROR"],  # of the kernel itself, not of the cells
             coalesce_streams=True,
             record_timing=False,
             store_widget_state=False,

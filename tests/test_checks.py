@@ -200,6 +200,34 @@ def test_what_is_wrong_is_said_and_nothing_is_raised(function, saw, expected, ca
     assert lines[3].removeprefix("  hint:").strip()
 
 
+def how_many(x):
+    return len(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (how_many, "✓ "),
+        (lambda x: torch.tensor(len(x)), "✓ "),
+        (lambda x: float(len(x)), "✓ "),
+        (lambda x: str(len(x)), "saw:      a str\n  expected: a number\n"),
+        (lambda x: torch.tensor([len(x)]), "saw:      a Tensor\n  expected: a number\n"),
+        (lambda x: len(x) + 1, "saw:      4\n  expected: 3, from the length\n"),
+        (lambda x: x.append(7) or len(x) - 1, "it changed its arguments in place"),
+        (lambda x: x.sort() or len(x), "it changed its arguments in place"),
+        (lambda x: len(x[1:]), "the first is left out"),
+    ],
+)
+def test_a_function_may_return_a_number_and_take_a_list(function, said, capsys):
+    values = [3, 1, 2]
+    mistake = checks.Mistake("the first is left out", "begin at 0", lambda x: len(x[1:]))
+    checks.check_function(
+        function, how_many, [(values,)], expected="the length", hint="len", mistakes=[mistake]
+    )
+    assert said in capsys.readouterr().out
+    assert values == [3, 1, 2]
+
+
 def test_a_named_mistake_is_named(capsys):
     mistake = checks.Mistake("the sign is wrong", "it grows", lambda x: -2 * x)
     said = check(lambda x: -(x + x), capsys, [mistake])

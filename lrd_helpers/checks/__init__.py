@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Mistake", "check_function"]
+__all__ = ["Mistake", "check_function", "explain"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Mistake:
     saw: str
     """What the wrong version computes, as the second half of "your function …"."""
     hint: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor | float]
     """The wrong version itself: called with the arguments of the right one."""
 
 
 def check_function(
     function: Callable[..., Any],
-    solution: Callable[..., Tensor],
+    solution: Callable[..., Tensor | float],
     cases: Sequence[tuple[Any, ...]],
     *,
     expected: str,
@@ -42,8 +43,8 @@ def check_function(
     Args:
         function: the learner's. One that returns None or … or raises NotImplementedError counts as
             not written yet.
-        solution: the right one.
-        cases: the arguments of each call. Every call gets copies of its tensors.
+        solution: the right one. It returns tensors, or else numbers.
+        cases: the arguments of each call. Every call gets copies of its tensors and lists.
         expected: the formula, in words or symbols.
         hint: for a mistake that is none of `mistakes`.
         mistakes: tried in their order; the first that agrees with `function` in all cases is named.
@@ -58,27 +59,27 @@ def check_function(
         except NotImplementedError:
             output = None
         except Exception as error:
-            _print(name, f"it raised {type(error).__name__}: {error}", expected, hint)
+            explain(name, f"it raised {type(error).__name__}: {error}", expected, hint)
             return
         if output is None or output is ...:
             print(f"not implemented yet: {name}")
             return
         right = solution(*_copies(case))
         if fault := _wrong_kind(output, right):
-            _print(name, *fault, hint)
+            explain(name, *fault, hint)
             return
         if any(not _same(a, b) for a, b in zip(arguments, case, strict=True)):
-            _print(
+            explain(
                 name,
                 "it changed its arguments in place",
                 "arguments that are the same after the call",
-                "write x = x + y in place of x += y",
+                "write x = x + y in place of x += y, and sorted(x) in place of x.sort()",
             )
             return
-        outputs.append(output)
+        outputs.append(torch.as_tensor(output))
 
-    def agrees_with(other: Callable[..., Tensor]) -> bool:
-        values = [other(*_copies(case)) for case in cases]
+    def agrees_with(other: Callable[..., Tensor | float]) -> bool:
+        values = [torch.as_tensor(other(*_copies(case))) for case in cases]
         return all(
             a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
             for a, b in zip(outputs, values, strict=True)
@@ -89,25 +90,29 @@ def check_function(
         return
     for mistake in mistakes:
         if agrees_with(mistake.function):
-            _print(name, mistake.saw, expected, mistake.hint)
+            explain(name, mistake.saw, expected, mistake.hint)
             return
     for output, case in zip(outputs, cases, strict=True):
-        right = solution(*_copies(case))
+        right = torch.as_tensor(solution(*_copies(case)))
         differences = (output - right).abs().nan_to_num(nan=float("inf"))
         if differences.max() > tolerance:
             i = int(differences.argmax())
             saw, wanted = float(output.flatten()[i].detach()), float(right.flatten()[i])
             where = f" as number {i} of the flattened result" if right.ndim else ""
-            _print(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
+            explain(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
             return
 
 
-def _print(name: str, saw: str, expected: str, hint: str) -> None:
+def explain(name: str, saw: str, expected: str, hint: str) -> None:
+    """Print what is wrong with the answer `name`, each of the three in a line of its own."""
     print(f"✗ {name}\n  saw:      {saw}\n  expected: {expected}\n  hint:     {hint}")
 
 
-def _wrong_kind(output: Any, right: Tensor) -> tuple[str, str] | None:
-    """What was seen and expected, where the output is no tensor or has another shape."""
+def _wrong_kind(output: Any, right: Tensor | float) -> tuple[str, str] | None:
+    """What was seen and expected, where the output is of another type or shape."""
+    if not isinstance(right, Tensor):
+        a_number = isinstance(output, Real) or (isinstance(output, Tensor) and not output.ndim)
+        return None if a_number else (f"a {type(output).__name__}", "a number")
     if not isinstance(output, Tensor):
         return f"a {type(output).__name__}", f"a tensor of shape {tuple(right.shape)}"
     if output.shape != right.shape:
@@ -116,8 +121,19 @@ def _wrong_kind(output: Any, right: Tensor) -> tuple[str, str] | None:
 
 
 def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in case)
+    return tuple(
+        value.clone()
+        if isinstance(value, Tensor)
+        else list(value)
+        if isinstance(value, list)
+        else value
+        for value in case
+    )
 
 
 def _same(a: Any, b: Any) -> bool:
-    return torch.equal(a, b) if isinstance(a, Tensor) else True
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, list):  # the same things in the same order
+        return list(map(id, a)) == list(map(id, b))
+    return True
