@@ -3,13 +3,14 @@
 Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, a tenth of
 the captions left empty for classifier-free guidance; losses weighted by min-SNR, γ = 5 (Hang et al.
 2023). Latents are encoded once and kept; captions are drawn anew at every visit, so that one scene
-teaches several.
+teaches several. With --data, pictures and captions come from webdataset shards instead.
 """
 
 import argparse
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from lrd_helpers.storybook import (
     seeded,
 )
 from lrd_helpers.training import loop
+from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
 from lrd_helpers.training.sheets import save_sheet
 from lrd_helpers.vocabulary import word_tokenizer
 
@@ -171,14 +173,9 @@ class LatentCache:
         latents, self.scenes = [], []
         for number in tqdm(numbers, desc="encoding scenes", disable=reader > 0):
             rendering = stream.batch(number)
-            with (
-                torch.no_grad(),
-                torch.autocast(
-                    vae.device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"
-                ),
-            ):
-                posterior = vae.encode(2 * rendering.images.to(vae.device) - 1).latent_dist
-            latents.append((posterior.mean * vae.config.scaling_factor).cpu().half())
+            half = options.mixed_precision == "bf16"
+            with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
+                latents.append(encoded(vae, rendering.images).half())
             self.scenes += rendering.scenes
         self.latents = torch.cat(latents)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -206,19 +203,63 @@ class LatentCache:
             number += 1
 
 
+def shard_pairs(options: argparse.Namespace, size: int, **more: object) -> ShardPairs:
+    """What --data, --only and --least-side ask for."""
+    conditions = [Condition(text) for text in options.only]
+    return ShardPairs(
+        shard_list(options.data),
+        size,
+        least_side=options.least_side,
+        conditions=conditions,
+        seed=options.seed,
+        **more,
+    )
+
+
+def shard_batches(
+    vae: AutoencoderKL, pairs: ShardPairs, batch_size: int, start: int
+) -> Iterator[tuple[Latents, list[str]]]:
+    """Batches of encoded pairs from number `start` on; those before are read, but not encoded."""
+    stream = islice(pairs, start * batch_size, None)
+    while True:
+        pictures, captions = zip(*islice(stream, batch_size), strict=True)
+        yield encoded(vae, torch.stack(pictures)), list(captions)
+
+
 @torch.no_grad()
-def evaluate(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> dict[str, object]:
-    """The loss on scenes never trained on; benchmarks/targets.py says how good the pictures are."""
-    losses = []
-    for number in range(16):
-        rendering = StorybookDataset(64, seed=loop.HELD_OUT_SEED).batch(number)
-        latents = vae.encode(2 * rendering.images - 1).latent_dist.mean * vae.config.scaling_factor
-        losses.append(trainee((latents, rendering.captions), seeded(number))["loss"])
-    return {
-        "weighted noise-prediction loss, 1,024 held-out scenes": round(
-            float(torch.stack(losses).mean()), 5
-        )
-    }
+def encoded(vae: AutoencoderKL, images: Float[Tensor, "batch 3 _height _width"]) -> Latents:
+    """The latents of images in [0, 1]: the mean of the posterior, times the scaling factor."""
+    posterior = vae.encode(2 * images.to(vae.device) - 1).latent_dist
+    return (posterior.mean * vae.config.scaling_factor).cpu()
+
+
+@torch.no_grad()
+def evaluate(
+    trainee: LatentDiffusionTraining, vae: AutoencoderKL, pairs: ShardPairs | None
+) -> dict[str, object]:
+    """The loss on scenes, or on the pairs, never trained on.
+
+    benchmarks/targets.py says how good the pictures are.
+    """
+    batches, what = [], "1,024 held-out scenes"
+    if pairs is None:
+        for number in range(16):
+            rendering = StorybookDataset(64, seed=loop.HELD_OUT_SEED).batch(number)
+            batches.append((rendering.images, rendering.captions))
+    else:
+        held_out = list(islice(pairs.one_pass(), 1024))
+        what = f"{len(held_out):,} held-out pairs"
+        for first in range(0, len(held_out), 64):
+            pictures, captions = zip(*held_out[first : first + 64], strict=True)
+            batches.append((torch.stack(pictures), list(captions)))
+    if not batches:
+        return {}  # too few pairs for one in a hundred
+    losses = [
+        trainee((encoded(vae, images), captions), seeded(number))["loss"] * len(captions)
+        for number, (images, captions) in enumerate(batches)
+    ]
+    mean = float(sum(losses)) / sum(len(captions) for _, captions in batches)
+    return {f"weighted noise-prediction loss, {what}": round(mean, 5)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -241,7 +282,28 @@ def main(arguments: list[str] | None = None) -> None:
         help="folder of the finished first stage",
     )
     parser.add_argument("--cache", type=int, default=32_000, help="scenes encoded once and kept")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="SHARDS",
+        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="CONDITION",
+        help="with --data: leave out pairs whose .json does not fulfil 'punsafe<0.3' and the like",
+    )
+    parser.add_argument(
+        "--least-side",
+        type=int,
+        metavar="PIXELS",
+        help="with --data: leave out smaller pictures; by default those smaller than the model's",
+    )
     options = loop.parse(parser, arguments)
+    if not options.data and (options.only or options.least_side):
+        parser.error("--only and --least-side are for --data; storybook scenes are all good")
     if not (options.autoencoder / "config.json").exists():
         parser.error(
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
@@ -252,7 +314,20 @@ def main(arguments: list[str] | None = None) -> None:
     if torch.cuda.is_available():
         vae.cuda()
     trainee = LatentDiffusionTraining(options.start_from)
-    sheet_captions = [sample_scene(seeded(loop.HELD_OUT_SEED, i)).caption for i in range(24)]
+    size = trainee.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+    held_out, streams = None, []
+    if options.data:
+        held_out = shard_pairs(options, size, held_out=True)
+        first = list(islice(shard_pairs(options, size).one_pass(), 24))
+        sheet_captions = [caption for _, caption in first]
+    else:
+        sheet_captions = [sample_scene(seeded(loop.HELD_OUT_SEED, i)).caption for i in range(24)]
+
+    def batches(start: int, reader: int, readers: int) -> Iterator[tuple[Latents, list[str]]]:
+        if not options.data:
+            return LatentCache(vae, options, reader, readers).batches(start)
+        streams.append(shard_pairs(options, size, reader=reader, readers=readers))
+        return shard_batches(vae, streams[-1], options.batch_size, start)
 
     def sample(path: Path) -> None:
         pipe = pipeline(trainee, vae)
@@ -270,11 +345,13 @@ def main(arguments: list[str] | None = None) -> None:
         trainee,
         options,
         sample=sample,
-        batches=lambda start, reader, readers: LatentCache(vae, options, reader, readers).batches(
-            start
-        ),
+        batches=batches,
     )
-    scores = evaluate(trainee, vae.cpu())
+    scores = evaluate(trainee, vae.cpu(), held_out)
+    data = None
+    if streams:
+        data = f"{len(streams[0].shards)} shards: {streams[0].summary()}"
+        print(data)
     trainee.unet.set_attn_processor(AttnProcessor2_0())
     with loop.replacing_folder(options.output) as folder:
         pipeline(trainee, vae).to(torch.float16).save_pretrained(folder)
@@ -289,6 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
             options=options,
             progress=progress,
             scores=scores,
+            data=data,
         )
     print(scores)
 

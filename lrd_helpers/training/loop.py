@@ -119,7 +119,7 @@ def command(main: Callable[[], None]) -> None:
     """Runs a training as a command: what a user can mend is one sentence, exit code 2."""
     try:
         main()
-    except (OSError, ValueError, FloatingPointError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -420,15 +420,20 @@ def model_card(
     options: argparse.Namespace,
     progress: Progress,
     scores: dict[str, object],
+    data: str | None = None,
 ) -> None:
-    """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
+    """Writes README.md (for people), training.json and a thinned log.csv (for notebooks).
+
+    `data` says what the model was trained on, if not on storybook scenes.
+    """
     forget_folders(folder)
     # Folders are this machine's own affair.
     used = {
         name: value
         for name, value in vars(options).items()
-        if name != "fresh" and not isinstance(value, Path)
+        if name not in ("fresh", "data") and not isinstance(value, Path)
     }
+    data = data or f"storybook scenes, rendered as needed from seed {options.seed}"
     before = earlier_runs(options.start_from)
     lines = [
         "---",
@@ -441,7 +446,7 @@ def model_card(
         "",
         "| training | |",
         "|---|---|",
-        f"| data | storybook scenes, rendered as needed from seed {options.seed} |",
+        f"| data | {data} |",
         f"| optimiser steps | {progress.step:,} |",
         f"| samples seen | {progress.samples:,} |",
         *(
