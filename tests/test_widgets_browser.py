@@ -808,7 +808,6 @@ def test_a_round_trip_through_a_real_notebook(chromium, tmp_path, application, p
     assert layout.layers[1].box == near(0.3, 0.2, 0.9, 0.8)
     latencies = [min(after - up for after in heard if after >= up) for up in ups[:2]]
     print(f"{application}: pointer release → Python", ", ".join(f"{t:.0f} ms" for t in latencies))
-    assert max(latencies) < 1000
     assert page.errors == []
 
 
