@@ -112,6 +112,49 @@ def regions_of(
     ]
 
 
+def parts_of_steps(
+    layouts: Sequence[Layout],
+    negatives: Sequence[str],
+    method: Method,
+    steps: int,
+    layered_steps: int,
+    size: Sequence[int],
+) -> list[list[Region]]:
+    """For each step the parts of all pictures; steps that ask the same have one list in common.
+
+    Args:
+        layouts: one a picture.
+        negatives: so are these negative prompts.
+        method: see `regions_of`.
+        steps: of the whole sampling.
+        layered_steps: how many of them, from the first on, are layered.
+        size: height and width of the latents.
+    """
+    known: dict[tuple, list[Region]] = {}
+    plan = []
+    for step in range(steps):
+        active = tuple(
+            tuple(_takes_part(layer, step, layered_steps, steps) for layer in layout.layers)
+            for layout in layouts
+        )
+        key = step < layered_steps, active
+        if key not in known:
+            known[key] = [
+                region
+                for number, layout in enumerate(layouts)
+                for region in regions_of(
+                    number, layout, negatives[number], active[number], method, size, key[0]
+                )
+            ]
+        plan.append(known[key])
+    return plan
+
+
+def _takes_part(layer: Layer, step: int, layered_steps: int, steps: int) -> bool:
+    end = layered_steps if layer.end is None else round(layer.end * steps)
+    return round(layer.start * steps) <= step < end
+
+
 def batched(
     entries: list[Region],
     encode: Callable[[str], Float[Tensor, "tokens features"]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import warnings
@@ -29,7 +30,7 @@ from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import Method, method_named
 from lrd_helpers.placement import object_mask, placed
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.regions import Region, Regions, batched, regions_of, stacked
+from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
@@ -268,70 +269,21 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None,
         output_layers: bool,
     ) -> tuple[Tensor, list[LayerTrace] | None]:
-        if method.fuse == "placed" and not any(
-            layer.bounding_box != (0, 0, 1, 1) for layout in layouts for layer in layout.layers
-        ):
-            method = replace(method, fuse="steps")  # what fills the canvas is in its place
-        layered_steps = round(method.layered_fraction * len(timesteps))
-        alone_steps = layered_steps if method.fuse == "once" else 0
-        if method.fuse == "placed" and layered_steps:
-            # A scheduler of order 2 has two timesteps for one step: none is cut in half.
-            order = self.scheduler.order
-            alone_steps = max(1, round(method.placed_at * len(timesteps) / order)) * order
-            layered_steps = max(layered_steps, alone_steps)
+        method, layered_steps, alone_steps = self._phases(layouts, method, len(timesteps))
+        pictures, size = len(layouts), latents.shape[-2:]
+        plan = parts_of_steps(layouts, negatives, method, len(timesteps), layered_steps, size)
+        looked_at = _looked_at(layouts, method) if layered_steps else []
+        texts.check(plan, [layer.prompt for _, layer in looked_at])
+        fields: list[list[Tensor | None]] = [[None] * len(layout.layers) for layout in layouts]
+        if layered_steps:
+            fields = self._fields(layouts, method, latents, timesteps[0], texts, chunk_size)
+        # All at once, so that an offloaded text encoder is fetched once and not between two steps.
+        parts = _encoded(plan, fields, method, layered_steps, alone_steps, texts, latents)
         fresh = {
             name: copy.copy(value)
             for name, value in vars(self.scheduler).items()
             if not name.endswith("_index") and not isinstance(value, (Tensor, dict))
         }
-        pictures = len(layouts)
-
-        def asked_at(step: int) -> tuple[tuple, list[Region]]:
-            """What step `step` asks: (layered, each alone, who takes part), and its parts."""
-            layered, entries, active = step < layered_steps, [], []
-            for number, layout in enumerate(layouts):
-                active.append(
-                    tuple(
-                        _takes_part(layer, step, layered_steps, len(timesteps))
-                        for layer in layout.layers
-                    )
-                )
-                size, negative = latents.shape[-2:], negatives[number]
-                entries += regions_of(number, layout, negative, active[-1], method, size, layered)
-            return (layered, step < alone_steps, tuple(active)), entries
-
-        plan = [asked_at(step) for step in range(len(timesteps))]
-        texts.check(
-            [entry for _, entries in plan for entry in entries],
-            [
-                layer.prompt
-                for layout in layouts
-                for layer in layout.layers
-                if layered_steps and _is_guided(layer, method) and method.delta != "constant"
-            ],
-        )
-        fields: list[list[Tensor | None]] = [[None] * len(layout.layers) for layout in layouts]
-        if layered_steps:
-            fields = self._fields(layouts, method, latents, timesteps[0], texts, chunk_size)
-        made: dict[tuple, Regions] = {}
-
-        def regions_at(step: int) -> Regions:
-            key, entries = plan[step]
-            if key not in made:
-                layered, alone, _ = key
-                # Where an object comes up alone does not matter if it is moved afterwards.
-                if layered and method.guide == "steps" and not (alone and method.fuse == "placed"):
-                    entries = [
-                        replace(entry, field=fields[entry.picture][entry.layer - 1])
-                        if entry.layer
-                        else entry
-                        for entry in entries
-                    ]
-                made[key] = batched(entries, texts.__getitem__, latents, share=not alone)
-            return made[key]
-
-        # All at once, so that an offloaded text encoder is fetched once and not between two steps.
-        parts = [regions_at(step) for step in range(len(timesteps))]
         first = parts[0]
         if method.guide == "noise" and layered_steps:
             fields_of_rows = stacked(
@@ -403,6 +355,21 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             latents = regions.composed(latents, pictures)
         traces = _traces(layouts, fields, predictions, latents) if output_layers else None
         return latents, traces
+
+    def _phases(self, layouts: list[Layout], method: Method, steps: int) -> tuple[Method, int, int]:
+        """The method, how many steps are layered, and in how many of these each layer is alone."""
+        if method.fuse == "placed" and not any(
+            layer.bounding_box != (0, 0, 1, 1) for layout in layouts for layer in layout.layers
+        ):
+            method = replace(method, fuse="steps")  # what fills the canvas is in its place
+        layered_steps = round(method.layered_fraction * steps)
+        alone_steps = layered_steps if method.fuse == "once" else 0
+        if method.fuse == "placed" and layered_steps:
+            # A scheduler of order 2 has two timesteps for one step: none is cut in half.
+            order = self.scheduler.order
+            alone_steps = max(1, round(method.placed_at * steps / order)) * order
+            layered_steps = max(layered_steps, alone_steps)
+        return method, layered_steps, alone_steps
 
     def _scores(
         self,
@@ -616,26 +583,18 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         chunk_size: int | None,
     ) -> list[list[Float[Tensor, "channels height width"] | None]]:
         """ξ of each layer of each picture, None where it is zero."""
-        asked = [
-            (number, layer)
-            for number, layout in enumerate(layouts)
-            for layer in layout.layers
-            if _is_guided(layer, method)
-        ]
+        looked_at = _looked_at(layouts, method)
         # In units of N(0, I), which the latents of some schedulers are not.
         noise = self.scheduler.scale_model_input(latents, t)
-        maps: list[Tensor | None] = [None] * len(asked)
-        if method.delta != "constant" and asked:
-            maps = self._attention_maps(asked, method, noise, t, texts, chunk_size)
+        maps = iter(self._attention_maps(looked_at, method, noise, t, texts, chunk_size))
         deltas: dict[str, Tensor] = {}  # colour → δ, each computed once
         fields: list[list[Tensor | None]] = [[] for _ in layouts]
-        found = iter(zip(asked, maps, strict=True))
         for number, layout in enumerate(layouts):
             for layer in layout.layers:
                 if not _is_guided(layer, method):
                     fields[number].append(None)
                     continue
-                _, attention = next(found)
+                attention = None if method.delta == "constant" else next(maps)
                 delta = self._delta(layer, method, noise[number], attention, deltas)
                 if delta is None:
                     fields[number].append(None)
@@ -669,7 +628,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
     def _attention_maps(
         self,
-        asked: list[tuple[int, Layer]],
+        looked_at: list[tuple[int, Layer]],
         method: Method,
         noise: Tensor,
         t: Tensor,
@@ -678,9 +637,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     ) -> list[Float[Tensor, "height width"]]:
         """Where the model looks at t = T when it reads each layer's word (LRDiff, section 3.2)."""
         maps = []
-        size = chunk_size or len(asked)
-        for first in range(0, len(asked), size):
-            some = asked[first : first + size]
+        size = chunk_size or max(1, len(looked_at))
+        for first in range(0, len(looked_at), size):
+            some = looked_at[first : first + size]
             prompts = [self.maybe_convert_prompt(layer.prompt, self.tokenizer) for _, layer in some]
             with capture_attention(
                 self.unet,
@@ -868,15 +827,15 @@ class _Texts:
         self.pipe, self.latents = pipe, latents
         self.known = {text: embedding.to(latents) for text, embedding in known.items()}
 
-    def check(self, entries: Sequence[Region], guiding: Sequence[str]) -> None:
+    def check(self, plan: Sequence[Sequence[Region]], guiding: Sequence[str]) -> None:
         """Refuse texts that cannot be encoded; warn of embeddings that nobody asks for.
 
         Args:
-            entries: everything that the U-Net will be asked.
+            plan: what the U-Net will be asked, step by step.
             guiding: the prompts whose attention maps are looked at.
         """
         asked = {text: f"the prompt {text!r} whose attention is looked at" for text in guiding}
-        for entry in entries:
+        for entry in itertools.chain.from_iterable(plan):
             who = f"layer {entry.layer}" if entry.layer else "the background or caption"
             asked[entry.prompt] = f"{who} asks {entry.prompt!r}"
             asked.setdefault(entry.negative, f"{who} has the negative prompt {entry.negative!r}")
@@ -916,9 +875,44 @@ def _is_guided(layer: Layer, method: Method) -> bool:
     return bool(layer.strength and (method.inside or method.outside))
 
 
-def _takes_part(layer: Layer, step: int, layered_steps: int, steps: int) -> bool:
-    end = layered_steps if layer.end is None else round(layer.end * steps)
-    return round(layer.start * steps) <= step < end
+def _looked_at(layouts: list[Layout], method: Method) -> list[tuple[int, Layer]]:
+    """The layers whose attention makes their δ, each with the number of its picture."""
+    if method.delta == "constant":
+        return []
+    return [
+        (number, layer)
+        for number, layout in enumerate(layouts)
+        for layer in layout.layers
+        if _is_guided(layer, method)
+    ]
+
+
+def _encoded(
+    plan: list[list[Region]],
+    fields: list[list[Tensor | None]],
+    method: Method,
+    layered_steps: int,
+    alone_steps: int,
+    texts: _Texts,
+    latents: Tensor,
+) -> list[Regions]:
+    """What each step asks as a batch, with ξ and the texts' embeddings; each made once."""
+    made: dict[tuple, Regions] = {}
+    parts = []
+    for step, entries in enumerate(plan):
+        alone = step < alone_steps
+        key = id(entries), alone
+        if key not in made:
+            # Where an object comes up alone does not matter if it is moved afterwards.
+            guided = step < layered_steps and method.guide == "steps"
+            if guided and not (alone and method.fuse == "placed"):
+                entries = [
+                    replace(one, field=fields[one.picture][one.layer - 1]) if one.layer else one
+                    for one in entries
+                ]
+            made[key] = batched(entries, texts.__getitem__, latents, share=not alone)
+        parts.append(made[key])
+    return parts
 
 
 def _traces(
