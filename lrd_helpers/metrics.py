@@ -1,4 +1,12 @@
-"""How well a picture obeys its layout and its caption: IoU, success and CLIP score.
+"""How well a picture obeys its layout and its caption.
+
+| function | question | range |
+|---|---|---|
+| `layout_iou`, `success_rate` | is each layer where it was asked for? | 0 to 1 |
+| `attribute_accuracy` | has the thing in its place the colour that was asked for? | yes or no |
+| `leakage` | how much of it, or of its colour, is elsewhere? | 0 (none) to 1 |
+| `average_precision` | the first one as detectors are judged, over many pictures | 0 to 1 |
+| `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 
 What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
 with words. `StorybookDetector` and `StorybookClip` are the shipped ones.
@@ -7,7 +15,9 @@ with words. `StorybookDetector` and `StorybookClip` are the shipped ones.
     score = clip_score(StorybookClip(), image, layout.caption)
 """
 
+import contextlib
 import difflib
+import io
 import itertools
 import math
 import re
@@ -22,7 +32,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrd_helpers.layout import Box, Layout
+from lrd_helpers.guidance import colour_of_prompt, object_of_prompt
+from lrd_helpers.layout import Box, Layer, Layout
 from lrd_helpers.models import load_clip, load_segmenter
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, tight_boxes
 
@@ -347,12 +358,167 @@ def _mask_iou(things: list[Detection], layout: Layout, number: int) -> float:
     return float((found & asked).sum() / (found | asked).sum())
 
 
+def success_rate(ious: Sequence[Sequence[float]], threshold: float = 0.5) -> float:
+    """The share of all layers of several pictures that succeeded; see `success`.
+
+    Raises:
+        ValueError: there are no layers.
+    """
+    succeeded = [each for picture in ious for each in success(picture, threshold)]
+    if not succeeded:
+        raise ValueError("there are no layers to judge")
+    return sum(succeeded) / len(succeeded)
+
+
 def success(ious: Sequence[float], threshold: float = 0.5) -> list[bool]:
     """Which layers of `layout_iou` succeeded: IoU ≥ 0.5 with what the prompt names.
 
     The right sticker and colour are in the IoU already: of anything else nothing is found.
     """
     return [iou >= threshold for iou in ious]
+
+
+def attribute_accuracy(
+    detector: Detector, image: Picture, layout: Layout, threshold: float = 0.5
+) -> list[bool | None]:
+    """For each layer whether the thing in its place also has the colour that was asked for.
+
+    The thing is what the prompt's object ("a car") finds in the layer's place, whatever its colour:
+    the box with the largest IoU, at least `threshold`. Where there is none, the attribute is wrong
+    too. None for a layer whose prompt names no colour.
+    """
+    answers: list[bool | None] = []
+    for layer in layout.layers:
+        if colour_of_prompt(layer.prompt) is None:
+            answers.append(None)
+            continue
+        things, coloured = detector(image, [_any_colour(layer.prompt), layer.prompt])
+        fits = [box_iou(thing.box, layer.bounding_box) for thing in things]
+        best = things[fits.index(max(fits))] if fits and max(fits) >= threshold else None
+        # The same place, not the same object: a detector may look anew for each prompt.
+        answers.append(
+            best is not None
+            and any(box_iou(best.box, other.box) >= threshold for other in coloured)
+        )
+    return answers
+
+
+def leakage(detector: Detector, image: Picture, layout: Layout) -> list[float]:
+    """For each layer the share, in [0, 1], of what should be in its place that is elsewhere.
+
+    Looked for is the layer's object in any colour ("a car"), and its colour on the other layers'
+    objects ("a red star", where a yellow one was asked for). Elsewhere is outside the boxes of all
+    layers with that object, or with that object in that colour. Shares of the pixels that were
+    found (of the boxes' cells, where the detector knows no pixels); 0 where nothing was.
+    """
+    shares = []
+    for layer in layout.layers:
+        colour = colour_of_prompt(layer.prompt)
+        wanted = {_any_colour(layer.prompt)}
+        for other in layout.layers:
+            if colour and colour_of_prompt(other.prompt) not in (None, colour):
+                wanted.add(f"a {colour} {object_of_prompt(other.prompt)}")
+        prompts = sorted(wanted)
+        found, elsewhere = [], []
+        for prompt, things in zip(prompts, detector(image, prompts), strict=True):
+            places = [
+                other.bounding_box
+                for other in layout.layers
+                if object_of_prompt(other.prompt) == object_of_prompt(prompt)
+                and colour_of_prompt(prompt) in (None, colour_of_prompt(other.prompt))
+            ]
+            for thing in things:
+                mask = _cells_of(thing.box) if thing.mask is None else thing.mask.cpu()
+                found.append(mask)
+                for place in places:
+                    mask = mask & ~_cells_of(place, mask.shape)
+                elsewhere.append(mask)
+        share = 0.0
+        if found:
+            share = float(torch.stack(elsewhere).any(0).sum() / torch.stack(found).any(0).sum())
+        shares.append(share)
+    return shares
+
+
+def _any_colour(prompt: str) -> str:
+    return f"a {object_of_prompt(prompt)}"
+
+
+def _cells_of(box: Box, size: Sequence[int] = (128, 128)) -> Bool[Tensor, "height width"]:
+    return Layer("a place", box=box).cells(*size)
+
+
+def average_precision(
+    detector: Detector, pairs: Sequence[tuple[Picture, Layout]]
+) -> dict[str, float]:
+    """AP of the layers' boxes as COCO has it: the layouts are the truth, the detector looks.
+
+    As the papers on layouts measure it: the area under precision against recall, the mean over IoU
+    thresholds .50, .55, … .95 and over the prompts. In each picture the detector is asked for that
+    picture's own prompts. By pycocotools, which must be installed.
+
+    Returns:
+        "AP", and "AP50" and "AP75" with one threshold each, in [0, 1].
+
+    Raises:
+        ValueError: no pictures.
+        ImportError: pycocotools is not installed.
+    """
+    if not pairs:
+        raise ValueError("there are no pictures to judge")
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise ImportError("average precision needs pycocotools: pip install pycocotools") from None
+
+    def rectangle(box: Box) -> list[float]:
+        # In thousandths: COCO counts pixels, and only ratios matter here.
+        x0, y0, x1, y1 = (1000 * value for value in box)
+        return [x0, y0, x1 - x0, y1 - y0]
+
+    prompts = sorted({layer.prompt for _, layout in pairs for layer in layout.layers})
+    truth, found = [], []
+    for number, (image, layout) in enumerate(pairs, start=1):
+        for layer in layout.layers:
+            box = rectangle(layer.bounding_box)
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": number,
+                    "category_id": prompts.index(layer.prompt),
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+        own = list(dict.fromkeys(layer.prompt for layer in layout.layers))
+        for prompt, things in zip(own, detector(image, own), strict=True):
+            found += [
+                {
+                    "image_id": number,
+                    "category_id": prompts.index(prompt),
+                    "bbox": rectangle(thing.box),
+                    "score": thing.score,
+                }
+                for thing in things
+            ]
+    if not found:
+        return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports every step it takes
+        coco = COCO()
+        coco.dataset = {
+            "info": {},
+            "images": [{"id": number} for number in range(1, len(pairs) + 1)],
+            "categories": [{"id": n, "name": prompt} for n, prompt in enumerate(prompts)],
+            "annotations": truth,
+        }
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(found), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(evaluation.stats[i]) for i, name in enumerate(("AP", "AP50", "AP75"))}
 
 
 # ------------------------------------------------------------------ words against picture
@@ -402,7 +568,18 @@ class StorybookClip:
 
 def clip_score(clip: Clip, image: Picture, text: str) -> float:
     """100 · cos(image, text), in [−100, 100] (CLIPScore, Hessel et al. 2021, without its 2.5)."""
-    return 100 * float(clip.encode_images([image])[0] @ clip.encode_texts([text])[0])
+    return 100 * text_image_similarity(clip, [image], [text])
+
+
+def text_image_similarity(clip: Clip, images: Sequence[Picture], texts: Sequence[str]) -> float:
+    """T2I-Sim: the mean of cos(image, its text) over pictures, in [−1, 1] (as BoxDiff reports it).
+
+    Raises:
+        ValueError: no pictures, or another number of texts.
+    """
+    if not images or len(images) != len(texts):
+        raise ValueError(f"{len(images)} pictures and {len(texts)} texts cannot be compared")
+    return float((clip.encode_images(images) * clip.encode_texts(texts)).sum(1).mean())
 
 
 # ------------------------------------------------------------------ pictures and boxes as numbers

@@ -352,6 +352,79 @@ def test_an_object_cut_in_two_counts_whole(detector):
     assert metrics.layout_iou(detector, picture, layout) == pytest.approx([1, 1])
 
 
+def test_success_rate_counts_layers_of_all_pictures():
+    assert metrics.success_rate([[0.5, 0.2], [0.9], []]) == pytest.approx(2 / 3)
+    assert metrics.success_rate([[0.5, 0.2]], threshold=0.6) == 0
+    with pytest.raises(ValueError, match="no layers"):
+        metrics.success_rate([[]])
+
+
+def test_the_attribute_is_right_where_the_thing_in_its_place_has_its_colour(detector):
+    layout = asked(
+        ("a red car", (0, 0, 64, 64)),
+        ("a blue star", (64, 64, 128, 128)),
+        ("a tree", (64, 0, 128, 64)),
+    )
+    right = [("car", "red", (2, 2, 62, 62)), ("star", "blue", (66, 66, 126, 126))]
+    assert metrics.attribute_accuracy(detector, paint(*right), layout) == [True, True, None]
+    swapped = paint(("car", "blue", (2, 2, 62, 62)), ("star", "red", (66, 66, 126, 126)))
+    assert metrics.attribute_accuracy(detector, swapped, layout) == [False, False, None]
+    # The red car is elsewhere, and a blue one is where it should be.
+    decoy = paint(("car", "blue", (2, 2, 62, 62)), ("car", "red", (66, 2, 126, 62)))
+    assert metrics.attribute_accuracy(detector, decoy, layout) == [False, False, None]
+    small = paint(("car", "red", (2, 2, 22, 22)))
+    assert metrics.attribute_accuracy(detector, small, layout) == [False, False, None]
+    assert metrics.attribute_accuracy(detector, small, layout, 0.05) == [True, False, None]
+
+
+def test_leakage_is_the_share_that_is_elsewhere(detector):
+    layout = asked(("a red car", (0, 0, 64, 64)), ("a blue star", (64, 64, 128, 128)))
+
+    def leak(*things):
+        return metrics.leakage(detector, paint(*things), layout)
+
+    assert leak() == [0, 0]
+    star = ("star", "blue", (64, 64, 128, 128))
+    assert leak(("car", "red", (0, 0, 64, 64)), star) == pytest.approx([0, 0])
+    assert leak(("car", "red", (32, 0, 96, 64)), star) == pytest.approx([0.5, 0])
+    # A car in the star's blue, in the car's place: the star's colour is elsewhere.
+    assert leak(("car", "blue", (0, 0, 64, 64)), star) == pytest.approx([0, 0.5])
+    assert leak(("car", "green", (64, 64, 128, 128))) == pytest.approx([1, 0])
+    # Two cars were asked for: neither leaks into the other's place.
+    both = asked(("a red car", (0, 0, 64, 64)), ("a blue car", (64, 64, 128, 128)))
+    right = paint(("car", "red", (0, 0, 64, 64)), ("car", "blue", (64, 64, 128, 128)))
+    assert metrics.leakage(detector, right, both) == pytest.approx([0, 0])
+    wrong = paint(("car", "blue", (0, 0, 64, 64)), ("car", "red", (64, 64, 128, 128)))
+    assert metrics.leakage(detector, wrong, both) == pytest.approx([0.5, 0.5])
+
+
+def test_leakage_by_boxes_where_the_detector_knows_no_pixels():
+    def boxes(image, prompts):
+        return [[metrics.Detection((0.25, 0.0, 0.75, 0.5), 0.9, None)] for _ in prompts]
+
+    layout = Layout(caption="c", layers=[Layer("a dog", box=(0, 0, 0.5, 0.5))])
+    assert metrics.leakage(boxes, paint(), layout) == pytest.approx([0.5])
+
+
+def test_average_precision_is_one_for_the_truth_and_falls_with_the_overlap(detector):
+    layout = asked(("a red car", (0, 0, 64, 64)), ("a blue star", (64, 64, 128, 128)))
+    right = paint(("car", "red", (0, 0, 64, 64)), ("star", "blue", (64, 64, 128, 128)))
+    assert metrics.average_precision(detector, [(right, layout)]) == pytest.approx(
+        {"AP": 1, "AP50": 1, "AP75": 1}
+    )
+    # IoU of the car: 48 / 80 = 0.6, good enough at the thresholds .50, .55 and .60 of ten.
+    moved = paint(("car", "red", (16, 0, 80, 64)), ("star", "blue", (64, 64, 128, 128)))
+    assert metrics.average_precision(detector, [(moved, layout)]) == pytest.approx(
+        {"AP": (0.3 + 1) / 2, "AP50": 1, "AP75": 0.5}, abs=0.051
+    )
+    # A second picture without its star: half of the stars are found.
+    one = metrics.average_precision(detector, [(right, layout), (paint(), layout)])
+    assert one["AP50"] == pytest.approx(0.5, abs=0.01)
+    assert metrics.average_precision(detector, [(paint(), layout)])["AP"] == 0
+    with pytest.raises(ValueError, match="no pictures"):
+        metrics.average_precision(detector, [])
+
+
 def test_any_detector_will_do():
     def detector(image, prompts):
         there = {"a dog": (0.0, 0.0, 0.5, 0.5)}
@@ -385,6 +458,17 @@ def test_clip_score_is_a_hundred_times_the_cosine():
         metrics.clip_score(Fake(), paint(), text) for text in ("same", "unlike", "half", "opposite")
     ]
     assert scores == pytest.approx([100, 0, 50, -100])
+
+
+def test_text_image_similarity_is_the_mean_cosine(tiny_clip):
+    clip = metrics.StorybookClip(*tiny_clip)
+    images, texts = [paint(), paint(("car", "red", (0, 0, 64, 64)))], ["a red car", "a tree"]
+    scores = [metrics.clip_score(clip, *pair) for pair in zip(images, texts, strict=True)]
+    mean = metrics.text_image_similarity(clip, images, texts)
+    assert mean == pytest.approx(sum(scores) / 200, abs=1e-6)
+    for wrong in ([], texts[:1]):
+        with pytest.raises(ValueError, match="cannot be compared"):
+            metrics.text_image_similarity(clip, images if wrong else [], wrong)
 
 
 @pytest.fixture(scope="module")

@@ -122,12 +122,13 @@ def test_every_package_that_is_imported_is_declared():
     # ipywidgets brings IPython, webdataset braceexpand.
     projects = {"PIL": "pillow", "IPython": "ipywidgets", "braceexpand": "webdataset"}
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    shards = {Requirement(text).name for text in PROJECT["optional-dependencies"]["shards"]}
+    extras = {"shards.py": "shards", "metrics.py": "benchmark"}
     for path in sorted((ROOT / "lrd_helpers").rglob("*.py")):
         foreign = imported(path.read_text(encoding="utf-8")) - sys.stdlib_module_names
         for name in foreign - {"lrd_helpers"}:
             project = canonicalize_name(projects.get(name, name))
-            own = shards if path.name == "shards.py" else set()
+            extra = PROJECT["optional-dependencies"].get(extras.get(path.name), [])
+            own = {Requirement(text).name for text in extra}
             assert project in declared | own, f"{path.relative_to(ROOT)} imports {name}"
 
 
