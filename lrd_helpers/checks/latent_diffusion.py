@@ -1,0 +1,260 @@
+"""The exercises of notebook 03: Stable Diffusion's betas, its loss, averaged weights, guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.ddpm import NoiseSchedule, q_sample
+
+SCHEDULE = NoiseSchedule.scaled_linear(20, 0.02, 0.5)
+BARS = SCHEDULE.alphas_cumprod
+SCALING_FACTOR = 0.4
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------ exercise 1
+
+
+def check_scaled_linear(function: Callable[..., Any]) -> None:
+    """Exercise 1, `scaled_linear(steps, start, end)`: the squares of √β in equal steps."""
+    check_function(
+        function,
+        lambda steps, start, end: NoiseSchedule.scaled_linear(steps, start, end).betas,
+        [(1000, 0.00085, 0.012), (50, 0.01, 0.3), (3, 0.04, 0.16)],
+        expected="(√start, …, √end in equal steps)², of shape (steps,)",
+        hint="torch.linspace(a, b, steps) gives equal steps from a to b, both ends included",
+        mistakes=[
+            Mistake(
+                "β itself grows in equal steps: that is DDPM's linear schedule",
+                "take the square roots of both ends first, and square what linspace gives",
+                lambda steps, start, end: torch.linspace(start, end, steps),
+            ),
+            Mistake(
+                "these are the square roots of β",
+                "the roots grow in equal steps, but asked for are the β: square them",
+                lambda steps, start, end: torch.linspace(start**0.5, end**0.5, steps),
+            ),
+            Mistake(
+                "β² grows in equal steps: root and square have changed places",
+                "roots first, then equal steps, then squares",
+                lambda steps, start, end: torch.linspace(start**2, end**2, steps) ** 0.5,
+            ),
+            Mistake(
+                "the ends are right, but the logarithm of β grows in equal steps",
+                "square roots, not logarithms",
+                lambda steps, start, end: start * (end / start) ** torch.linspace(0, 1, steps),
+            ),
+            Mistake(
+                "it stops one step short of `end`",
+                "both ends belong to the schedule: torch.linspace includes them",
+                lambda steps, start, end: torch.linspace(start**0.5, end**0.5, steps + 1)[:-1] ** 2,
+            ),
+        ],
+        tolerance=1e-6,
+    )
+
+
+# ------------------------------------------------------------------ exercise 2
+
+
+@dataclass(frozen=True)
+class UNetOutput:
+    """What a U-Net of diffusers returns: the prediction is its field `sample`."""
+
+    sample: Tensor
+
+
+def check_latent_loss(function: Callable[..., Any]) -> None:
+    """Exercise 2, `latent_loss(unet, z, text, t, noise, alphas_cumprod, scaling_factor)`.
+
+    E‖ε − ε_θ(x_t, t, τ(y))‖² with x_0 = scaling factor · E(picture) (LDM, Eq. 3).
+    """
+
+    def unet(x: Tensor, t: Tensor, text: Tensor) -> UNetOutput:
+        shift = 0.1 * t + text.mean((1, 2))
+        return UNetOutput(torch.tanh(x) + shift[:, None, None, None])
+
+    def loss(
+        *,
+        scale: Callable[[Tensor, float], Tensor] = lambda z, factor: z * factor,
+        clean_input: bool = False,
+        target: str = "noise",
+        text_of: Callable[[Tensor], Tensor] = lambda text: text,
+        reduction: str = "mean",
+    ) -> Any:
+        def latent_loss(
+            unet: Any, z: Tensor, text: Tensor, t: Tensor, noise: Tensor, bars: Tensor, factor: Any
+        ) -> Tensor:
+            x0 = scale(z, factor)
+            x_t = x0 if clean_input else q_sample(x0, t, noise, SCHEDULE)
+            wanted = {"noise": noise, "x0": x0, "z": z}[target]
+            return functional.mse_loss(
+                unet(x_t, t, text_of(text)).sample, wanted, reduction=reduction
+            )
+
+        return latent_loss
+
+    def case(batch: int, size: int, t: list[int], seed: int) -> tuple[Any, ...]:
+        z, noise = (_random(batch, 4, size, size, seed=seed + i) for i in range(2))
+        text = _random(batch, 6, 8, seed=seed + 2)
+        return unet, 2.5 * z, text, torch.tensor(t), noise, BARS, SCALING_FACTOR
+
+    check_function(
+        function,
+        loss(),
+        [case(4, 3, [0, 6, 13, 19], 0), case(2, 5, [3, 17], 10)],
+        expected="one number, the mean over all elements of (unet(x_t, t, text).sample − noise)², "
+        "x_t from scaling_factor·z",
+        hint="x0 = scaling_factor * z; x_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε with ᾱ_t of shape "
+        "(batch, 1, 1, 1); the U-Net's answer is unet(x_t, t, text).sample",
+        mistakes=[
+            Mistake(
+                "the scaling factor is missing",
+                "the schedule is made for latents that vary by 1: multiply z by scaling_factor",
+                loss(scale=lambda z, factor: z),
+            ),
+            Mistake(
+                "z is divided by the scaling factor",
+                "encoding multiplies, decoding divides: this is the encoding side",
+                loss(scale=lambda z, factor: z / factor),
+            ),
+            Mistake(
+                "the guess is held against the clean latents",
+                "this network is asked for the noise: compare with `noise`",
+                loss(target="x0"),
+            ),
+            Mistake(
+                "the guess is held against the unscaled latents",
+                "this network is asked for the noise: compare with `noise`",
+                loss(target="z"),
+            ),
+            Mistake(
+                "the U-Net is shown the clean latents",
+                "what it sees must be noisy: unet(x_t, t, text)",
+                loss(clean_input=True),
+            ),
+            Mistake(
+                "the U-Net is not told the caption",
+                "its third argument is the text",
+                loss(text_of=torch.zeros_like),
+            ),
+            Mistake(
+                "the squared differences are added up, not averaged",
+                "`.mean()` in place of `.sum()`: the loss must not grow with the picture",
+                loss(reduction="sum"),
+            ),
+        ],
+    )
+
+
+# ------------------------------------------------------------------ exercise 3
+
+
+def check_ema_update(function: Callable[..., Any]) -> None:
+    """Exercise 3, `ema_update(average, weight, decay)`: decay·average + (1 − decay)·weight."""
+    weight = _random(3, 4, seed=1)
+    check_function(
+        function,
+        lambda average, weight, decay: decay * average + (1 - decay) * weight,
+        [
+            (_random(3, 4, seed=0), weight, 0.9),
+            (torch.zeros(3, 4), weight, 0.999),
+            (_random(2, 2, 3, 3, seed=2), _random(2, 2, 3, 3, seed=3), 0.5),
+        ],
+        expected="decay·average + (1 − decay)·weight, of their shape",
+        hint="two shares that add up to 1; a decay near 1 changes the average only a little",
+        mistakes=[
+            Mistake(
+                "the shares have changed places: the average jumps to the new weight",
+                "a decay of 0.999 keeps 99.9 % of the *average*",
+                lambda average, weight, decay: (1 - decay) * average + decay * weight,
+            ),
+            Mistake(
+                "the new weight counts in full: the average grows without end",
+                "the shares must add up to 1: (1 − decay)·weight",
+                lambda average, weight, decay: decay * average + weight,
+            ),
+            Mistake(
+                "the old average counts in full: it grows without end",
+                "the shares must add up to 1: decay·average",
+                lambda average, weight, decay: average + (1 - decay) * weight,
+            ),
+            Mistake(
+                "the weight is taken away instead of mixed in",
+                "the signs: both shares are added",
+                lambda average, weight, decay: decay * average - (1 - decay) * weight,
+            ),
+            Mistake(
+                "it moves away from the weight",
+                "the sign: average + (1 − decay)·(weight − average)",
+                lambda average, weight, decay: average - (1 - decay) * (weight - average),
+            ),
+            Mistake(
+                "the plain mean of both, whatever the decay",
+                "use `decay`: the average should remember many steps, not one",
+                lambda average, weight, decay: (average + weight) / 2,
+            ),
+        ],
+    )
+
+
+# ------------------------------------------------------------------ exercise 4
+
+
+def check_guided(function: Callable[..., Any]) -> None:
+    """Exercise 4, `guided(unconditional, conditional, scale)`: s + γ·(s(y) − s)."""
+    without, with_caption = (_random(2, 4, 3, 3, seed=seed) for seed in range(2))
+    check_function(
+        function,
+        lambda s, s_y, scale: s + scale * (s_y - s),
+        [
+            (without, with_caption, 5.0),
+            (without, with_caption, 1.0),
+            (without, with_caption, 0.0),
+            (_random(3, 2, seed=2), _random(3, 2, seed=3), 7.5),
+        ],
+        expected="unconditional + scale·(conditional − unconditional), of their shape",
+        hint="start at the answer without the caption and go `scale` times the way to the other",
+        mistakes=[
+            Mistake(
+                "the two halves have changed places: it goes away from the caption",
+                "start at `unconditional`; scale = 1 must give `conditional`",
+                lambda s, s_y, scale: s_y + scale * (s - s_y),
+            ),
+            Mistake(
+                "the difference has the wrong sign: it goes away from the caption",
+                "towards the caption is conditional − unconditional",
+                lambda s, s_y, scale: s + scale * (s - s_y),
+            ),
+            Mistake(
+                "it starts at `conditional`, so it goes one step too far",
+                "that is the formula of Ho & Salimans, whose w is our scale − 1",
+                lambda s, s_y, scale: s_y + scale * (s_y - s),
+            ),
+            Mistake(
+                "the answer without the caption is not taken off",
+                "only what the caption *adds* is made larger: scale·(conditional − unconditional)",
+                lambda s, s_y, scale: s + scale * s_y,
+            ),
+            Mistake(
+                "only the difference, without the start",
+                "the difference is added to `unconditional`",
+                lambda s, s_y, scale: scale * (s_y - s),
+            ),
+            Mistake(
+                "the answer with the caption is made larger as a whole",
+                "only what the caption *adds* is made larger: scale·(conditional − unconditional)",
+                lambda s, s_y, scale: scale * s_y,
+            ),
+        ],
+    )
