@@ -9,7 +9,8 @@
 | `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 
 What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
-with words. `StorybookDetector` and `StorybookClip` are the shipped ones.
+with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `ZeroShotDetector` and
+`PretrainedClip` take models of transformers that know the real world.
 
     ious = layout_iou(StorybookDetector(), image, layout)      # one number a layer
     score = clip_score(StorybookClip(), image, layout.caption)
@@ -21,9 +22,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -227,6 +228,30 @@ class StorybookDetector:
             for colour in kept.tolist()
             for part in self._regions(region & (nearest == colour))
         ]
+
+
+class ZeroShotDetector:
+    """Finds what prompts name in photographs and anything else, by a detector of transformers.
+
+    Args:
+        find: a pipeline for "zero-shot-object-detection", such as `transformers.pipeline(task,
+            model="google/owlv2-base-patch16-ensemble", revision=…)`.
+        threshold: how sure it must be, in [0, 1].
+    """
+
+    def __init__(self, find: Callable[..., list[dict]], *, threshold: float = 0.1) -> None:
+        self.find, self.threshold = find, threshold
+
+    def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
+        """The boxes that it gives for each prompt; it knows no pixels."""
+        picture = _picture(image)
+        found: dict[str, list[Detection]] = {prompt: [] for prompt in prompts}
+        for one in self.find(picture, candidate_labels=list(found), threshold=self.threshold):
+            sides = {"xmin": picture.width, "ymin": picture.height}
+            sides |= {"xmax": picture.width, "ymax": picture.height}
+            box = tuple(min(1.0, max(0.0, one["box"][name] / sides[name])) for name in sides)
+            found[one["label"]].append(Detection(box, float(one["score"]), None))
+        return [found[prompt] for prompt in prompts]
 
 
 def sticker_and_colour(prompt: str) -> tuple[str, str | None]:
@@ -524,28 +549,23 @@ def average_precision(
 # ------------------------------------------------------------------ words against picture
 
 
-class StorybookClip:
-    """Compares storybook pictures with captions by the shipped CLIP model.
+class PretrainedClip:
+    """Compares pictures with texts by any CLIP model.
 
     Args:
-        model: a `CLIPModel`; default: the shipped one.
-        tokenizer: its `CLIPTokenizer`; to be given exactly when `model` is.
+        model: a `CLIPModel` of transformers.
+        processor: its `CLIPProcessor`.
     """
 
-    def __init__(self, model: nn.Module | None = None, tokenizer: object | None = None) -> None:
-        if (model is None) != (tokenizer is None):
-            raise ValueError("give both a model and its tokenizer, or neither")
-        if model is None:
-            model, tokenizer = load_clip()
-        self.model, self.tokenizer = model.eval(), tokenizer
+    def __init__(self, model: nn.Module, processor: Any) -> None:
+        self.model, self.tokenizer = model.eval(), processor.tokenizer
+        self._image_processor = processor.image_processor
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Picture]) -> Float[Tensor, "images channels"]:
         """Pictures of any size → vectors of length 1."""
         like = next(self.model.parameters())
-        side = self.model.config.vision_config.image_size
-        pixels = torch.cat([_resized(_pixels(image)[None], side, side) for image in images])
-        pixels = ((pixels - 0.5) / 0.5).to(like.device, like.dtype)
+        pixels = self._pixel_values(images).to(like.device, like.dtype)
         # Not get_image_features: what it returns differs between versions of transformers.
         vectors = self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
         return functional.normalize(vectors.float().cpu(), dim=-1)
@@ -564,6 +584,32 @@ class StorybookClip:
         output = self.model.text_model(tokens.input_ids, attention_mask=tokens.attention_mask)
         vectors = self.model.text_projection(output.pooler_output)
         return functional.normalize(vectors.float().cpu(), dim=-1)
+
+    def _pixel_values(self, images: Sequence[Picture]) -> Float[Tensor, "images 3 side side"]:
+        pictures = [_picture(image) for image in images]
+        return self._image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+
+class StorybookClip(PretrainedClip):
+    """Compares storybook pictures with captions by the shipped CLIP model.
+
+    Args:
+        model: a `CLIPModel` that takes pixels in [-1, 1]; default: the shipped one.
+        tokenizer: its `CLIPTokenizer`; to be given exactly when `model` is.
+    """
+
+    def __init__(self, model: nn.Module | None = None, tokenizer: object | None = None) -> None:
+        if (model is None) != (tokenizer is None):
+            raise ValueError("give both a model and its tokenizer, or neither")
+        if model is None:
+            model, tokenizer = load_clip()
+        self.model, self.tokenizer = model.eval(), tokenizer
+
+    def _pixel_values(self, images: Sequence[Picture]) -> Float[Tensor, "images 3 side side"]:
+        # Without a detour through bytes: what the autoencoder gives is what is looked at.
+        side = self.model.config.vision_config.image_size
+        pixels = torch.cat([_resized(_pixels(image)[None], side, side) for image in images])
+        return (pixels - 0.5) / 0.5
 
 
 def clip_score(clip: Clip, image: Picture, text: str) -> float:
@@ -590,6 +636,13 @@ def _pixels(image: Picture) -> Float[Tensor, "3 height width"]:
         array = numpy.asarray(image.convert("RGB"), numpy.float32) / 255
         return torch.from_numpy(array).permute(2, 0, 1)
     return image.detach().float().cpu()
+
+
+def _picture(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    pixels = (255 * _pixels(image).clamp(0, 1)).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _resized(

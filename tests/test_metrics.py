@@ -5,12 +5,22 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 from torch.nn import functional
-from transformers import CLIPConfig, CLIPModel
+from transformers import (
+    BatchEncoding,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessorPil,
+)
 
 from lrd_helpers import metrics
 from lrd_helpers.layout import Layer, Layout
@@ -438,6 +448,74 @@ def test_any_detector_will_do():
 
 
 # ------------------------------------------------------------------ words against picture
+
+
+@pytest.fixture(scope="module")
+def zero_shot():
+    """A real pipeline around a tiny detector with random weights."""
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    tokenizer = word_tokenizer(["a", "red", "car", "boat"], length=16)
+    text = small | {"vocab_size": len(tokenizer) + 1, "max_position_embeddings": 16}
+    vision = small | {"image_size": 32, "patch_size": 8}
+    model = OwlViTForObjectDetection(
+        OwlViTConfig(text_config=text, vision_config=vision, projection_dim=16)
+    )
+    find = transformers.pipeline(
+        "zero-shot-object-detection",
+        model=model.eval(),
+        tokenizer=tokenizer,
+        image_processor=OwlViTImageProcessorPil(size={"height": 32, "width": 32}),
+    )
+
+    def tokens(text: str, **options: object) -> BatchEncoding:
+        encoded = tokenizer(text, **options)
+        encoded["input_ids"] += 1  # OWL-ViT ignores texts that begin with token 0
+        return encoded
+
+    find.tokenizer = tokens
+    return find
+
+
+def test_a_detector_of_transformers(zero_shot):
+    image = Image.new("RGB", (64, 32), "red")
+    prompts = ["a red car", "a boat"]
+    found = metrics.ZeroShotDetector(zero_shot, threshold=0.0)(image, prompts)
+    plain = zero_shot(image, candidate_labels=prompts, threshold=0.0)
+    assert [len(things) for things in found] == [16, 16], "a box for each of 4 × 4 patches"
+    for prompt, things in zip(prompts, found, strict=True):
+        own = [one for one in plain if one["label"] == prompt]
+        assert [thing.score for thing in things] == pytest.approx([one["score"] for one in own])
+        for thing, one in zip(things, own, strict=True):
+            x0, y0, x1, y1 = (one["box"][side] for side in ("xmin", "ymin", "xmax", "ymax"))
+            inside = [max(0, x0) / 64, max(0, y0) / 32, min(64, x1) / 64, min(32, y1) / 32]
+            assert list(thing.box) == pytest.approx(inside)
+    assert metrics.ZeroShotDetector(zero_shot, threshold=1.0)(image, prompts) == [[], []]
+    layout = Layout(caption="c", layers=[Layer(p, box=(0, 0, 1, 1)) for p in prompts])
+    assert len(metrics.layout_iou(metrics.ZeroShotDetector(zero_shot), image, layout)) == 2
+
+
+def test_any_clip_model_with_its_processor(tiny_clip):
+    model, tokenizer = tiny_clip
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 16},
+        crop_size=16,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        resample=Image.Resampling.BILINEAR,
+    )
+    clip = metrics.PretrainedClip(model, CLIPProcessor(images, tokenizer))
+    ours = metrics.StorybookClip(model, tokenizer)
+    picture = Image.new("RGB", (16, 16), (255, 128, 0))
+    assert torch.allclose(clip.encode_images([picture]), ours.encode_images([picture]), atol=1e-5)
+    assert torch.equal(clip.encode_texts(["a car"]), ours.encode_texts(["a car"]))
+    tensor = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    assert clip.encode_images([tensor]).norm() == pytest.approx(1, abs=1e-5)
 
 
 def test_clip_score_is_a_hundred_times_the_cosine():
