@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrd_helpers.attention import capture_attention
+    from lrd_helpers.baselines import BASELINES, draw
     from lrd_helpers.guidance import vision_guidance
     from lrd_helpers.layout import Layer, Layout, LayoutError
     from lrd_helpers.method import METHODS, Method
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # Public name → its module, imported when the name is first asked for (PEP 562): importing the
 # package must not wait for torch.
 _MODULES = {
+    "BASELINES": "baselines",
     "METHODS": "method",
     "AssetError": "models",
     "BoxEditor": "widgets",
@@ -27,11 +29,13 @@ _MODULES = {
     "LayoutStudio": "widgets",
     "Method": "method",
     "capture_attention": "attention",
+    "draw": "baselines",
     "load_pipeline": "models",
     "vision_guidance": "guidance",
 }
 
 __all__ = [
+    "BASELINES",
     "METHODS",
     "AssetError",
     "BoxEditor",
@@ -42,6 +46,7 @@ __all__ = [
     "LayoutStudio",
     "Method",
     "capture_attention",
+    "draw",
     "load_pipeline",
     "vision_guidance",
 ]

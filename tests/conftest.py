@@ -16,11 +16,14 @@ from lrd_helpers.vocabulary import word_tokenizer
 # rendering.py: what its __call__ says of wrong arguments is tested, and must not be forestalled.
 CHECKED = (
     "attention",
+    "baselines",
+    "caption",
     "guidance",
     "metrics",
     "placement",
     "plotting",
     "regions",
+    "sampling",
     "autoencoder",
     "ddpm",
     "storybook",
