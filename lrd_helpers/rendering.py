@@ -31,6 +31,7 @@ from lrd_helpers.method import Method, method_named
 from lrd_helpers.placement import object_mask, placed
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
+from lrd_helpers.sampling import MOST_NOISE, noise_level
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
@@ -470,16 +471,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         return self.scheduler.config.get("prediction_type", "epsilon")
 
     def _noise_to_signal(self, t: Tensor) -> float:
-        """σ/α at t; inf at (nearly) pure noise, where a schedule is rescaled to zero terminal SNR.
-
-        t may lie between two training steps (Euler, Karras): interpolated, as those schedulers do.
-        """
-        alphas_cumprod = self.scheduler.alphas_cumprod.double().cpu().numpy()
-        alpha_squared = np.clip(alphas_cumprod, 1e-12, 1.0)
-        ratios = np.sqrt((1 - alpha_squared) / alpha_squared)
-        ratio = float(np.interp(float(t), np.arange(len(ratios)), ratios))
-        # Stable Diffusion's own schedule ends at 14.6.
-        return ratio if ratio < 100 else math.inf
+        """σ/α at t; inf at pure noise, as where a schedule is rescaled to zero terminal SNR."""
+        ratio = noise_level(self.scheduler, t)
+        return ratio if ratio < 0.99 * MOST_NOISE else math.inf
 
     def _unit(self, latents: Tensor, t: Tensor) -> float:
         """What `scale_model_input` multiplies latents with at t."""

@@ -177,11 +177,16 @@ class Sampling:
         return self.pipe.unet(x, t, encoder_hidden_states=torch.cat(texts), return_dict=False)[0]
 
 
+MOST_NOISE = 100.0
+"""The noise level that stands for pure noise; Stable Diffusion's own schedule ends at 14.6."""
+
+
 def noise_level(scheduler: SchedulerMixin, t: Tensor) -> float:
-    """σ of x̂_t = x_0 + σ ε at t, from 0 to 100 (Stable Diffusion's schedule ends at 14.6).
+    """σ/α of x_t = α x_0 + σ ε at t, from 0 to `MOST_NOISE`.
 
     t may lie between two training steps (Euler, Karras): interpolated, as those schedulers do.
     """
-    alphas_cumprod = scheduler.alphas_cumprod.double().cpu().clamp(min=1 / (1 + 100**2)).numpy()
+    least = 1 / (1 + MOST_NOISE**2)
+    alphas_cumprod = scheduler.alphas_cumprod.double().cpu().clamp(min=least).numpy()
     levels = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
     return float(np.interp(float(t), np.arange(len(levels)), levels))
