@@ -1,7 +1,9 @@
 """The public address of the course, and what is made from it: `make address`.
 
 It stands in pyproject.toml, `[project.urls]`, and nowhere else. This script writes it into every
-notebook (badge, set-up cell, links) and into README.md, whose list of notebooks it writes as well.
+notebook (badge, set-up cell, links) and into README.md, whose list of notebooks it writes as well;
+and where a notebook names another one, as in "04 conditioning", it makes that a link or, as long as
+there is no such notebook, plain text.
 
 It lives with the tests, which hold the files against what is said here.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import nbformat
@@ -115,6 +117,17 @@ def readdressed(text: str, address: str) -> str:
     return re.sub(r"(git clone \S+\ncd )\S+", rf"\g<1>{folder}", text)
 
 
+def linked(text: str, there: Collection[str]) -> str:
+    """`text` of a notebook's file: each "04 conditioning" a link if that is `there`, else none."""
+    for name in NOTEBOOKS:
+        label = name.replace("_", " ")
+        link = f"[{label}]({name}.ipynb)"
+        text = text.replace(link, label)
+        if name in there:
+            text = re.sub(rf"(?<![\w\[]){label}(?!\w)", link, text)
+    return text
+
+
 def question(notebook: Path) -> str:
     """The question a notebook answers: its title, "# 01 · How can …?", without the number.
 
@@ -127,9 +140,14 @@ def question(notebook: Path) -> str:
     raise ValueError(f"{notebook.name} has no title like '# 01 · How can …?'")
 
 
+def notebooks_in(root: Path) -> list[str]:
+    """The names of the notebooks that are there, in the order of the course."""
+    return [name for name in NOTEBOOKS if (root / "notebooks" / f"{name}.ipynb").is_file()]
+
+
 def list_of_notebooks(root: Path, address: str) -> str:
     """README's part about the notebooks: a row for each there is, a line for those to come."""
-    there = [name for name in NOTEBOOKS if (root / "notebooks" / f"{name}.ipynb").is_file()]
+    there = notebooks_in(root)
     lines = ["", "| notebook | question it answers | |", "|---|---|---|"]
     for name in there:
         path = f"notebooks/{name}.ipynb"
@@ -158,6 +176,8 @@ def rewrite(root: Path) -> list[Path]:
                 before, rest = changed.split(START)
                 after = rest.split(END)[1]
                 changed = before + START + list_of_notebooks(root, address) + END + after
+            else:
+                changed = linked(changed, notebooks_in(root))
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None
         if changed != text:

@@ -12,7 +12,7 @@ import tomllib
 from execute_notebooks import METADATA, cleaned, text_of
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from public_address import NOTEBOOKS, ROOT, badge, set_up
+from public_address import NOTEBOOKS, ROOT, badge, linked, set_up
 from test_repository import MACHINE, PROJECT, REPOSITORY
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -115,6 +115,7 @@ def test_a_notebook_is_as_it_should_be(path):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) >= (4, 5)
     assert faults(notebook, path.stem, path.stat().st_size) == []
+    assert text == linked(text, THERE), "it names a notebook without a link: run `make address`"
     assert text == text_of(notebook), "not in the format in which `make notebooks` saves it"
 
 

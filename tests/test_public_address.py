@@ -6,7 +6,7 @@ import shutil
 import nbformat
 import public_address
 import pytest
-from public_address import END, NOTEBOOKS, ROOT, START, address_in, badge, rewrite, set_up
+from public_address import END, NOTEBOOKS, ROOT, START, address_in, badge, linked, rewrite, set_up
 from test_notebooks import PATHS
 
 OTHER = "https://github.com/ann-lee/Layers.2"
@@ -101,6 +101,16 @@ def test_the_list_has_the_notebooks_that_are_there_and_names_the_others(copy):
     ]
     to_come = ", ".join(name.replace("_", " ") for name in NOTEBOOKS if name != "01_ddpm")
     assert f"\nStill to come: {to_come}.\n" in listed
+
+
+def test_a_notebook_that_is_named_is_a_link_as_soon_as_it_is_there():
+    named = "| 01 ddpm | and 02 autoencoder, but not 102 autoencoder or [01 Ddpm](#x)"
+    one = named.replace("| 01 ddpm |", "| [01 ddpm](01_ddpm.ipynb) |")
+    both = one.replace("and 02 autoencoder", "and [02 autoencoder](02_autoencoder.ipynb)")
+    for before in (named, one, both):
+        assert linked(before, []) == named
+        assert linked(before, ["01_ddpm"]) == one
+        assert linked(before, ["01_ddpm", "02_autoencoder"]) == both
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ def check_function(
         function: the learner's. One that returns None or … or raises NotImplementedError counts as
             not written yet.
         solution: the right one. It returns tensors, or else numbers.
-        cases: the arguments of each call. Every call gets copies of its tensors and lists.
+        cases: the arguments of each call. Every call gets copies of its tensors, lists and
+            dictionaries.
         expected: the formula, in words or symbols.
         hint: for a mistake that is none of `mistakes`.
         mistakes: tried in their order; the first that agrees with `function` in all cases is named.
@@ -124,8 +125,8 @@ def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(
         value.clone()
         if isinstance(value, Tensor)
-        else list(value)
-        if isinstance(value, list)
+        else value.copy()
+        if isinstance(value, (list, dict))
         else value
         for value in case
     )
@@ -134,6 +135,7 @@ def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         return torch.equal(a, b)
-    if isinstance(a, list):  # the same things in the same order
+    if isinstance(a, (list, dict)):  # the same things in the same order
+        a, b = ([*x, *x.values()] if isinstance(x, dict) else x for x in (a, b))
         return list(map(id, a)) == list(map(id, b))
     return True

@@ -1,0 +1,147 @@
+"""The exercises of notebook 00: a star in front of a house, and the best of several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lrd_helpers.checks import Mistake, check_function, explain
+from lrd_helpers.layout import Layout
+
+GRID = 64
+"""Shapes are compared on so many × so many cells."""
+
+LEAST_SHARED = 0.1
+"""So much of the smaller shape must be shared, or one cannot see which is in front."""
+
+LEAST_VISIBLE = 0.2
+"""So much of the house must be left to see."""
+
+
+# ------------------------------------------------------------------ exercise 1
+
+
+def check_star_in_front(layout: Any) -> None:
+    """Exercise 1: a layout of a house and a star that stands in front of it. Never raises."""
+    name = "star_in_front"
+    if layout is None or layout is ...:
+        print(f"not implemented yet: {name}")
+        return
+    if not isinstance(layout, Layout):
+        explain(
+            name,
+            f"a {type(layout).__name__}",
+            "a Layout",
+            "begin as above: Layout(caption=…, background=…, layers=[Layer(…), Layer(…)])",
+        )
+        return
+    if fault := _fault(layout):
+        explain(name, *fault)
+        return
+    print(f"✓ {name}: right. Draw it: look(draw({name}))")
+
+
+def _fault(layout: Layout) -> tuple[str, str, str] | None:
+    """What was seen and expected and what helps, or None where the star is in front."""
+    places = {
+        noun: [i for i, layer in enumerate(layout.layers) if noun in _words(layer.prompt)]
+        for noun in ("star", "house")
+    }
+    for noun, found in places.items():
+        if len(found) != 1:
+            prompts = ", ".join(repr(layer.prompt) for layer in layout.layers)
+            return (
+                f"{len(found)} layers with a {noun}; the prompts are {prompts}",
+                f"exactly one layer with a {noun}",
+                f"one Layer(…) an object, its prompt says what it is: 'a yellow {noun}'",
+            )
+    for noun in places:
+        if noun not in _words(layout.caption):
+            return (
+                f"the caption {layout.caption!r}, without the {noun}",
+                "a caption that speaks of the whole picture",
+                "after the first steps only the caption is drawn: it has to name every object",
+            )
+    [star], [house] = places.values()
+    star_cells, house_cells = (layout.layers[i].cells(GRID, GRID) for i in (star, house))
+    shared = (star_cells & house_cells).sum() / min(star_cells.sum(), house_cells.sum())
+    if shared < LEAST_SHARED:
+        return (
+            "shapes that hardly overlap" if shared else "shapes that do not overlap",
+            "boxes that share a part of the picture: only there is one in front of the other",
+            "(x0, y0, x1, y1): left, top, right, bottom; let the star begin before the house ends",
+        )
+    if star < house:
+        return (
+            "the house is in front of the star",
+            "the star in front of the house",
+            "layers are like sheets of paper laid on each other: the last of the list is on top",
+        )
+    if (house_cells & ~star_cells).sum() / house_cells.sum() < LEAST_VISIBLE:
+        return (
+            "a star that hides nearly the whole house",
+            "a house of which one sees something",
+            "make the star's box smaller, or move it to the house's corner",
+        )
+    return None
+
+
+def _words(text: str) -> list[str]:
+    return text.lower().replace(",", " ").split()
+
+
+# ------------------------------------------------------------------ exercise 2
+
+CASES: list[tuple[dict[int, list[float]]]] = [
+    ({3: [0.95, 0.1], 8: [0.6, 0.5], 5: [0.8, 0.4], 1: [0.05, 0.7]},),
+    ({0: [0.8, 0.7, 0.0], 4: [0.4, 0.3, 0.5], 7: [0.2, 0.9, 0.6], 2: [0.1, 0.1, 0.1]},),
+    ({11: [0.7], 12: [0.6], 10: [0.8]},),
+]
+
+
+def check_best_seed(function: Callable[..., Any]) -> None:
+    """Exercise 2, `best_seed(ious)`: the seed whose worst layer is placed best."""
+
+    def chosen(score: Callable[[list[float]], float], pick: Callable[..., int] = max) -> Any:
+        return lambda ious: pick(ious, key=lambda seed: score(ious[seed]))
+
+    best = chosen(min)
+    check_function(
+        function,
+        best,
+        CASES,
+        expected="the seed with the largest min(ious[seed])",
+        hint="two questions: how good is one seed (its worst layer)? Which seed has the most?",
+        mistakes=[
+            Mistake(
+                "it takes the mean over the layers: a missing object can hide behind a good one",
+                "a picture is as good as its worst layer: min(ious[seed])",
+                chosen(lambda values: sum(values) / len(values)),
+            ),
+            Mistake(
+                "it goes by the best layer of each picture",
+                "a picture is as good as its worst layer: min, not max, over the layers",
+                chosen(max),
+            ),
+            Mistake(
+                "it goes by the first layer alone",
+                "all layers count: min(ious[seed])",
+                chosen(lambda values: values[0]),
+            ),
+            Mistake(
+                "it finds the worst seed",
+                "IoU: 1 is a perfect fit, 0 is none; so take the largest",
+                chosen(min, pick=min),
+            ),
+            Mistake(
+                "it returns the IoU, not the seed",
+                "max(ious, key=…) gives the key of the dictionary, which is the seed",
+                lambda ious: min(ious[best(ious)]),
+            ),
+            Mistake(
+                "it returns the place in the row, not the seed",
+                "max(ious, key=…) gives the key of the dictionary, which is the seed",
+                lambda ious: list(ious).index(best(ious)),
+            ),
+        ],
+    )
