@@ -6,7 +6,8 @@ INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab notebooks address figures targets bench clean \
-        train-autoencoder train-latent-diffusion train-clip train-segmenter
+        train-autoencoder train-latent-diffusion train-clip train-segmenter \
+        train-style train-upsampler
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -43,10 +44,10 @@ notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="
 address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of notebooks, where they belong
 	$(RUN) tests/public_address.py
 
-train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of the four models)
+train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of all models)
 	$(RUN) -m lrd_helpers.training.autoencoder $(ARGS)
 
-train-latent-diffusion: $(INSTALLED)  ## train the U-Net and the text encoder (needs the autoencoder)
+train-latent-diffusion: $(INSTALLED)  ## train the U-Net (needs the autoencoder and CLIP)
 	$(RUN) -m lrd_helpers.training.latent_diffusion $(ARGS)
 
 train-clip: $(INSTALLED)  ## train the model behind the CLIP score
@@ -54,6 +55,12 @@ train-clip: $(INSTALLED)  ## train the model behind the CLIP score
 
 train-segmenter: $(INSTALLED)  ## train the detector behind the IoU
 	$(RUN) -m lrd_helpers.training.segmenter $(ARGS)
+
+train-style: $(INSTALLED)  ## train style from a reference picture (needs the U-Net)
+	$(RUN) -m lrd_helpers.training.style $(ARGS)
+
+train-upsampler: $(INSTALLED)  ## train super-resolution in latents (needs the autoencoder)
+	$(RUN) -m lrd_helpers.training.upsampler $(ARGS)
 
 figures: $(INSTALLED)  ## draw the pictures in figures/ again
 	$(RUN) benchmarks/figures.py

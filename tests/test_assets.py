@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
+from lrd_helpers.attention import capture_attention
 from lrd_helpers.autoencoder import psnr
 from lrd_helpers.metrics import StorybookDetector, layout_iou
 from lrd_helpers.models import ASSETS, load_segmenter
@@ -59,6 +60,44 @@ def test_the_tokenizer_knows_the_world_word_by_word(pipe):
     longest = "an orange balloon and an orange mushroom and an orange rocket and an orange flower"
     tokens = pipe.tokenizer(f"{longest} at sunset").input_ids
     assert len(tokens) <= pipe.tokenizer.model_max_length
+
+
+def test_each_word_is_told_at_its_own_token(pipe):
+    """Attention to "car" means something only if that token differs from that of "star"."""
+
+    def tokens(caption: str) -> torch.Tensor:
+        ids = pipe.tokenizer(caption, padding="max_length", return_tensors="pt").input_ids
+        return pipe.text_encoder(ids)[0][0]
+
+    with torch.no_grad():
+        one, other = tokens("a red car on grass"), tokens("a blue star on grass")
+    cosine = torch.nn.functional.cosine_similarity(one, other)
+    assert cosine[0] == pytest.approx(1), "the start mark"
+    assert cosine[2:4].max() < 0.8, "the colour and the sticker"
+
+
+def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
+    """In most pictures of one object the map of its word is brighter on the object than beside."""
+    scenes = StorybookDataset(12, seed=HELD_OUT_SEED + 9, sticker_count=1).scenes(0)
+    captions = [caption_of(scene.stickers, scene.place) for scene in scenes]
+    with capture_attention(pipe, captions) as attention:
+        images = pipe(
+            captions,
+            num_inference_steps=20,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).images
+    brighter = found = 0
+    for number, (scene, image) in enumerate(zip(scenes, images, strict=True)):
+        things = StorybookDetector().describe(image).stickers
+        if not things:
+            continue
+        word = scene.stickers[0].sticker
+        heat = attention.pooled(word, prompt=number, size=tuple(image.shape[-2:]))[0]
+        found += 1
+        brighter += bool(heat[things[0].mask].mean() > 1.1 * heat[~things[0].mask].mean())
+    assert found >= 8
+    assert brighter >= 0.75 * found
 
 
 def test_latents_have_unit_variance_and_decode_to_the_picture(pipe):

@@ -1,4 +1,4 @@
-"""The training loop and the four trainings, each for a few steps."""
+"""The training loop and the trainings, each for a few steps."""
 
 import csv
 import json
@@ -7,10 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from lrd_helpers.storybook import StorybookDataset
-from lrd_helpers.training import autoencoder, clip, latent_diffusion, loop, segmenter
+from lrd_helpers.training import (
+    autoencoder,
+    clip,
+    latent_diffusion,
+    loop,
+    segmenter,
+    style,
+    upsampler,
+)
 
 
 class Line(nn.Module):
@@ -213,6 +223,48 @@ def test_damage_leaves_the_first_quarter_clean():
     assert damaged.max() <= 1
 
 
+def test_the_u_net_reads_a_frozen_clip_and_half_of_the_time_its_words_alone(monkeypatch):
+    torch.manual_seed(0)
+    trainee = latent_diffusion.LatentDiffusionTraining()
+    assert not any(weight.requires_grad for weight in trainee.text_encoder.parameters())
+    assert all(weight.requires_grad for weight in trainee.unet.parameters())
+    captions = ["a red car on grass", ""]
+    text, words = trainee.encoded_text(captions)
+    assert trainee.unet.config.cross_attention_dim == text.shape[-1]
+    assert words.sum(1).tolist() == [6, 1], "the start mark and five words; the start mark alone"
+    assert words[0, :6].all()
+
+    masks = []
+
+    class Noting(nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, sample, timesteps, text, encoder_attention_mask):
+            masks.append(encoder_attention_mask)
+            return UNet2DConditionOutput(sample=sample)
+
+    trainee.unet = Noting()
+    batch = torch.zeros(64, 4, 16, 16), ["a red car on grass"] * 64
+    trainee.train()(batch, torch.Generator().manual_seed(0))
+    trainee.eval()(batch, torch.Generator().manual_seed(0))
+    trained, evaluated = masks
+    assert evaluated is None
+    shown = trained.sum(1)
+    assert set(shown.tolist()) <= {1, 6, trained.shape[1]}
+    assert 16 < (shown == trained.shape[1]).sum() < 48
+
+
+def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path):
+    first = latent_diffusion.LatentDiffusionTraining()
+    latent_diffusion.pipeline(first, AutoencoderKL()).save_pretrained(tmp_path)
+    kept = latent_diffusion.LatentDiffusionTraining(tmp_path)
+    other = latent_diffusion.LatentDiffusionTraining(tmp_path, loop.ASSETS / "storybook-clip")
+    for name, value in first.unet.state_dict().items():
+        assert torch.equal(value, kept.unet.state_dict()[name]), name
+        anew = name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+        assert torch.equal(value, other.unet.state_dict()[name]) is not anew, name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "files"),
@@ -229,6 +281,15 @@ def test_damage_leaves_the_first_quarter_clean():
                 "text_encoder/model.safetensors",
             ],
         ),
+        (style, ["config.json", "diffusion_pytorch_model.safetensors", "unet.safetensors"]),
+        (
+            upsampler,
+            [
+                "config.json",
+                "diffusion_pytorch_model.safetensors",
+                "scheduler/scheduler_config.json",
+            ],
+        ),
     ],
 )
 def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch, module, files):
@@ -237,7 +298,8 @@ def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch,
 
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
     # One step on small and one on whole pictures; a cache of one batch of scenes.
-    more = {segmenter: ["--coarse-steps", "1"], latent_diffusion: ["--cache", "64"]}.get(module, [])
+    one_batch = dict.fromkeys([latent_diffusion, style, upsampler], ["--cache", "64"])
+    more = {segmenter: ["--coarse-steps", "1"], **one_batch}.get(module, [])
     options = ["--steps", "2", "--batch-size", "4", "--mixed-precision", "no"]
     options += ["--log-every", "1", "--sample-every", "2", "--output", str(tmp_path / "out"), *more]
     module.main([*options, "--run", str(tmp_path / "run")])
@@ -253,8 +315,9 @@ def test_each_training_runs_and_exports_a_loadable_folder(tmp_path, monkeypatch,
         pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
         image = pipe("a red car", num_inference_steps=1, output_type="pt").images
         assert image.shape == (1, 3, 128, 128)
-        assert list((tmp_path / "run").glob("samples-*.png"))
-        assert_a_second_run_goes_on(module, options, tmp_path)
+    assert list((tmp_path / "run").glob("samples-*.png"))
+    if module in (latent_diffusion, style, upsampler):
+        assert_a_second_run_goes_on(module, [*options, "--sample-every", "0"], tmp_path)
 
 
 def assert_a_second_run_goes_on(module, options, tmp_path):

@@ -1,9 +1,10 @@
-"""Trains the second stage: U-Net and text encoder jointly, on latents of the frozen autoencoder.
+"""Trains the second stage: a U-Net on latents of the frozen autoencoder, that reads a frozen CLIP.
 
-Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, a tenth of
-the captions left empty for classifier-free guidance; losses weighted by min-SNR, γ = 5 (Hang et al.
-2023). Latents are encoded once and kept; captions are drawn anew at every visit, so that one scene
-teaches several. With --data, pictures and captions come from webdataset shards instead.
+Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, the text
+encoder of a CLIP, a tenth of the captions left empty for classifier-free guidance; losses weighted
+by min-SNR, γ = 5 (Hang et al. 2023). Latents are encoded once and kept; captions are drawn anew at
+every visit, so that one scene teaches several. With --data, pictures and captions come from
+webdataset shards instead.
 """
 
 import argparse
@@ -22,14 +23,13 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import compute_snr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from lrd_helpers.storybook import (
-    WORDS,
     Scene,
     StorybookDataset,
     sample_caption,
@@ -39,10 +39,16 @@ from lrd_helpers.storybook import (
 from lrd_helpers.training import loop
 from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
 from lrd_helpers.training.sheets import save_sheet
-from lrd_helpers.vocabulary import word_tokenizer
 
 MIN_SNR_GAMMA = 5.0
 EMPTY_CAPTIONS = 0.1
+WORDS_ALONE = 0.5
+"""The share of the samples in which the U-Net reads the words, but no end mark and no padding.
+
+A causal text encoder says at the end mark, and at each padding token after it, what the whole
+caption says. A model that is free to choose reads mostly there, and its attention to "car" means
+little; so half of the time it must read "car" at "car".
+"""
 CACHE_BATCH = 64
 
 Latents = Float[Tensor, "batch 4 height width"]
@@ -61,9 +67,18 @@ def noise_schedule() -> DDIMScheduler:
 
 
 class LatentDiffusionTraining(nn.Module):
-    """U-Net and text encoder with the noise-prediction loss."""
+    """A U-Net with the noise-prediction loss, and the text encoder that it reads.
 
-    def __init__(self, start_from: Path | None = None) -> None:
+    The text encoder is frozen. Trained jointly from nothing it found a way that lowers the loss and
+    spoils the maps: every word's own token came to say the same, and the end mark said it all.
+
+    Args:
+        start_from: the folder of a pipeline to go on from; None for a U-Net without experience.
+        text_encoder: the folder of a CLIP to read by instead of the pipeline's own encoder; the
+            U-Net's keys and values then begin anew. Without `start_from`: storybook-clip.
+    """
+
+    def __init__(self, start_from: Path | None = None, text_encoder: Path | None = None) -> None:
         super().__init__()
         self.scheduler = noise_schedule()
         if start_from is not None:
@@ -74,26 +89,11 @@ class LatentDiffusionTraining(nn.Module):
             )
             self.unet = UNet2DConditionModel.from_pretrained(start_from / "unet", **single)
         else:
-            self.tokenizer = word_tokenizer(WORDS)
-            self.text_encoder = CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=128,
-                    intermediate_size=512,
-                    num_hidden_layers=3,
-                    num_attention_heads=4,
-                    vocab_size=len(self.tokenizer),
-                    projection_dim=128,
-                    max_position_embeddings=self.tokenizer.model_max_length,
-                    bos_token_id=self.tokenizer.bos_token_id,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )
-            )
+            text_encoder = text_encoder or loop.ASSETS / "storybook-clip"
             self.unet = UNet2DConditionModel(
                 sample_size=16,
                 in_channels=4,
                 out_channels=4,
-                cross_attention_dim=128,
                 down_block_types=("CrossAttnDownBlock2D",) * 3,
                 up_block_types=("CrossAttnUpBlock2D",) * 3,
                 block_out_channels=(64, 128, 192),
@@ -101,15 +101,37 @@ class LatentDiffusionTraining(nn.Module):
                 norm_num_groups=16,
                 attention_head_dim=(2, 4, 4),
             )  # diffusers' name; the numbers are heads, not sizes
+        if text_encoder is not None:
+            self._read_by(text_encoder)
+        self.text_encoder.requires_grad_(False)
         if not torch.cuda.is_available():
             # On CPUs the fused attention's backward pass is slower than the plain one's.
             self.unet.set_attn_processor(AttnProcessor())
 
-    def text_embeddings(self, captions: list[str]) -> Float[Tensor, "batch tokens channels"]:
+    def _read_by(self, folder: Path) -> None:
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        self.text_encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+        known = {
+            name: value
+            for name, value in self.unet.state_dict().items()
+            if not name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+        }
+        width = self.text_encoder.config.hidden_size
+        own = {name: one for name, one in self.unet.config.items() if not name.startswith("_")}
+        self.unet = UNet2DConditionModel(**own | {"cross_attention_dim": width})
+        self.unet.load_state_dict(known, strict=False)
+
+    def encoded_text(
+        self, captions: list[str]
+    ) -> tuple[Float[Tensor, "batch tokens channels"], Bool[Tensor, "batch tokens"]]:
+        """The captions' embeddings, and which of their tokens are the start mark or a word."""
         tokens = self.tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        return self.text_encoder(tokens.to(self.text_encoder.device))[0]
+        ends = (tokens == self.tokenizer.eos_token_id).int().argmax(1)
+        words = torch.arange(tokens.shape[1]) < ends[:, None]
+        device = self.text_encoder.device
+        return self.text_encoder(tokens.to(device))[0], words.to(device)
 
     def forward(
         self, batch: tuple[Latents, list[str]], generator: torch.Generator
@@ -123,8 +145,13 @@ class LatentDiffusionTraining(nn.Module):
             self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator
         )
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        text, words = self.encoded_text(captions)
+        mask = None
+        if self.training:
+            everything = torch.rand(len(captions), generator=generator) >= WORDS_ALONE
+            mask = (words | everything.to(device)[:, None]).to(text)
         prediction = self.unet(
-            noisy.to(device), timesteps.to(device), self.text_embeddings(captions)
+            noisy.to(device), timesteps.to(device), text, encoder_attention_mask=mask
         ).sample.float()
         squares = (prediction - noise.to(device)).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
@@ -283,6 +310,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--cache", type=int, default=32_000, help="scenes encoded once and kept")
     parser.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="FOLDER",
+        help="a CLIP to read by instead of the text encoder that --from has (without --from: "
+        "storybook-clip); the U-Net's keys and values begin anew",
+    )
+    parser.add_argument(
         "--data",
         nargs="+",
         metavar="SHARDS",
@@ -309,11 +343,16 @@ def main(arguments: list[str] | None = None) -> None:
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
             "python -m lrd_helpers.training.autoencoder"
         )
+    if options.text_encoder and not (options.text_encoder / "config.json").exists():
+        parser.error(
+            f"--text-encoder {options.text_encoder}: no CLIP there; train one first: "
+            "python -m lrd_helpers.training.clip"
+        )
     torch.manual_seed(options.seed)
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
         vae.cuda()
-    trainee = LatentDiffusionTraining(options.start_from)
+    trainee = LatentDiffusionTraining(options.start_from, options.text_encoder)
     size = trainee.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     held_out, streams = None, []
     if options.data:
