@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
-from lrd_helpers.storybook import StorybookDataset
+from lrd_helpers.storybook import StorybookDataset, seeded
 from lrd_helpers.training import (
     autoencoder,
     clip,
@@ -263,6 +263,16 @@ def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path):
         assert torch.equal(value, kept.unet.state_dict()[name]), name
         anew = name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
         assert torch.equal(value, other.unet.state_dict()[name]) is not anew, name
+    # Taught by the first one: nothing to learn for its copy, something for one that reads anew.
+    batch = torch.randn(2, 4, 16, 16, generator=seeded(0)), ["a red car", "a tree at sea"]
+    pupils = [
+        latent_diffusion.LatentDiffusionTraining(tmp_path, text_encoder, teacher=tmp_path).eval()
+        for text_encoder in (None, loop.ASSETS / "storybook-clip")
+    ]
+    losses = [float(pupil(batch, seeded(0))["mse"]) for pupil in pupils]
+    assert losses[0] == pytest.approx(0, abs=1e-9)
+    assert losses[1] > 1e-6
+    assert pupils[1].state_dict().keys() == first.state_dict().keys(), "the teacher is not saved"
 
 
 @pytest.mark.slow

@@ -76,10 +76,20 @@ class LatentDiffusionTraining(nn.Module):
         start_from: the folder of a pipeline to go on from; None for a U-Net without experience.
         text_encoder: the folder of a CLIP to read by instead of the pipeline's own encoder; the
             U-Net's keys and values then begin anew. Without `start_from`: storybook-clip.
+        teacher: the folder of a pipeline whose predictions are learned instead of the noise. They
+            are the noise's mean, which is learned from far fewer samples: so a U-Net that has to
+            read anew learns from the one that could.
     """
 
-    def __init__(self, start_from: Path | None = None, text_encoder: Path | None = None) -> None:
+    def __init__(
+        self,
+        start_from: Path | None = None,
+        text_encoder: Path | None = None,
+        teacher: Path | None = None,
+    ) -> None:
         super().__init__()
+        # In a list: its weights are not part of this model.
+        self.teachers = [LatentDiffusionTraining(teacher).eval()] if teacher else []
         self.scheduler = noise_schedule()
         if start_from is not None:
             single = {"torch_dtype": torch.float32}
@@ -153,7 +163,12 @@ class LatentDiffusionTraining(nn.Module):
         prediction = self.unet(
             noisy.to(device), timesteps.to(device), text, encoder_attention_mask=mask
         ).sample.float()
-        squares = (prediction - noise.to(device)).square().flatten(1).mean(1)
+        target = noise.to(device)
+        for teacher in self.teachers:
+            with torch.no_grad():
+                known, _ = teacher.to(device).encoded_text(captions)
+                target = teacher.unet(noisy.to(device), timesteps.to(device), known).sample.float()
+        squares = (prediction - target).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
         snr = compute_snr(self.scheduler, timesteps).to(device)
         weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
@@ -317,6 +332,12 @@ def main(arguments: list[str] | None = None) -> None:
         "storybook-clip); the U-Net's keys and values begin anew",
     )
     parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="FOLDER",
+        help="a pipeline whose predictions are learned in place of the noise",
+    )
+    parser.add_argument(
         "--data",
         nargs="+",
         metavar="SHARDS",
@@ -352,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
         vae.cuda()
-    trainee = LatentDiffusionTraining(options.start_from, options.text_encoder)
+    trainee = LatentDiffusionTraining(options.start_from, options.text_encoder, options.teacher)
     size = trainee.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     held_out, streams = None, []
     if options.data:
