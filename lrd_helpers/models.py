@@ -14,12 +14,13 @@ from torch import nn
 
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.style import StyleConditioning, StyleEncoder
 from lrd_helpers.vocabulary import unknown_words
 
 with quiet_libraries():
     import diffusers
     import transformers
-    from diffusers import UNet2DModel
+    from diffusers import DDIMScheduler, UNet2DModel
     from transformers import CLIPModel, CLIPTokenizer
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "load_clip",
     "load_pipeline",
     "load_segmenter",
+    "load_style",
+    "load_upsampler",
     "unknown_words",
 ]
 
@@ -44,6 +47,8 @@ TRAINED_BY = {
     "storybook": "latent_diffusion",
     "storybook-clip": "clip",
     "storybook-segmenter": "segmenter",
+    "storybook-style": "style",
+    "storybook-upsampler": "upsampler",
 }
 """The module of `lrd_helpers.training` that makes each shipped model."""
 
@@ -121,6 +126,36 @@ def load_segmenter(device: torch.device | str | None = None) -> UNet2DModel:
     folder = ASSETS / "storybook-segmenter"
     with _one_sentence(folder), _no_progress_bars():
         return _load_weights(UNet2DModel, folder).to(device, torch.float32)
+
+
+def load_style(device: torch.device | str | None = None) -> StyleConditioning:
+    """The shipped style encoder (in eval mode, single precision) and its part of the U-Net.
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or weights of another shape.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    folder = ASSETS / "storybook-style"
+    with _one_sentence(folder), _no_progress_bars():
+        encoder = _load_weights(StyleEncoder, folder).to(device, torch.float32)
+        return StyleConditioning.from_pretrained(folder, encoder)
+
+
+def load_upsampler(
+    device: torch.device | str | None = None,
+) -> tuple[UNet2DModel, DDIMScheduler]:
+    """The shipped upsampler for `upsampling.upsample`: U-Net (eval, single precision), scheduler.
+
+    It belongs to the autoencoder of `load_pipeline("storybook")`.
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or weights of another shape.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    folder = ASSETS / "storybook-upsampler"
+    with _one_sentence(folder), _no_progress_bars():
+        scheduler = DDIMScheduler.from_pretrained(str(folder / "scheduler"))
+        return _load_weights(UNet2DModel, folder).to(device, torch.float32), scheduler
 
 
 def best_device() -> torch.device:

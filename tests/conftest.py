@@ -24,6 +24,8 @@ CHECKED = (
     "plotting",
     "regions",
     "sampling",
+    "style",
+    "upsampling",
     "autoencoder",
     "ddpm",
     "storybook",
