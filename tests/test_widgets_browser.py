@@ -704,7 +704,7 @@ def server(application: str, folder: Path) -> Iterator[str]:
         process.wait(20)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with contextlib.suppress(OSError):
@@ -721,7 +721,7 @@ class NotebookPage(Page):
         self.errors: list[str] = []
         self.context = browser.new_context(viewport={"width": 1200, "height": 900})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(180_000)  # a busy machine
         self.page.on("pageerror", lambda error: self._note_own(str(error), error.stack))
         self.page.on("console", self._note)
 
