@@ -1,10 +1,9 @@
 """The checks of notebook 03: a right answer passes however written, each mistake is recognised."""
 
-import re
-
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from test_checks import assert_diagnosed
 
 from lrd_helpers.checks import latent_diffusion as checks
 
@@ -75,8 +74,8 @@ ANSWERS = [
     ("latent_loss", loss(compare=lambda a, b: ((a - b) ** 2).sum()), "added up"),
     ("latent_loss", loss(compare=lambda a, b: (a - b) ** 2), "the shape (4, 4, 3, 3)"),
     ("latent_loss", loss(compare=lambda a, b: (a - b).abs().mean()), "the mean over all"),
-    ("latent_loss", no_square_roots, "√ᾱ_t·x0"),
-    ("latent_loss", forgets_sample, "unet(x_t, t, text).sample"),
+    ("latent_loss", no_square_roots, "no square roots"),
+    ("latent_loss", forgets_sample, "unet(z_t, t, text).sample"),
     ("latent_loss", bars_not_reshaped, "(batch, 1, 1, 1)"),
     ("ema_update", lambda m, w, d: d * m + (1 - d) * w, "✓"),
     ("ema_update", lambda m, w, d: torch.lerp(m, w, 1 - d), "✓"),
@@ -104,13 +103,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("exercise", "answer", "said"), ANSWERS)
 def test_every_answer_of_notebook_03_is_diagnosed(exercise, answer, said, capsys):
-    getattr(checks, f"check_{exercise}")(answer)
-    out = capsys.readouterr().out
-    assert said in out
-    if said == "✓":
-        assert re.fullmatch(r"✓ .+: right \(\d cases\)\n", out), out
-    else:
-        assert re.fullmatch(r"✗ .+\n  saw:      .+\n  expected: .+\n  hint:     .+\n", out), out
+    assert_diagnosed(getattr(checks, f"check_{exercise}"), answer, said, capsys)
 
 
 @pytest.mark.parametrize("exercise", ["scaled_linear", "latent_loss", "ema_update", "guided"])

@@ -1,4 +1,4 @@
-"""The exercises of notebook 03: Stable Diffusion's betas, its loss, averaged weights, guidance."""
+"""The exercises of notebook 03: Stable Diffusion's betas, its loss, guidance, averaged weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class UNetOutput:
 def check_latent_loss(function: Callable[..., Any]) -> None:
     """Exercise 2, `latent_loss(unet, z, text, t, noise, alphas_cumprod, scaling_factor)`.
 
-    E‖ε − ε_θ(x_t, t, τ(y))‖² with x_0 = scaling factor · E(picture) (LDM, Eq. 3).
+    E‖ε − ε_θ(z_t, t, τ(y))‖², z_t from scaling factor · E(picture) (LDM, Eq. 3).
     """
 
     def unet(x: Tensor, t: Tensor, text: Tensor) -> UNetOutput:
@@ -87,7 +87,7 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
     def loss(
         *,
         scale: Callable[[Tensor, float], Tensor] = lambda z, factor: z * factor,
-        clean_input: bool = False,
+        seen: str = "right",
         target: str = "noise",
         text_of: Callable[[Tensor], Tensor] = lambda text: text,
         reduction: str = "mean",
@@ -95,12 +95,16 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
         def latent_loss(
             unet: Any, z: Tensor, text: Tensor, t: Tensor, noise: Tensor, bars: Tensor, factor: Any
         ) -> Tensor:
-            x0 = scale(z, factor)
-            x_t = x0 if clean_input else q_sample(x0, t, noise, SCHEDULE)
-            wanted = {"noise": noise, "x0": x0, "z": z}[target]
-            return functional.mse_loss(
-                unet(x_t, t, text_of(text)).sample, wanted, reduction=reduction
-            )
+            clean = scale(z, factor)
+            bar = bars[t][:, None, None, None]
+            z_t = {
+                "right": q_sample(clean, t, noise, SCHEDULE),
+                "no roots": bar * clean + (1 - bar) * noise,
+                "clean": clean,
+            }[seen]
+            wanted = {"noise": noise, "clean": clean, "z": z}[target]
+            guess = unet(z_t, t, text_of(text)).sample
+            return functional.mse_loss(guess, wanted, reduction=reduction)
 
         return latent_loss
 
@@ -113,10 +117,10 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
         function,
         loss(),
         [case(4, 3, [0, 6, 13, 19], 0), case(2, 5, [3, 17], 10)],
-        expected="one number, the mean over all elements of (unet(x_t, t, text).sample − noise)², "
-        "x_t from scaling_factor·z",
-        hint="x0 = scaling_factor * z; x_t = √ᾱ_t·x0 + √(1 − ᾱ_t)·ε with ᾱ_t of shape "
-        "(batch, 1, 1, 1); the U-Net's answer is unet(x_t, t, text).sample",
+        expected="one number, the mean over all elements of (unet(z_t, t, text).sample − noise)², "
+        "z_t from scaling_factor·z",
+        hint="clean = scaling_factor * z; z_t = √ᾱ_t·clean + √(1 − ᾱ_t)·ε with ᾱ_t of shape "
+        "(batch, 1, 1, 1); the U-Net's answer is unet(z_t, t, text).sample",
         mistakes=[
             Mistake(
                 "the scaling factor is missing",
@@ -131,7 +135,7 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
             Mistake(
                 "the guess is held against the clean latents",
                 "this network is asked for the noise: compare with `noise`",
-                loss(target="x0"),
+                loss(target="clean"),
             ),
             Mistake(
                 "the guess is held against the unscaled latents",
@@ -140,8 +144,13 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
             ),
             Mistake(
                 "the U-Net is shown the clean latents",
-                "what it sees must be noisy: unet(x_t, t, text)",
-                loss(clean_input=True),
+                "what it sees must be noisy: unet(z_t, t, text)",
+                loss(seen="clean"),
+            ),
+            Mistake(
+                "the noisy latents are ᾱ_t·z and (1 − ᾱ_t)·ε: no square roots",
+                "ᾱ is a share of the variance; the numbers themselves scale with its square root",
+                loss(seen="no roots"),
             ),
             Mistake(
                 "the U-Net is not told the caption",
@@ -160,59 +169,8 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
 # ------------------------------------------------------------------ exercise 3
 
 
-def check_ema_update(function: Callable[..., Any]) -> None:
-    """Exercise 3, `ema_update(average, weight, decay)`: decay·average + (1 − decay)·weight."""
-    weight = _random(3, 4, seed=1)
-    check_function(
-        function,
-        lambda average, weight, decay: decay * average + (1 - decay) * weight,
-        [
-            (_random(3, 4, seed=0), weight, 0.9),
-            (torch.zeros(3, 4), weight, 0.999),
-            (_random(2, 2, 3, 3, seed=2), _random(2, 2, 3, 3, seed=3), 0.5),
-        ],
-        expected="decay·average + (1 − decay)·weight, of their shape",
-        hint="two shares that add up to 1; a decay near 1 changes the average only a little",
-        mistakes=[
-            Mistake(
-                "the shares have changed places: the average jumps to the new weight",
-                "a decay of 0.999 keeps 99.9 % of the *average*",
-                lambda average, weight, decay: (1 - decay) * average + decay * weight,
-            ),
-            Mistake(
-                "the new weight counts in full: the average grows without end",
-                "the shares must add up to 1: (1 − decay)·weight",
-                lambda average, weight, decay: decay * average + weight,
-            ),
-            Mistake(
-                "the old average counts in full: it grows without end",
-                "the shares must add up to 1: decay·average",
-                lambda average, weight, decay: average + (1 - decay) * weight,
-            ),
-            Mistake(
-                "the weight is taken away instead of mixed in",
-                "the signs: both shares are added",
-                lambda average, weight, decay: decay * average - (1 - decay) * weight,
-            ),
-            Mistake(
-                "it moves away from the weight",
-                "the sign: average + (1 − decay)·(weight − average)",
-                lambda average, weight, decay: average - (1 - decay) * (weight - average),
-            ),
-            Mistake(
-                "the plain mean of both, whatever the decay",
-                "use `decay`: the average should remember many steps, not one",
-                lambda average, weight, decay: (average + weight) / 2,
-            ),
-        ],
-    )
-
-
-# ------------------------------------------------------------------ exercise 4
-
-
 def check_guided(function: Callable[..., Any]) -> None:
-    """Exercise 4, `guided(unconditional, conditional, scale)`: s + γ·(s(y) − s)."""
+    """Exercise 3, `guided(unconditional, conditional, scale)`: s + γ·(s(y) − s)."""
     without, with_caption = (_random(2, 4, 3, 3, seed=seed) for seed in range(2))
     check_function(
         function,
@@ -255,6 +213,57 @@ def check_guided(function: Callable[..., Any]) -> None:
                 "the answer with the caption is made larger as a whole",
                 "only what the caption *adds* is made larger: scale·(conditional − unconditional)",
                 lambda s, s_y, scale: scale * s_y,
+            ),
+        ],
+    )
+
+
+# ------------------------------------------------------------------ exercise 4
+
+
+def check_ema_update(function: Callable[..., Any]) -> None:
+    """Exercise 4, `ema_update(average, weight, decay)`: decay·average + (1 − decay)·weight."""
+    weight = _random(3, 4, seed=1)
+    check_function(
+        function,
+        lambda average, weight, decay: decay * average + (1 - decay) * weight,
+        [
+            (_random(3, 4, seed=0), weight, 0.9),
+            (torch.zeros(3, 4), weight, 0.999),
+            (_random(2, 2, 3, 3, seed=2), _random(2, 2, 3, 3, seed=3), 0.5),
+        ],
+        expected="decay·average + (1 − decay)·weight, of their shape",
+        hint="two shares that add up to 1; a decay near 1 changes the average only a little",
+        mistakes=[
+            Mistake(
+                "the shares have changed places: the average jumps to the new weight",
+                "a decay of 0.999 keeps 99.9 % of the *average*",
+                lambda average, weight, decay: (1 - decay) * average + decay * weight,
+            ),
+            Mistake(
+                "the new weight counts in full: the average grows without end",
+                "the shares must add up to 1: (1 − decay)·weight",
+                lambda average, weight, decay: decay * average + weight,
+            ),
+            Mistake(
+                "the old average counts in full: it grows without end",
+                "the shares must add up to 1: decay·average",
+                lambda average, weight, decay: average + (1 - decay) * weight,
+            ),
+            Mistake(
+                "the weight is taken away instead of mixed in",
+                "the signs: both shares are added",
+                lambda average, weight, decay: decay * average - (1 - decay) * weight,
+            ),
+            Mistake(
+                "it moves away from the weight",
+                "the sign: average + (1 − decay)·(weight − average)",
+                lambda average, weight, decay: average - (1 - decay) * (weight - average),
+            ),
+            Mistake(
+                "the plain mean of both, whatever the decay",
+                "use `decay`: the average should remember many steps, not one",
+                lambda average, weight, decay: (average + weight) / 2,
             ),
         ],
     )
