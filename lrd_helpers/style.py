@@ -46,9 +46,9 @@ Strength = float | Sequence[float] | Tensor
 class StyleEncoder(ModelMixin, ConfigMixin):
     """Picture → code N(μ, σ²) of a few numbers → tokens of the text encoder's width.
 
-    The code sees the mean and the spread of each feature over the whole picture: how the picture
-    is drawn, but hardly what stands where. There is no normalisation between the convolutions, as
-    that would take out the very statistics that are wanted.
+    The code sees the mean and the spread over the whole picture of its colours, and of the features
+    of each convolution: how the picture is drawn, but hardly what stands where. Nothing normalises
+    the features on their way, as that would take out the very statistics that are wanted.
 
     Args:
         widths: features of the convolutions, each of which halves the picture's sides.
@@ -70,8 +70,13 @@ class StyleEncoder(ModelMixin, ConfigMixin):
             nn.Conv2d(before, after, 3, stride=2, padding=1)
             for before, after in zip([3, *widths[:-1]], widths, strict=True)
         )
+        count = 2 * (3 + sum(widths))
         self.to_code = nn.Sequential(
-            nn.Linear(2 * sum(widths), 64), nn.SiLU(), nn.Linear(64, 2 * code_size)
+            # Without it all pictures have nearly the same code at first, and σ drowns the rest.
+            nn.LayerNorm(count),
+            nn.Linear(count, 64),
+            nn.SiLU(),
+            nn.Linear(64, 2 * code_size),
         )
         # σ begins at 0.14, not at 1: the tokens must first mean something for anyone to listen.
         nn.init.constant_(self.to_code[-1].bias[code_size:], -4.0)
@@ -82,10 +87,12 @@ class StyleEncoder(ModelMixin, ConfigMixin):
 
     def encode(self, images: Images) -> tuple[Codes, Codes]:
         """Mean μ and log-variance log σ² of each picture's code. Images are in [0, 1]."""
-        features, statistics = 2 * images - 1, []
+        features = [2 * images - 1]
         for convolution in self.convolutions:
-            features = nn.functional.silu(convolution(features))
-            variance, mean = torch.var_mean(features.float(), (2, 3))
+            features.append(nn.functional.silu(convolution(features[-1])))
+        statistics = []
+        for each in features:
+            variance, mean = torch.var_mean(each.float(), (2, 3))
             statistics += [mean, (variance + 1e-5).sqrt()]
         mean, log_variance = self.to_code(torch.cat(statistics, 1).to(images.dtype)).chunk(2, 1)
         return mean, log_variance.clamp(-20, 10)
