@@ -613,7 +613,7 @@ def test_guidance_moves_the_words_of_the_shipped_model(storybook, monkeypatch) -
     )
     assert drawn.size == (128, 128)
     assert len(losses) == 10
-    assert min(losses[5:]) < 0.9 * losses[0]
+    assert min(losses[5:]) < 0.95 * losses[0]
 
 
 def test_the_shipped_model_draws_the_same_with_every_pipeline(storybook) -> None:

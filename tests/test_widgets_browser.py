@@ -790,6 +790,9 @@ def test_a_round_trip_through_a_real_notebook(chromium, tmp_path, application, p
         page.page.locator(".canvas").focus()
         page.press("x", "d", "d", "ArrowRight")  # would cut the cell, or leave it
         page.screenshot(f"{application}-round-trip")
+        # Edits and cells go to Python by different ways, so that a cell may overtake an edit.
+        page.page.wait_for_timeout(300)
+        page.page.wait_for_selector(".lrd-editor[data-synced=true]")
         page.run_cell(1)
         wait_for(result.exists, "the second cell")
         wait_for(lambda: result.read_text().endswith("]"), "its end")
@@ -850,6 +853,8 @@ def test_the_studio_renders_with_the_shipped_model(chromium, tmp_path, dark):
             path=SCREENSHOTS / f"studio-attention-{'dark' if dark else 'light'}.png"
         )
         page.prompt(1).fill("")
+        page.press("Tab")
+        page.page.wait_for_selector(".lrd-editor[data-synced=true]")
         page.button("Render").click()
         page.page.wait_for_selector("text=layer 1 has no prompt")
         page.page.wait_for_selector(".lrd-editor li.marked")

@@ -994,6 +994,7 @@ class Editor {
         if (message.kind === "notice") this.say(message.text, true, message.mark);
         if (message.kind === "received" && message.number === this.number) {
           this.answered = message.number;
+          this.root.dataset.synced = "true"; // Python has all that is drawn
           this.lost.hidden = true;
         }
       },
@@ -1022,6 +1023,7 @@ class Editor {
       this.lost.textContent = "Python does not answer: it is busy, or was restarted. What you drew is still here; “Copy as Python” and download work without it.";
       this.lost.hidden = false;
     };
+    this.root.dataset.synced = "false";
     clearTimeout(this.patience);
     this.patience = setTimeout(gone, patience);
     try {
