@@ -1,14 +1,13 @@
-"""Trains the second stage: a U-Net on latents of the frozen autoencoder, that reads a frozen CLIP.
+"""Trains the second stage: a U-Net on latents of the frozen autoencoder, reading a frozen encoder.
 
-Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, the text
-encoder of a CLIP, a tenth of the captions left empty for classifier-free guidance; losses weighted
-by min-SNR, γ = 5 (Hang et al. 2023). Latents are encoded once and kept; captions are drawn anew at
+Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, a frozen
+text encoder, a tenth of the captions left empty for classifier-free guidance; losses weighted by
+min-SNR, γ = 5 (Hang et al. 2023). Latents are encoded once and kept; captions are drawn anew at
 every visit, so that one scene teaches several. With --data, pictures and captions come from
 webdataset shards instead.
 """
 
 import argparse
-import os
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -23,32 +22,24 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import compute_snr
-from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lrd_helpers.storybook import (
-    Scene,
     StorybookDataset,
+    caption_of,
     sample_caption,
     sample_scene,
     seeded,
 )
 from lrd_helpers.training import loop
+from lrd_helpers.training.latent_cache import encoded_once
 from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
 from lrd_helpers.training.sheets import save_sheet
 
 MIN_SNR_GAMMA = 5.0
 EMPTY_CAPTIONS = 0.1
-WORDS_ALONE = 0.5
-"""The share of the samples in which the U-Net reads the words, but no end mark and no padding.
-
-A causal text encoder says at the end mark, and at each padding token after it, what the whole
-caption says. A model that is free to choose reads mostly there, and its attention to "car" means
-little; so half of the time it must read "car" at "car".
-"""
 CACHE_BATCH = 64
 
 Latents = Float[Tensor, "batch 4 height width"]
@@ -74,11 +65,11 @@ class LatentDiffusionTraining(nn.Module):
 
     Args:
         start_from: the folder of a pipeline to go on from; None for a U-Net without experience.
-        text_encoder: the folder of a CLIP to read by instead of the pipeline's own encoder; the
-            U-Net's keys and values then begin anew. Without `start_from`: storybook-clip.
+        text_encoder: the folder of a text encoder to read by instead of the pipeline's own; the
+            U-Net's keys and values then begin anew.
         teacher: the folder of a pipeline whose predictions are learned instead of the noise. They
             are the noise's mean, which is learned from far fewer samples: so a U-Net that has to
-            read anew learns from the one that could.
+            read anew learns from the one that could. It reads captions that leave nothing out.
     """
 
     def __init__(
@@ -99,7 +90,8 @@ class LatentDiffusionTraining(nn.Module):
             )
             self.unet = UNet2DConditionModel.from_pretrained(start_from / "unet", **single)
         else:
-            text_encoder = text_encoder or loop.ASSETS / "storybook-clip"
+            if text_encoder is None:
+                raise ValueError("start_from or text_encoder: the U-Net has to read by something")
             self.unet = UNet2DConditionModel(
                 sample_size=16,
                 in_channels=4,
@@ -131,22 +123,17 @@ class LatentDiffusionTraining(nn.Module):
         self.unet = UNet2DConditionModel(**own | {"cross_attention_dim": width})
         self.unet.load_state_dict(known, strict=False)
 
-    def encoded_text(
-        self, captions: list[str]
-    ) -> tuple[Float[Tensor, "batch tokens channels"], Bool[Tensor, "batch tokens"]]:
-        """The captions' embeddings, and which of their tokens are the start mark or a word."""
+    def encoded_text(self, captions: list[str]) -> Float[Tensor, "batch tokens channels"]:
+        """The captions' embeddings."""
         tokens = self.tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        ends = (tokens == self.tokenizer.eos_token_id).int().argmax(1)
-        words = torch.arange(tokens.shape[1]) < ends[:, None]
-        device = self.text_encoder.device
-        return self.text_encoder(tokens.to(device))[0], words.to(device)
+        return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
     def forward(
-        self, batch: tuple[Latents, list[str]], generator: torch.Generator
+        self, batch: tuple[Latents, list[str], list[str]], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        latents, captions = batch
+        latents, captions, whole_captions = batch
         device = self.unet.device
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
@@ -155,18 +142,16 @@ class LatentDiffusionTraining(nn.Module):
             self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator
         )
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        text, words = self.encoded_text(captions)
-        mask = None
-        if self.training:
-            everything = torch.rand(len(captions), generator=generator) >= WORDS_ALONE
-            mask = (words | everything.to(device)[:, None]).to(text)
-        prediction = self.unet(
-            noisy.to(device), timesteps.to(device), text, encoder_attention_mask=mask
-        ).sample.float()
+        text = self.encoded_text(captions)
+        prediction = self.unet(noisy.to(device), timesteps.to(device), text).sample.float()
         target = noise.to(device)
         for teacher in self.teachers:
             with torch.no_grad():
-                known, _ = teacher.to(device).encoded_text(captions)
+                whole = [
+                    "" if drop else caption
+                    for drop, caption in zip(empty, whole_captions, strict=True)
+                ]
+                known = teacher.to(device).encoded_text(whole)
                 target = teacher.unet(noisy.to(device), timesteps.to(device), known).sample.float()
         squares = (prediction - target).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
@@ -196,43 +181,24 @@ class LatentCache:
         self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
     ) -> None:
         self.options, self.reader = options, reader
-        file = (
-            options.run
-            / f"latents-{options.cache}-{options.seed}-{reader}-of-{readers}.safetensors"
-        )
         stream = StorybookDataset(CACHE_BATCH, seed=options.seed, reader=reader, readers=readers)
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
-        fingerprint = float(
-            sum(parameter.detach().double().abs().sum() for parameter in vae.parameters())
-        )
-        stored = load_file(file) if file.exists() else {}
-        if float(stored.get("autoencoder", torch.zeros(()))) == fingerprint:
-            self.latents = stored["latents"]
-            self.scenes: list[Scene] = []
-            for number in numbers:
-                self.scenes += stream.scenes(number)
-            return
-        latents, self.scenes = [], []
-        for number in tqdm(numbers, desc="encoding scenes", disable=reader > 0):
-            rendering = stream.batch(number)
+
+        def encode(number: int) -> dict[str, Tensor]:
             half = options.mixed_precision == "bf16"
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                latents.append(encoded(vae, rendering.images).half())
-            self.scenes += rendering.scenes
-        self.latents = torch.cat(latents)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        save_file(
-            {
-                "latents": self.latents,
-                "autoencoder": torch.tensor(fingerprint, dtype=torch.float64),
-            },
-            partial,
-        )
-        os.replace(partial, file)
+                return {"latents": encoded(vae, stream.batch(number).images).half()}
 
-    def batches(self, start: int) -> Iterator[tuple[Latents, list[str]]]:
-        """Batch number n depends on (seed, n, reader) alone."""
+        name = f"latents-{options.cache}-{options.seed}-{reader}-of-{readers}.safetensors"
+        kept = encoded_once(options.run / name, vae, numbers, encode, quiet=reader > 0)
+        self.latents = kept["latents"]
+        self.scenes = [scene for number in numbers for scene in stream.scenes(number)]
+
+    def batches(self, start: int) -> Iterator[tuple[Latents, list[str], list[str]]]:
+        """Latents, captions, and the captions that leave nothing out.
+
+        Batch number n depends on (seed, n, reader) alone.
+        """
         number = start
         while True:
             generator = seeded(self.options.seed, 2, number, self.reader)
@@ -241,6 +207,7 @@ class LatentCache:
             yield (
                 self.latents[rows].float(),
                 [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
+                [caption_of(scene.stickers, scene.place) for scene in chosen],
             )
             number += 1
 
@@ -260,12 +227,12 @@ def shard_pairs(options: argparse.Namespace, size: int, **more: object) -> Shard
 
 def shard_batches(
     vae: AutoencoderKL, pairs: ShardPairs, batch_size: int, start: int
-) -> Iterator[tuple[Latents, list[str]]]:
+) -> Iterator[tuple[Latents, list[str], list[str]]]:
     """Batches of encoded pairs from number `start` on; those before are read, but not encoded."""
     stream = islice(pairs, start * batch_size, None)
     while True:
         pictures, captions = zip(*islice(stream, batch_size), strict=True)
-        yield encoded(vae, torch.stack(pictures)), list(captions)
+        yield encoded(vae, torch.stack(pictures)), list(captions), list(captions)
 
 
 @torch.no_grad()
@@ -297,7 +264,7 @@ def evaluate(
     if not batches:
         return {}  # too few pairs for one in a hundred
     losses = [
-        trainee((encoded(vae, images), captions), seeded(number))["loss"] * len(captions)
+        trainee((encoded(vae, images), captions, captions), seeded(number))["loss"] * len(captions)
         for number, (images, captions) in enumerate(batches)
     ]
     mean = float(sum(losses)) / sum(len(captions) for _, captions in batches)
@@ -328,8 +295,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--text-encoder",
         type=Path,
         metavar="FOLDER",
-        help="a CLIP to read by instead of the text encoder that --from has (without --from: "
-        "storybook-clip); the U-Net's keys and values begin anew",
+        help="a text encoder to read by instead of the one that --from has; the U-Net's keys and "
+        "values then begin anew (without --from: runs/text-encoder/model)",
     )
     parser.add_argument(
         "--teacher",
@@ -364,10 +331,12 @@ def main(arguments: list[str] | None = None) -> None:
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
             "python -m lrd_helpers.training.autoencoder"
         )
+    if not options.start_from and not options.text_encoder:
+        options.text_encoder = Path("runs") / "text-encoder" / "model"
     if options.text_encoder and not (options.text_encoder / "config.json").exists():
         parser.error(
-            f"--text-encoder {options.text_encoder}: no CLIP there; train one first: "
-            "python -m lrd_helpers.training.clip"
+            f"--text-encoder {options.text_encoder}: no text encoder there; train one first: "
+            "python -m lrd_helpers.training.text_encoder"
         )
     torch.manual_seed(options.seed)
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
@@ -383,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         sheet_captions = [sample_scene(seeded(loop.HELD_OUT_SEED, i)).caption for i in range(24)]
 
-    def batches(start: int, reader: int, readers: int) -> Iterator[tuple[Latents, list[str]]]:
+    def batches(start: int, reader: int, readers: int) -> Iterator:
         if not options.data:
             return LatentCache(vae, options, reader, readers).batches(start)
         streams.append(shard_pairs(options, size, reader=reader, readers=readers))

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import compute_snr
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lrd_helpers.autoencoder import kl_divergence, reparameterise
@@ -36,7 +36,6 @@ from lrd_helpers.training.latent_diffusion import (
     CACHE_BATCH,
     EMPTY_CAPTIONS,
     MIN_SNR_GAMMA,
-    WORDS_ALONE,
     encoded,
 )
 from lrd_helpers.training.sheets import save_sheet
@@ -102,39 +101,28 @@ class StyleTraining(nn.Module):
             self.unet.set_attn_processor(AttnProcessor())
 
     @torch.no_grad()
-    def text_tokens(
-        self, captions: list[str]
-    ) -> tuple[Float[Tensor, "batch tokens features"], Bool[Tensor, "batch tokens"]]:
-        """The captions' embeddings, and which of their tokens are the start mark or a word."""
+    def text_tokens(self, captions: list[str]) -> Float[Tensor, "batch tokens features"]:
+        """The captions' embeddings."""
         pipe = self.pipe[0]
         tokens = pipe.tokenizer(
             captions, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids.to(pipe.text_encoder.device)
-        ends = (tokens == pipe.tokenizer.eos_token_id).int().argmax(1)
-        words = torch.arange(tokens.shape[1], device=tokens.device) < ends[:, None]
-        return pipe.text_encoder(tokens)[0], words
+        return pipe.text_encoder(tokens)[0]
 
     def noise_losses(
         self,
         latents: Latents,
         tokens: Float[Tensor, "batch tokens features"],
         generator: torch.Generator,
-        readable: Bool[Tensor, "batch tokens"] | None = None,
     ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """Squared error of the predicted noise for each picture, min-SNR-weighted and plain.
-
-        `readable` tokens are those that the U-Net may attend to, all by default.
-        """
+        """Squared error of the predicted noise for each picture, min-SNR-weighted and plain."""
         scheduler, device = self.pipe[0].scheduler, self.unet.device
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(
             scheduler.config.num_train_timesteps, (len(latents),), generator=generator
         )
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        mask = None if readable is None else readable.to(tokens)
-        prediction = self.unet(
-            noisy.to(device), timesteps.to(device), tokens, encoder_attention_mask=mask
-        ).sample.float()
+        prediction = self.unet(noisy.to(device), timesteps.to(device), tokens).sample.float()
         squares = (prediction - noise.to(device)).square().flatten(1).mean(1)
         snr = compute_snr(scheduler, timesteps).to(device)
         return snr.clamp(max=MIN_SNR_GAMMA) / snr * squares, squares
@@ -150,13 +138,8 @@ class StyleTraining(nn.Module):
         )
         noise = torch.randn(mean.shape, generator=generator).to(device)
         style = self.encoder.tokens(reparameterise(mean, log_variance, noise)).float()
-        text, words = self.text_tokens(captions)
-        tokens = join(text, style, batch.strengths.to(device))
-        # As in the U-Net's own training: "car" must still be read at "car". The style always is.
-        everything = torch.rand(len(captions), generator=generator) >= WORDS_ALONE
-        readable = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
-        readable[:, : words.shape[1]] = words | everything.to(device)[:, None]
-        weighted, squares = self.noise_losses(batch.latents, tokens, generator, readable)
+        tokens = join(self.text_tokens(captions), style, batch.strengths.to(device))
+        weighted, squares = self.noise_losses(batch.latents, tokens, generator)
         kl = kl_divergence(mean, log_variance)
         loss = weighted.mean() + self.kl_weight * kl
         return {"loss": loss, "noise": weighted.mean(), "mse": squares.mean(), "kl": kl}
@@ -239,7 +222,7 @@ def evaluate(
             render_scenes(held_out_scenes(style, scenes, first)).images for first in (0, 1)
         )
         latents = encoded(vae, images)
-        text, _ = trainee.text_tokens([scene.caption for scene in held_out_scenes(style, scenes)])
+        text = trainee.text_tokens([scene.caption for scene in held_out_scenes(style, scenes)])
         for name, references, strength in (
             ("another scene as reference", others, 1.0),
             ("itself as reference", images, 1.0),
