@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import replace
 
 import pytest
@@ -167,6 +168,41 @@ def test_an_edit_arrives_is_answered_and_is_not_sent_back(heard, monkeypatch):
     assert states == ["document"]
 
 
+def test_what_waits_for_the_draft_comes_after_the_page_s_answer_and_once(heard):
+    editor, drawn = BoxEditor(TWO), []
+    messages = heard(editor)
+    editor.when_drawn(lambda: drawn.append(editor.layout), patience=60)
+    (asked,) = messages
+    assert asked["kind"] == "ask"
+    assert drawn == []
+    edit = {"kind": "edit", "number": "7", "document": draft(CAR), "snap": False}
+    editor._on_message(editor, edit, [])  # on its way when the page was asked
+    assert drawn == []
+    answer = edit | {"document": draft(STAR), "question": asked["question"]}
+    editor._on_message(editor, answer, [])
+    editor._on_message(editor, answer, [])  # of a second view
+    assert [layout.caption for layout in drawn] == ["a yellow star"]
+
+
+def test_without_a_page_nobody_waits_long():
+    editor, called = BoxEditor(TWO), threading.Event()
+    editor.when_drawn(called.set, patience=0.01)
+    assert called.wait(60)
+
+
+def test_a_caption_of_the_prompts_alone_goes_on_following_them():
+    said = Layout(
+        "a red car at night", background="at night", layers=[Layer("a red car", CAR["box"])]
+    )
+    editor = BoxEditor(said)
+    assert editor.layout == said
+    assert editor.document["caption"] == ""
+    editor.document = {**editor.document, "background": "at sea"}
+    assert editor.layout.caption == "a red car at sea"
+    editor.layout = replace(said, caption="a car")
+    assert editor.document["caption"] == "a car"
+
+
 def test_the_canvas_has_the_picture_s_ratio():
     editor = BoxEditor(image=Image.new("RGB", (64, 32), "red"))
     assert (editor.width, editor.height) == (64, 32)
@@ -291,6 +327,16 @@ def test_the_button_renders_shows_and_works_again(studio):
     assert "0.00" in studio._numbers.value
     assert len(studio._strip.children) == 1
     assert repr(studio).endswith("1 renders)")
+
+
+def test_the_button_draws_what_the_page_has(studio, heard):
+    messages = heard(studio.editor)
+    studio._render_button.click()
+    answer = {"kind": "edit", "number": "7", "document": draft(STAR), "snap": False}
+    answer["question"] = messages[0]["question"]
+    studio.editor._on_message(studio.editor, answer, [])
+    studio.wait()
+    assert [made.layout.caption for made in studio.renders] == ["a yellow star"]
 
 
 def test_the_views_and_the_word_that_is_clicked(studio):

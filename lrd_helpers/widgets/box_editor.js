@@ -991,6 +991,7 @@ class Editor {
       "change:snap": () => this.draw(),
       "change:_picture": () => this.draw(),
       "msg:custom": (message) => {
+        if (message.kind === "ask") this.send(message.question);
         if (message.kind === "notice") this.say(message.text, true, message.mark);
         if (message.kind === "received" && message.number === this.number) {
           this.answered = message.number;
@@ -1007,12 +1008,12 @@ class Editor {
 
   /** Python gets the draft by a message. ipywidgets holds a second `save_changes` back until the
    *  first one is answered, so that a click on Render, or a cell run right after an edit, would
-   *  overtake it; messages stay in order. */
-  send() {
+   *  overtake it; messages stay in order. Python may also have asked for it, by a question's number. */
+  send(question = null) {
     clearTimeout(this.timer);
     this.timer = null;
     this.model.set("document", this.doc); // for other views, and for a notebook saved with its widgets
-    this.ask({ kind: "edit", document: this.doc, snap: this.snap });
+    this.ask({ kind: "edit", document: this.doc, snap: this.snap, question });
   }
 
   /** Send a message with a number; Python answers with the same number, or is gone. */

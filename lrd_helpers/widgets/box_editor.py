@@ -16,7 +16,9 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,7 @@ class BoxEditor(anywidget.AnyWidget):
             snap=snap,
             _picture="" if picture is None else data_uri(picture),
         )
+        self._answered: dict[str, Callable[[], None]] = {}
         self.on_msg(self._on_message)
 
     @property
@@ -132,6 +135,29 @@ class BoxEditor(anywidget.AnyWidget):
         """
         self.send({"kind": "notice", "text": text, "mark": list(mark)})
 
+    def when_drawn(self, then: Callable[[], None], *, patience: float = 1.0) -> None:
+        """Call `then` when Python has all that is drawn in the page.
+
+        Edits and clicks come by different ways, and a click may overtake the edit before it. So
+        the page is asked for its draft, and its answer is waited for.
+
+        Args:
+            then: called once, when the page has answered or `patience` is over.
+            patience: seconds to wait; there may be no page at all.
+        """
+        question = uuid.uuid4().hex
+        timer = threading.Timer(patience, lambda: self._go_on(question))
+        self._answered[question] = then
+        timer.daemon = True
+        timer.start()
+        self.send({"kind": "ask", "question": question})
+
+    def _go_on(self, question: str | None) -> None:
+        # Taken out in one go: the answer and the end of patience may come at once.
+        then = self._answered.pop(question, None)
+        if then is not None:
+            then()
+
     def static_svg(self) -> str:
         """The draft as an SVG picture: what is seen where no widget can run."""
         shown = [layer for layer in self.document["layers"] if not layer.get("hidden")]
@@ -153,6 +179,7 @@ class BoxEditor(anywidget.AnyWidget):
         if message.get("kind") == "edit":
             # As if it had come by ipywidgets' own way, which does not send it back to the page.
             self.set_state({"document": message["document"], "snap": message["snap"]})
+            self._go_on(message.get("question"))
         elif message.get("kind") == "load":
             try:
                 self.layout = Layout.from_json(str(message.get("text", "")))
@@ -166,13 +193,19 @@ class BoxEditor(anywidget.AnyWidget):
 
 
 def document_of(layout: Layout) -> dict[str, Any]:
-    """The document that a layout is."""
+    """The document that a layout is.
+
+    A caption that only puts the prompts together is left to the page, which does so as they change.
+    """
     data = json.loads(layout.to_json())
     layers = [
         {"id": f"layer-{number}", "hidden": False, "locked": False} | layer
         for number, layer in enumerate(data["layers"], start=1)
     ]
-    return {"caption": data["caption"], "background": data["background"], "layers": layers}
+    document = {"caption": "", "background": data["background"], "layers": layers}
+    if data["caption"] != default_caption(document):
+        document["caption"] = data["caption"]
+    return document
 
 
 def layout_of(document: Mapping[str, Any]) -> Layout:

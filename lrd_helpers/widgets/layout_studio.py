@@ -230,7 +230,7 @@ class LayoutStudio(ipywidgets.VBox):
         """What the sliders say."""
         return Settings(**{name: slider.value for name, slider in self._sliders.items()})
 
-    def start(self, *_: Any) -> None:
+    def start(self) -> None:
         """Render what is drawn now, beside the notebook; a render that still runs is dropped.
 
         What is not finished is said in the editor.
@@ -360,7 +360,8 @@ class LayoutStudio(ipywidgets.VBox):
             button.layout.width = "96px"
         self._progress = ipywidgets.IntProgress(layout={"width": "300px", "visibility": "hidden"})
         self._message = ipywidgets.HTML()
-        self._render_button.on_click(self.start)
+        # Not before the last edit is here: a click may overtake it.
+        self._render_button.on_click(lambda _: self.editor.when_drawn(self.start))
         self._cancel_button.on_click(self.cancel)
         for watched in (*self._sliders.values(), self._live):
             watched.observe(self._edited, "value")
