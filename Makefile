@@ -6,7 +6,7 @@ INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lab notebooks address figures targets bench clean \
-        train-autoencoder train-latent-diffusion train-clip train-segmenter \
+        train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler
 
 help:  ## list the targets
@@ -47,7 +47,10 @@ address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of n
 train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of all models)
 	$(RUN) -m lrd_helpers.training.autoencoder $(ARGS)
 
-train-latent-diffusion: $(INSTALLED)  ## train the U-Net (needs the autoencoder and CLIP)
+train-text-encoder: $(INSTALLED)  ## train what the U-Net reads by (minutes)
+	$(RUN) -m lrd_helpers.training.text_encoder $(ARGS)
+
+train-latent-diffusion: $(INSTALLED)  ## train the U-Net (needs the autoencoder and the text encoder)
 	$(RUN) -m lrd_helpers.training.latent_diffusion $(ARGS)
 
 train-clip: $(INSTALLED)  ## train the model behind the CLIP score

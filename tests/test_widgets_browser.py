@@ -615,6 +615,15 @@ def test_a_missing_prompt_is_marked(opened):
     assert page.prompt(1).get_attribute("aria-invalid") == "false"
 
 
+def test_python_may_ask_for_what_is_drawn(opened):
+    page = opened(TWO)
+    page.prompt(1).fill("a red car")  # not yet sent
+    page.page.evaluate("fromPython({kind: 'ask', question: '42'})")
+    message = page.page.evaluate("messages.at(-1)")
+    assert message["question"] == "42"
+    assert message["document"]["layers"][0]["prompt"] == "a red car"
+
+
 def test_a_layout_from_python_is_shown_and_can_be_undone(opened):
     page = opened(TWO)
     other = json.dumps(
@@ -853,9 +862,7 @@ def test_the_studio_renders_with_the_shipped_model(chromium, tmp_path, dark):
             path=SCREENSHOTS / f"studio-attention-{'dark' if dark else 'light'}.png"
         )
         page.prompt(1).fill("")
-        page.press("Tab")
-        page.page.wait_for_selector(".lrd-editor[data-synced=true]")
-        page.button("Render").click()
+        page.button("Render").click()  # at once: what is drawn, not what Python last had
         page.page.wait_for_selector("text=layer 1 has no prompt")
         page.page.wait_for_selector(".lrd-editor li.marked")
         page.context.close()
