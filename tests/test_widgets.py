@@ -231,6 +231,14 @@ def test_the_static_picture_is_an_svg_whatever_the_prompts_say():
     assert bytes(resvg_py.svg_to_bytes(svg_string=svg)).startswith(b"\x89PNG")
 
 
+def test_a_name_that_would_be_cut_off_ends_at_the_right_edge():
+    layers = [Layer("a car", (0, 0, 0.5, 0.5)), Layer("a yellow house", (0.8, 0.5, 1, 1))]
+    svg = BoxEditor(Layout("c", layers=layers)).static_svg()
+    left, right = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)"', svg)
+    assert left == ("5.0", "start")
+    assert right == ("395.0", "end")
+
+
 def test_the_widgets_are_public_names():
     assert lrd_helpers.BoxEditor is BoxEditor
     assert lrd_helpers.LayoutStudio is LayoutStudio

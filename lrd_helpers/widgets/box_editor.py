@@ -343,10 +343,14 @@ def layout_svg(
                     f'<rect {corner(found[number])} fill="none" stroke="{stroke}" '
                     f'stroke-width="2"{dash}/>'
                 )
+        text = f"{number + 1} {layer['prompt']}"
+        # A letter is about 7.5 wide: what would be cut off at the right edge ends there instead.
+        room = x + 5 + 7.5 * len(text) <= width
+        x, anchor = (x + 5, "start") if room else (width - 5, "end")
         parts.append(
-            f'<text x="{x + 5:.1f}" y="{y + 15:.1f}" font-size="13" font-weight="600" '
-            f'fill="#fff" stroke="#202020" stroke-width="3" paint-order="stroke">'
-            f"{number + 1} {html.escape(layer['prompt'])}</text>"
+            f'<text x="{x:.1f}" y="{y + 15:.1f}" text-anchor="{anchor}" font-size="13" '
+            f'font-weight="600" fill="#fff" stroke="#202020" stroke-width="3" '
+            f'paint-order="stroke">{html.escape(text)}</text>'
         )
     prompts = "; ".join(layer["prompt"] for layer in layers) or "nothing drawn yet"
     label = html.escape(label or f"Layout: {prompts}")

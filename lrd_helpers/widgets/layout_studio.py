@@ -183,8 +183,8 @@ def _remarks() -> Any:
 class LayoutStudio(ipywidgets.VBox):
     """An editor, the settings, a Render button, and the picture with all one can ask of it.
 
-    A render runs beside the notebook (cells can be run meanwhile), shows its progress, and can be
-    cancelled. It draws the layout as it was when it began.
+    A render runs beside the notebook (cells can be run meanwhile, but not with the same pipeline),
+    shows its progress, and can be cancelled. It draws the layout as it was when it began.
 
     Args:
         pipe: draws the pictures.
