@@ -1,4 +1,4 @@
-"""The command line: `python -m lrd_helpers render LAYOUT.json… --output DIR`."""
+"""The command line: `python -m lrd_helpers render LAYOUT.json… --output DIR`, and `benchmark`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from lrd_helpers.layout import Layout
     from lrd_helpers.rendering import LayeredRenderingPipeline
+
+
+_LAYOUTS = Path(__file__).parents[1] / "benchmarks" / "layouts" / "storybook-200.json"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,21 +56,75 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)"
     )
     render.add_argument("--device", help="cuda, mps, cpu (the best there is)")
+    render.set_defaults(run=_render)
+    _add_benchmark(commands)
     options = parser.parse_args(arguments)
     try:
-        _render(options)
+        options.run(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
         # Only what is meant for the user; anything else is a mistake of ours and shows itself.
+        from lrd_helpers.benchmark import BenchmarkError
         from lrd_helpers.layout import LayoutError
         from lrd_helpers.models import AssetError
 
-        if isinstance(error, (LayoutError, AssetError, _Refused)):
+        if isinstance(error, (LayoutError, AssetError, BenchmarkError, _Refused)):
             return _complain(str(error))
         raise
     return 0
+
+
+def _add_benchmark(commands: argparse._SubParsersAction) -> None:
+    benchmark = commands.add_parser(
+        "benchmark",
+        help="measure methods on many layouts",
+        description="Draw layouts by several methods from the same noise and measure how well they "
+        "are obeyed: a row a picture in results.csv, tables in table.md, two figures. The same "
+        "command goes on where a run was cut; more methods and seeds can be added to a folder. "
+        "`accelerate launch --num_processes 2 -m lrd_helpers benchmark` shares the work.",
+    )
+    add = benchmark.add_argument
+    add(
+        "layouts",
+        nargs="*",
+        metavar="LAYOUTS.json",
+        type=Path,
+        default=[_LAYOUTS],
+        help="files of layouts (benchmarks/layouts/storybook-200.json)",
+    )
+    add("--output", default="outputs/benchmark", metavar="DIR", type=Path, help="(%(default)s)")
+    add(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="names, or names with choices changed: paper paper,inside=0.3,outside=0.3 fuse=once "
+        "(all there are; with --ablations only the default)",
+    )
+    add(
+        "--ablations",
+        action="store_true",
+        help="also the default with one choice changed, for every choice it has",
+    )
+    add("--metrics", nargs="+", metavar="METRIC", help="columns of the tables (all there are)")
+    add("--seeds", type=int, default=1, help="pictures a layout and method (%(default)s)")
+    add("--limit", type=int, metavar="N", help="only N layouts, evenly spread (all)")
+    add("--steps", type=int, default=25, help="denoising steps (%(default)s)")
+    add("--guidance-scale", type=_finite, default=5.0, help="γ of the caption (%(default)s)")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        help="pictures our methods draw at once: quicker, but their seconds then say less "
+        "(%(default)s)",
+    )
+    add("--model", default="storybook", help="storybook, or a folder (%(default)s)")
+    add("--device", help="cuda, mps, cpu (the best there is)")
+    benchmark.set_defaults(run=_benchmark)
 
 
 class _Refused(ValueError):
@@ -133,6 +190,44 @@ def _render(options: argparse.Namespace) -> None:
             for line in [*rows, row]:
                 tqdm.write(line, file=sys.stdout)
             rows = []  # the heading is printed once
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from lrd_helpers.benchmark import KNOWN, ablations, methods_named, processes, run
+    from lrd_helpers.benchmark_layouts import load_layouts
+    from lrd_helpers.benchmark_report import checked_metrics, report
+
+    layouts = load_layouts(*options.layouts)
+    names = options.methods or (["default"] if options.ablations else [*KNOWN])
+    methods = methods_named([*names, *(ablations() if options.ablations else [])])
+    metrics = checked_metrics(options.metrics)
+
+    from lrd_helpers.models import load_pipeline
+
+    state = processes()
+    # Of several processes each has a device of its own.
+    own = state.device if state.num_processes > 1 else None
+    try:
+        pipe = load_pipeline(options.model, options.device or own)
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        run(
+            pipe,
+            layouts,
+            methods,
+            output=options.output,
+            seeds=options.seeds,
+            limit=options.limit,
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            batch_size=options.batch_size,
+        )
+    finally:
+        state.destroy_process_group()
+    if state.is_main_process:
+        print(report(options.output, layouts, metrics=metrics))
 
 
 def _draw(
