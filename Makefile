@@ -5,7 +5,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab notebooks address figures targets bench clean \
+.PHONY: help setup demo test lab notebooks address figures targets benchmark bench clean \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler
 
@@ -70,6 +70,9 @@ figures: $(INSTALLED)  ## draw the pictures in figures/ again
 
 targets: $(INSTALLED)  ## measure how good the shipped models are
 	$(RUN) benchmarks/targets.py
+
+benchmark: $(INSTALLED)  ## measure all methods on 200 layouts: hours; goes on where it was cut (ARGS="--limit 26")
+	$(RUN) -m lrd_helpers benchmark $(ARGS)
 
 bench: $(INSTALLED)  ## measure time and memory against the budgets
 	$(RUN) benchmarks/budgets.py
