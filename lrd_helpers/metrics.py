@@ -244,7 +244,7 @@ class ZeroShotDetector:
 
     def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
         """The boxes that it gives for each prompt; it knows no pixels."""
-        picture = _picture(image)
+        picture = picture_of(image)
         found: dict[str, list[Detection]] = {prompt: [] for prompt in prompts}
         for one in self.find(picture, candidate_labels=list(found), threshold=self.threshold):
             sides = {"xmin": picture.width, "ymin": picture.height}
@@ -586,7 +586,7 @@ class PretrainedClip:
         return functional.normalize(vectors.float().cpu(), dim=-1)
 
     def _pixel_values(self, images: Sequence[Picture]) -> Float[Tensor, "images 3 side side"]:
-        pictures = [_picture(image) for image in images]
+        pictures = [picture_of(image) for image in images]
         return self._image_processor(pictures, return_tensors="pt")["pixel_values"]
 
 
@@ -608,7 +608,7 @@ class StorybookClip(PretrainedClip):
     def _pixel_values(self, images: Sequence[Picture]) -> Float[Tensor, "images 3 side side"]:
         # Without a detour through bytes: what the autoencoder gives is what is looked at.
         side = self.model.config.vision_config.image_size
-        pixels = torch.cat([_resized(_pixels(image)[None], side, side) for image in images])
+        pixels = torch.cat([_resized(pixels_of(image)[None], side, side) for image in images])
         return (pixels - 0.5) / 0.5
 
 
@@ -631,17 +631,19 @@ def text_image_similarity(clip: Clip, images: Sequence[Picture], texts: Sequence
 # ------------------------------------------------------------------ pictures and boxes as numbers
 
 
-def _pixels(image: Picture) -> Float[Tensor, "3 height width"]:
+def pixels_of(image: Picture) -> Float[Tensor, "3 height width"]:
+    """The picture as numbers in [0, 1], on the CPU."""
     if isinstance(image, Image.Image):
         array = numpy.asarray(image.convert("RGB"), numpy.float32) / 255
         return torch.from_numpy(array).permute(2, 0, 1)
     return image.detach().float().cpu()
 
 
-def _picture(image: Picture) -> Image.Image:
+def picture_of(image: Picture) -> Image.Image:
+    """The picture as an RGB image of PIL."""
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    pixels = (255 * _pixels(image).clamp(0, 1)).round().byte()
+    pixels = (255 * pixels_of(image).clamp(0, 1)).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

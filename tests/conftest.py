@@ -13,7 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lrd_helpers.vocabulary import word_tokenizer
 
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
-# rendering.py: what its __call__ says of wrong arguments is tested, and must not be forestalled.
+# rendering.py and editing.py: what they say of wrong arguments is tested, and must not be
+# forestalled.
 CHECKED = (
     "attention",
     "baselines",

@@ -376,6 +376,7 @@ def main(arguments: list[str] | None = None) -> None:
         sample=sample,
         batches=batches,
     )
+    trainee.teachers = []  # whoever was learned from: judged is by the noise
     scores = evaluate(trainee, vae.cpu(), held_out)
     data = None
     if streams:

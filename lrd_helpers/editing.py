@@ -1,0 +1,503 @@
+"""Editing a picture: insert, replace, remove or move an object, and keep the rest.
+
+LRDiff shows edits, but not how they are made. Here is the natural way. DDIM inversion gives the
+picture's own latents at every noise level. What is to change is drawn anew, by layered rendering;
+and after each step everything else is put back to the picture's own latents (blended latent
+diffusion: Avrahami, Fried, Lischinski 2023, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from lrd_helpers.layout import Box, Layer, Layout
+from lrd_helpers.mask import Mask, tight_box
+from lrd_helpers.method import Method, method_named
+from lrd_helpers.metrics import Detector, picture_of, pixels_of
+from lrd_helpers.placement import moved
+from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.rendering import LayeredRenderingPipeline
+
+with quiet_libraries():
+    from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+DIFFERENT = 0.15
+"""A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
+
+SEAM = 4
+"""Pixels over which the new picture fades into the old one, inside of what may change."""
+
+
+class EditError(ValueError):
+    """What is asked for cannot be done with this picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """A picture, and the latents that DDIM draws it from.
+
+    Attributes:
+        image: the picture, of the size the model draws.
+        latents: x_0 … x_T, steps + 1 noise levels, the picture itself first.
+        prompt: what the U-Net was told the picture shows.
+    """
+
+    image: Image.Image
+    latents: Float[Tensor, "levels channels height width"]
+    prompt: str
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """An edited picture.
+
+    Attributes:
+        image: the new picture.
+        before: the old one, of the same size.
+        changed: the pixels that were allowed to change.
+    """
+
+    image: Image.Image
+    before: Image.Image
+    changed: Bool[Tensor, "height width"]
+
+    @property
+    def kept(self) -> float:
+        """PSNR in dB between old and new where nothing was to change; inf if nothing did."""
+        outside = ~self.changed
+        if not outside.any():
+            return math.nan
+        error = (pixels_of(self.image) - pixels_of(self.before)).square()[:, outside].mean()
+        return float(-10 * error.log10())
+
+
+# ------------------------------------------------------------------ there and back
+
+
+@torch.no_grad()
+def invert(
+    pipe: StableDiffusionPipeline,
+    image: Image.Image,
+    prompt: str = "",
+    *,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 1.0,
+) -> Inversion:
+    """DDIM backwards: the noise that DDIM would draw `image` from (Song et al. 2021, Eq. 14).
+
+        x_{t+1} = √ᾱ_{t+1}·x̂_0 + √(1−ᾱ_{t+1})·ε_θ(x_t),  x̂_0 = (x_t − √(1−ᾱ_t)·ε_θ(x_t)) / √ᾱ_t
+
+    Each step takes ε_θ at x_t for that at x_{t+1}, which is not yet known. The errors add up, the
+    more the fewer steps there are, and far more with guidance.
+
+    Args:
+        pipe: any Stable Diffusion pipeline; its scheduler may be another one and stays as it is.
+        image: resized to the model's size where it has another one, with a warning.
+        prompt: what the picture shows.
+        num_inference_steps: T.
+        guidance_scale: γ; 1 for no guidance.
+
+    Raises:
+        EditError: a picture of another shape than the model's.
+    """
+    image = fitted(pipe, image)
+    scheduler = DDIMInverseScheduler.from_config(_ddim(pipe).config)
+    scheduler.set_timesteps(num_inference_steps, device=pipe._execution_device)
+    x = _encoded(pipe, image)
+    latents = [x]
+    for t in pipe.progress_bar(scheduler.timesteps):
+        x = scheduler.step(_score(pipe, x, t, prompt, "", guidance_scale), t, x).prev_sample
+        latents.append(x)
+    return Inversion(image, torch.cat(latents), prompt)
+
+
+@torch.no_grad()
+def redraw(
+    pipe: StableDiffusionPipeline,
+    inversion: Inversion,
+    prompt: str | None = None,
+    *,
+    changing: Bool[Tensor, "height width"] | None = None,
+    noise: Float[Tensor, "channels height width"] | None = None,
+    negative_prompt: str = "",
+    share: float = 1.0,
+    guidance_scale: float = 1.0,
+) -> Image.Image:
+    """DDIM forwards again, from the inverted latents.
+
+    Args:
+        inversion: where to begin, and what to keep.
+        prompt: what the picture should show; by default what it was inverted with.
+        changing: the cells of the latents that may change; all by default. After each step the
+            others are put back to the inversion's.
+        noise: begin with this instead of x_T where the picture may change.
+        negative_prompt: what it should not show.
+        share: which part of the steps, in (0, 1]; the last ones.
+        guidance_scale: γ.
+
+    Raises:
+        ValueError: a share that is none.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}, but should be above 0, at most 1")
+    known = inversion.latents.flip(0)  # x_T … x_0
+    steps = len(known) - 1
+    first = steps - max(1, round(share * steps))
+    scheduler = _ddim(pipe)
+    scheduler.set_timesteps(steps, device=known.device)
+    everywhere = torch.ones(known.shape[-2:], dtype=torch.bool, device=known.device)
+    changing = everywhere if changing is None else changing.to(known.device)
+    x = known[first : first + 1]
+    if noise is not None:
+        x = torch.where(changing, noise.to(x), x)
+    prompt = inversion.prompt if prompt is None else prompt
+    for i, t in enumerate(pipe.progress_bar(scheduler.timesteps[first:]), start=first):
+        score = _score(pipe, x, t, prompt, negative_prompt, guidance_scale)
+        x = scheduler.step(score, t, x).prev_sample
+        x = torch.where(changing, x, known[i + 1])
+    return _decoded(pipe, x)
+
+
+# ------------------------------------------------------------------ edits
+
+
+def find(detector: Detector, image: Image.Image, prompt: str) -> Mask:
+    """Where the thing that `prompt` names is in the picture: its pixels, or its box.
+
+    Raises:
+        EditError: it is not there.
+    """
+    (things,) = detector(image, [prompt])
+    if not things:
+        raise EditError(f"{prompt!r} was not found in the picture; draw a box around it instead")
+    best = max(things, key=lambda thing: thing.score)
+    if best.mask is not None:
+        return Mask.of(best.mask)
+    return Mask.of(Layer(prompt, best.box).cells(image.height, image.width))
+
+
+def insert(
+    pipe: LayeredRenderingPipeline,
+    image: Image.Image,
+    layer: Layer,
+    *,
+    background: str,
+    **options: Any,
+) -> Edited:
+    """Draw an object into its box or mask; everything outside of it stays.
+
+    Args:
+        pipe: draws it, and stays as it is.
+        image: as for `invert`.
+        layer: what, and where.
+        background: what the place shows, "on grass".
+        options: as for `replace_object`.
+    """
+    return replace_object(pipe, image, None, layer, background=background, **options)
+
+
+def replace_object(
+    pipe: LayeredRenderingPipeline,
+    image: Image.Image,
+    old: Box | Mask | None,
+    layer: Layer,
+    *,
+    background: str,
+    method: str | Method = "default",
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    generator: torch.Generator | None = None,
+    keep_pixels: bool = True,
+) -> Edited:
+    """Draw an object in the place of another one; everything outside of the two stays.
+
+    Args:
+        pipe: draws it, and stays as it is.
+        image: as for `invert`.
+        old: where the old object is, such as `find` gives; None: only the layer's own place.
+        layer: the new one, and where.
+        background: what the place shows, "on grass".
+        method: of layered rendering; see `LayeredRenderingPipeline`.
+        num_inference_steps: T.
+        guidance_scale: γ; the inversion goes without guidance.
+        generator: where the noise of the new object comes from.
+        keep_pixels: put the old pixels back outside, so that the autoencoder's loss does not show.
+
+    Raises:
+        EditError: a picture of another shape than the model's.
+        ValueError: what layered rendering refuses.
+    """
+    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
+    cells = inversion.latents.shape[-2:]
+    changing = _grown(layer.cells(*cells) > 0)
+    if old is not None:
+        changing = changing | _grown(_region(old).cells(*cells))
+    layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
+    editor = LayeredRenderingPipeline.from_pipe(pipe, scheduler=_ddim(pipe))
+    editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    method = method_named(method)
+    # While a layer draws alone, anywhere, there is nothing yet to be put back.
+    alone_steps = editor._phases([layout], method, num_inference_steps)[2]
+    known = inversion.latents.flip(0)
+    inside = changing.to(known.device)
+
+    def keep(_: Any, step: int, __: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if step + 1 < alone_steps:
+            return {}
+        return {"latents": torch.where(inside, values["latents"], known[step + 1])}
+
+    noise = _noise(pipe, known, generator)
+    latents = editor(
+        layout,
+        method=method,
+        height=inversion.image.height,
+        width=inversion.image.width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        generator=generator,
+        latents=noise if alone_steps else torch.where(inside, noise, known[:1]),
+        output_type="latent",
+        callback_on_step_end=keep,
+    ).images
+    return _edited(_decoded(pipe, latents), inversion.image, changing, keep_pixels)
+
+
+def remove(
+    pipe: StableDiffusionPipeline,
+    image: Image.Image,
+    old: Box | Mask,
+    *,
+    background: str,
+    negative_prompt: str = "",
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    generator: torch.Generator | None = None,
+    keep_pixels: bool = True,
+) -> Edited:
+    """Draw the background where an object was.
+
+    Args:
+        pipe: draws it, and stays as it is.
+        image: as for `invert`.
+        old: where the object is, such as `find` gives.
+        background: what the place shows, "on grass".
+        negative_prompt: what was there, "a red car".
+        num_inference_steps: T.
+        guidance_scale: γ; the inversion goes without guidance.
+        generator: where the new noise comes from.
+        keep_pixels: put the old pixels back outside.
+
+    Raises:
+        EditError: a picture of another shape than the model's, or a box of no area.
+    """
+    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
+    changing = _grown(_region(old).cells(*inversion.latents.shape[-2:]))
+    new = redraw(
+        pipe,
+        inversion,
+        changing=changing,
+        noise=_noise(pipe, inversion.latents, generator)[0],
+        negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+    )
+    return _edited(new, inversion.image, changing, keep_pixels)
+
+
+def move(
+    pipe: StableDiffusionPipeline,
+    image: Image.Image,
+    old: Box | Mask,
+    box: Box,
+    *,
+    prompt: str,
+    background: str,
+    touch_up: float = 0.3,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    generator: torch.Generator | None = None,
+) -> Edited:
+    """Move an object into another box: it is cut out, the hole is filled, and it is put down there.
+
+    What is put down is redrawn a little, so that it belongs there: the last `touch_up` of the
+    steps, with everything around it kept.
+
+    Args:
+        pipe: draws, and stays as it is.
+        image: as for `invert`.
+        old: where the object is: its mask, such as `find` gives, or a box around it.
+        box: where it should be; it is stretched to fill it.
+        prompt: the object, "a red car".
+        background: what the place shows, "on grass".
+        touch_up: which part of the steps is drawn again; 0: none.
+        num_inference_steps: T.
+        guidance_scale: γ.
+        generator: where the noise of the hole comes from.
+
+    Raises:
+        EditError: a picture of another shape than the model's, or nothing in the box.
+    """
+    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    empty = remove(
+        pipe,
+        image,
+        old,
+        background=background,
+        negative_prompt=prompt,
+        generator=generator,
+        **options,
+    )
+    before, after = pixels_of(empty.before), pixels_of(empty.image)
+    region = _region(old)
+    thing = region.cells(*before.shape[-2:])
+    if not isinstance(old, Mask):
+        thing = thing & ((before - after).abs().amax(0) > DIFFERENT)
+    if thing.sum() < 16:
+        raise EditError(
+            f"there is nothing to move in {tuple(round(side, 2) for side in region.box)}: without "
+            "it the picture is the same; draw the box around an object"
+        )
+    source, target = tight_box(thing), Layer(prompt, box)
+    cover = moved(thing[None].float(), source, target.box) * target.cells(*thing.shape)
+    crude = picture_of(after * (1 - cover) + moved(before, source, target.box) * cover)
+    changing = _grown(target.cells(*(side // pipe.vae_scale_factor for side in thing.shape)) > 0)
+    if touch_up:
+        caption = f"{prompt} {background}".strip()
+        inversion = invert(pipe, crude, caption, num_inference_steps=num_inference_steps)
+        new = redraw(
+            pipe, inversion, changing=changing, share=touch_up, guidance_scale=guidance_scale
+        )
+        crude = _edited(new, crude, changing, True).image
+    return replace(empty, image=crude, changed=empty.changed | _enlarged(changing, thing.shape))
+
+
+# ------------------------------------------------------------------ pictures and latents
+
+
+def fitted(pipe: StableDiffusionPipeline, image: Image.Image) -> Image.Image:
+    """The picture as RGB, of the size that the model draws; a warning says what was changed.
+
+    Raises:
+        EditError: it has another shape, and would be distorted.
+    """
+    if not isinstance(image, Image.Image):
+        raise EditError(
+            f"image is of type {type(image).__name__}, but should be a PIL image; "
+            "lrd_helpers.plotting.as_image makes one of a tensor or an array"
+        )
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    height, width = height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    if image.mode != "RGB":
+        warnings.warn(f"the picture's mode is {image.mode}; it was made RGB", stacklevel=3)
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = image.convert("RGB")
+    if image.size == (width, height):
+        return image
+    if abs(image.width * height / (image.height * width) - 1) > 0.02:
+        raise EditError(
+            f"the picture is {image.width} × {image.height}, but should have the ratio of the "
+            f"model's own {width} × {height}; crop it first"
+        )
+    warnings.warn(
+        f"the picture is {image.width} × {image.height}; it was resized to {width} × {height}",
+        stacklevel=3,
+    )
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _region(old: Box | Mask) -> Mask:
+    if isinstance(old, Mask):
+        return old
+    # A layer's box has all the checks that a box needs.
+    return Mask.of(Layer("what is there", old).cells(256, 256))
+
+
+def _grown(cells: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+    """One cell more on all sides: outlines and shadows reach over the edge."""
+    return functional.max_pool2d(cells[None].float(), 3, 1, 1)[0] > 0
+
+
+def _enlarged(
+    cells: Bool[Tensor, "height width"], shape: torch.Size
+) -> Bool[Tensor, "height_ width_"]:
+    return functional.interpolate(cells[None, None].float(), tuple(shape))[0, 0] > 0
+
+
+def _edited(
+    new: Image.Image, before: Image.Image, changing: Bool[Tensor, "height width"], keep: bool
+) -> Edited:
+    """The new picture, faded into the old one at the inner edge of what may change."""
+    changed = _enlarged(changing.cpu(), torch.Size((before.height, before.width)))
+    if keep:
+        width = 2 * SEAM + 1
+        # Far enough inside is 1, outside is exactly 0, and between it rises in equal steps.
+        core = -functional.max_pool2d(-changed[None].float(), width, 1, SEAM)
+        share = functional.avg_pool2d(core, width, 1, SEAM)
+        new = picture_of(pixels_of(new) * share + pixels_of(before) * (1 - share))
+    return Edited(new, before, changed)
+
+
+def _ddim(pipe: StableDiffusionPipeline) -> DDIMScheduler:
+    """DDIM with the pipeline's noise schedule, whatever scheduler it has."""
+    return DDIMScheduler.from_config(
+        pipe.scheduler.config,
+        timestep_spacing="leading",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+
+
+def _noise(
+    pipe: StableDiffusionPipeline,
+    known: Float[Tensor, "steps channels height width"],
+    generator: torch.Generator | None,
+) -> Float[Tensor, "1 channels height width"]:
+    device = known.device if generator is None else generator.device
+    return torch.randn(known[:1].shape, generator=generator, device=device).to(known)
+
+
+@torch.no_grad()
+def _encoded(pipe: StableDiffusionPipeline, image: Image.Image) -> Tensor:
+    pixels = (2 * pixels_of(image) - 1)[None].to(pipe._execution_device, pipe.vae.dtype)
+    mean = pipe.vae.encode(pixels).latent_dist.mean
+    return (mean * pipe.vae.config.scaling_factor).to(pipe.unet.dtype)
+
+
+@torch.no_grad()
+def _decoded(pipe: StableDiffusionPipeline, latents: Tensor) -> Image.Image:
+    pixels = pipe.vae.decode((latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample
+    return picture_of(pixels[0] / 2 + 0.5)
+
+
+def _score(
+    pipe: StableDiffusionPipeline,
+    x: Float[Tensor, "1 channels height width"],
+    t: Tensor,
+    prompt: str,
+    negative_prompt: str,
+    guidance_scale: float,
+) -> Float[Tensor, "1 channels height width"]:
+    """s + γ (s(y) − s)."""
+    prompts = [prompt] if guidance_scale <= 1 else [negative_prompt, prompt]
+    texts = pipe.encode_prompt(prompts, x.device, 1, False)[0].to(x)
+    scores = pipe.unet(
+        x.expand(len(prompts), -1, -1, -1), t, encoder_hidden_states=texts, return_dict=False
+    )[0]
+    if guidance_scale <= 1:
+        return scores
+    unconditional, conditional = scores.chunk(2)
+    return unconditional + guidance_scale * (conditional - unconditional)

@@ -1,0 +1,267 @@
+"""Inversion and edits, on a tiny random model: what is kept, refused and left behind."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from lrd_helpers.editing import (
+    EditError,
+    find,
+    fitted,
+    insert,
+    invert,
+    move,
+    redraw,
+    remove,
+    replace_object,
+)
+from lrd_helpers.layout import Layer, LayoutError
+from lrd_helpers.mask import Mask
+from lrd_helpers.metrics import Detection, picture_of, pixels_of
+from lrd_helpers.rendering import LayeredRenderingPipeline
+
+STEPS = {"num_inference_steps": 4}
+BOX = (0.5, 0.5, 0.75, 0.75)  # one cell of 4 × 4, and so 3 × 3 with its neighbours
+
+
+@pytest.fixture
+def pipe(tiny):
+    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def image():
+    """Noise: whatever is kept of it, is kept on purpose."""
+    pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
+    return picture_of(pixels)
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+# ------------------------------------------------------------------ there and back
+
+
+def test_inversion_follows_song_et_al(pipe, image):
+    inversion = invert(pipe, image, "a red car", **STEPS)
+    x, bars = inversion.latents[:1], pipe.scheduler.alphas_cumprod
+    ids = pipe.tokenizer("a red car", padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        text = pipe.text_encoder(ids)[0]
+        before = bars[0]
+        for number, t in enumerate((1, 251, 501, 751), start=1):
+            eps = pipe.unet(x, t, text).sample
+            x0 = (x - (1 - before).sqrt() * eps) / before.sqrt()
+            x = bars[t].sqrt() * x0 + (1 - bars[t]).sqrt() * eps
+            torch.testing.assert_close(x, inversion.latents[number : number + 1])
+            before = bars[t]
+
+
+def test_more_steps_come_back_better(pipe, image):
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(0.1)  # a trained U-Net is smoother than a random one
+
+    def error(steps):
+        inversion = invert(pipe, image, num_inference_steps=steps)
+        direct = pixels_of(decoded(pipe, inversion.latents[:1]))
+        return (pixels_of(redraw(pipe, inversion)) - direct).square().mean()
+
+    assert error(100) < 0.5 * error(5)
+
+
+def decoded(pipe, latents):
+    with torch.no_grad():
+        pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+    return picture_of(pixels[0] / 2 + 0.5)
+
+
+def test_what_may_not_change_is_the_inversion_s(pipe, image):
+    inversion = invert(pipe, image, **STEPS)
+    nowhere = torch.zeros(4, 4, dtype=torch.bool)
+    kept = redraw(pipe, inversion, "a boat", changing=nowhere, guidance_scale=5.0)
+    assert kept.tobytes() == decoded(pipe, inversion.latents[:1]).tobytes()
+    everywhere = redraw(pipe, inversion, "a boat", guidance_scale=5.0)
+    assert everywhere.tobytes() != kept.tobytes()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_that_is_none(pipe, image, share):
+    inversion = invert(pipe, image, **STEPS)
+    with pytest.raises(ValueError, match=f"share is {share}"):
+        redraw(pipe, inversion, share=share)
+
+
+def test_the_last_share_of_the_steps_changes_less(pipe, image):
+    inversion = invert(pipe, image, **STEPS)
+    original = pixels_of(decoded(pipe, inversion.latents[:1]))
+
+    def change(share):
+        new = redraw(pipe, inversion, "a boat", share=share, guidance_scale=9.0)
+        return (pixels_of(new) - original).square().mean()
+
+    assert 0 < change(0.25) < change(1.0)
+
+
+# ------------------------------------------------------------------ edits
+
+
+def edits(pipe, image, **options):
+    """Every edit of one box, each from the same noise."""
+    options = STEPS | {"background": "on grass"} | options
+    star = Layer("a yellow star", BOX)
+    corner = (0.0, 0.0, 0.25, 0.25)
+    return {
+        "insert": insert(pipe, image, star, generator=seeded(), **options),
+        "replace": replace_object(pipe, image, corner, star, generator=seeded(), **options),
+        "remove": remove(pipe, image, BOX, generator=seeded(), **options),
+    }
+
+
+def test_nothing_changes_outside_and_something_inside(pipe, image):
+    for name, edited in edits(pipe, image).items():
+        difference = (pixels_of(edited.image) - pixels_of(image)).abs().amax(0)
+        assert difference[~edited.changed].max() == 0, name
+        assert difference[edited.changed].max() > 0.1, name
+        assert edited.kept == math.inf, name
+        # 3 × 3 cells of 8 × 8 pixels around the box, and with "replace" the corner's 2 × 2.
+        assert edited.changed.sum() == 64 * (13 - 1 if name == "replace" else 9), name
+
+
+def test_without_the_old_pixels_only_the_autoencoder_s_error_is_left(pipe, image):
+    edited = insert(
+        pipe,
+        image,
+        Layer("a yellow star", BOX),
+        background="on grass",
+        generator=seeded(),
+        keep_pixels=False,
+        **STEPS,
+    )
+    assert edited.kept < 60
+    # As far from the old one as what the autoencoder makes of it, or nearly: its normalisation
+    # looks at the whole picture.
+    outside = ~edited.changed
+    plain = pixels_of(decoded(pipe, invert(pipe, image, **STEPS).latents[:1]))
+    loss = -10 * (plain - pixels_of(image)).square()[:, outside].mean().log10()
+    assert edited.kept == pytest.approx(float(loss), abs=1)
+
+
+def test_the_same_seed_is_the_same_edit_and_another_one_is_not(pipe, image):
+    first, second = (edits(pipe, image) for _ in range(2))
+    for name in first:
+        assert first[name].image.tobytes() == second[name].image.tobytes(), name
+    star = Layer("a yellow star", BOX)
+    other = insert(
+        pipe,
+        image,
+        star,
+        background="on grass",
+        generator=torch.Generator().manual_seed(1),
+        **STEPS,
+    )
+    assert other.image.tobytes() != first["insert"].image.tobytes()
+
+
+def test_a_mask_may_change_less_than_its_box(pipe, image):
+    corners = torch.zeros(32, 32, dtype=torch.bool)
+    corners[:8, :8] = corners[24:, 24:] = True
+    edited = remove(pipe, image, Mask.of(corners), background="on grass", **STEPS)
+    assert edited.changed.sum() == 64 * 8
+
+
+def test_other_schedulers_and_pipelines_are_left_as_they_were(pipe, image):
+    euler = LayeredRenderingPipeline.from_pipe(
+        pipe, scheduler=EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    )
+    euler.set_progress_bar_config(disable=True)
+    before = dict(vars(euler.scheduler))
+    by_euler, by_ddim = edits(euler, image), edits(pipe, image)
+    for name in by_ddim:
+        assert by_euler[name].image.tobytes() == by_ddim[name].image.tobytes(), name
+    assert isinstance(euler.scheduler, EulerDiscreteScheduler)
+    assert vars(euler.scheduler).keys() == before.keys()
+    assert euler.scheduler.num_inference_steps is None
+    plain = StableDiffusionPipeline.from_pipe(pipe)
+    plain.set_progress_bar_config(disable=True)
+    removed = remove(plain, image, BOX, background="on grass", generator=seeded(), **STEPS)
+    assert removed.image.tobytes() == by_ddim["remove"].image.tobytes()
+
+
+def test_an_object_is_moved(pipe, image):
+    """Without a touch-up what is put down is what was picked up."""
+    pixels = torch.zeros(32, 32, dtype=torch.bool)
+    pixels[16:24, 16:24] = True
+    options = {"prompt": "a red car", "background": "on grass", "generator": seeded()}
+    edited = move(
+        pipe, image, Mask.of(pixels), (0.0, 0.0, 0.25, 0.25), touch_up=0, **options, **STEPS
+    )
+    before, after = pixels_of(image), pixels_of(edited.image)
+    torch.testing.assert_close(after[:, :8, :8], before[:, 16:24, 16:24], atol=1 / 255, rtol=0)
+    assert not torch.equal(after[:, 16:24, 16:24], before[:, 16:24, 16:24])
+    assert edited.kept == math.inf
+    touched = move(pipe, image, Mask.of(pixels), (0.0, 0.0, 0.25, 0.25), **options, **STEPS)
+    assert touched.image.tobytes() != edited.image.tobytes()
+    assert touched.kept == math.inf
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def test_a_box_with_nothing_in_it(pipe, image, monkeypatch):
+    monkeypatch.setattr("lrd_helpers.editing.DIFFERENT", 1.0)  # as if nothing had changed
+    with pytest.raises(EditError, match=r"nothing to move in \(0\.5, 0\.5, 0\.75, 0\.75\)"):
+        move(pipe, image, BOX, (0.0, 0.0, 0.25, 0.25), prompt="a car", background="", **STEPS)
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.5, 0.5, 0.9), (0.2, 0.2, 1.4, 0.9)])
+def test_a_box_that_is_none(pipe, image, box):
+    with pytest.raises(LayoutError, match="box"):
+        remove(pipe, image, box, background="on grass", **STEPS)
+
+
+def test_what_is_not_found_and_what_is(image):
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[4:9, 2:5] = True
+    weak = Detection(box=(0.0, 0.0, 1.0, 1.0), score=0.2, mask=None)
+    strong = Detection(box=(0.1, 0.1, 0.2, 0.3), score=0.9, mask=inside)
+    assert find(lambda *_: [[weak, strong]], image, "a car") == Mask.of(inside)
+    boxed = find(lambda *_: [[Detection((0.0, 0.0, 0.5, 1.0), 1.0, None)]], image, "a car")
+    assert boxed.box == (0, 0, 0.5, 1)
+    with pytest.raises(EditError, match="'a car' was not found"):
+        find(lambda *_: [[]], image, "a car")
+
+
+def test_pictures_of_other_sizes_and_modes(pipe, image):
+    assert fitted(pipe, image) is image
+    with pytest.warns(UserWarning, match="64 × 64; it was resized to 32 × 32"):
+        assert fitted(pipe, image.resize((64, 64))).size == (32, 32)
+    with pytest.warns(UserWarning, match="mode is L"):
+        assert fitted(pipe, image.convert("L")).mode == "RGB"
+    clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    with pytest.warns(UserWarning, match="mode is RGBA"):
+        assert fitted(pipe, clear).getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(EditError, match="64 × 32, but should have the ratio.*crop it"):
+        fitted(pipe, image.resize((64, 32)))
+    with pytest.raises(EditError, match=r"of type Tensor.*as_image"):
+        fitted(pipe, torch.zeros(3, 32, 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        invert(pipe, image, **STEPS)
+
+
+def test_a_failure_on_the_way_leaves_the_pipeline_as_it_was(pipe, image):
+    scheduler, unet = pipe.scheduler, pipe.unet
+    with pytest.raises(ValueError, match="method is 'none'"):
+        insert(pipe, image, Layer("a star", BOX), background="", method="none", **STEPS)
+    assert pipe.scheduler is scheduler
+    assert pipe.unet is unet
+    assert not any(hook for module in unet.modules() for hook in module._forward_hooks.values())
