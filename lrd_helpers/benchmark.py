@@ -368,19 +368,13 @@ def run(
         methods = {**methods, GROUND_TRUTH: GroundTruth()}
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     settings = {
-        "version": VERSION,
-        "layouts": _digest_of_layouts(layouts),
-        "model": _digest(pipe.unet, pipe.vae, pipe.text_encoder),
-        "scheduler": json.loads(pipe.scheduler.to_json_string()),
-        "detector": f"{type(detector).__name__} {_digest(getattr(detector, 'model', None))}",
-        "clip": f"{type(clip).__name__} {_digest(getattr(clip, 'model', None))}",
+        **_identity(pipe, layouts, detector, clip),
         **options,
         "batch_size": batch_size,
         "methods": {
             name: {"kind": type(method).__name__, **asdict(method)}
             for name, method in methods.items()
         },
-        "machine": describe_machine(),
     }
     settings = _with_earlier(folder, json.loads(json.dumps(settings)))
     state.wait_for_everyone()  # nobody writes before all have looked
@@ -518,15 +512,15 @@ def read_results(folder: str | os.PathLike[str]) -> list[Row]:
     Raises:
         BenchmarkError: a table with other columns.
     """
-    rows = {}
+    rows, kinds = {}, get_type_hints(Row)
     for path in sorted(Path(folder).glob("results*.csv")):
         text = path.read_text(encoding="utf-8")
-        header, *lines = csv.reader(io.StringIO(text[: text.rfind("\n") + 1])) or [[]]
+        header, *lines = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))] or [COLUMNS]
         if header != COLUMNS:
             raise BenchmarkError(f"{path} has other columns than this version; give another folder")
-        kinds = get_type_hints(Row)
         for line in lines:
-            row = Row(**{n: kinds[n](text) for n, text in zip(COLUMNS, line, strict=True)})
+            cells = zip(COLUMNS, line, strict=True)
+            row = Row(**{name: kinds[name](cell) for name, cell in cells})
             rows[row.key] = row
     return [rows[key] for key in sorted(rows)]
 
@@ -579,6 +573,29 @@ def _with_earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             )
     read_results(folder)  # can be gone on with
     return {**settings, "methods": methods | settings["methods"]}
+
+
+def _identity(
+    pipe: LayeredRenderingPipeline,
+    layouts: Sequence[NamedLayout],
+    detector: Detector,
+    clip: Clip,
+) -> dict[str, Any]:
+    """What draws, what is drawn, who judges; and the machine, which makes no difference."""
+    scheduler = json.loads(pipe.scheduler.to_json_string())
+    return {
+        "version": VERSION,
+        "layouts": _digest_of_layouts(layouts),
+        "model": _digest(pipe.unet, pipe.vae, pipe.text_encoder),
+        "scheduler": {
+            name: value
+            for name, value in scheduler.items()
+            if name == "_class_name" or not name.startswith("_")
+        },
+        "detector": f"{type(detector).__name__} {_digest(getattr(detector, 'model', None))}",
+        "clip": f"{type(clip).__name__} {_digest(getattr(clip, 'model', None))}",
+        "machine": describe_machine(),
+    }
 
 
 def _digest(*modules: nn.Module | None) -> str:

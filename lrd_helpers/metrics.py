@@ -160,7 +160,7 @@ class StorybookDetector:
     def describe_all(self, images: Sequence[Picture]) -> list[Description]:
         """`describe` for many pictures; neighbours of one size share a forward pass."""
         descriptions = []
-        for _, group in itertools.groupby(map(_pixels, images), key=lambda pixels: pixels.shape):
+        for _, group in itertools.groupby(map(pixels_of, images), key=lambda pixels: pixels.shape):
             pictures = list(group)
             for first in range(0, len(pictures), BATCH_SIZE):
                 logits = self._logits(torch.stack(pictures[first : first + BATCH_SIZE]))
