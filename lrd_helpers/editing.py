@@ -116,9 +116,9 @@ def invert(
     scheduler = DDIMInverseScheduler.from_config(_ddim(pipe).config)
     scheduler.set_timesteps(num_inference_steps, device=pipe._execution_device)
     x = _encoded(pipe, image)
-    latents = [x]
+    latents, texts = [x], _texts(pipe, prompt, "", guidance_scale)
     for t in pipe.progress_bar(scheduler.timesteps):
-        x = scheduler.step(_score(pipe, x, t, prompt, "", guidance_scale), t, x).prev_sample
+        x = scheduler.step(_score(pipe, x, t, texts, guidance_scale), t, x).prev_sample
         latents.append(x)
     return Inversion(image, torch.cat(latents), prompt)
 
@@ -163,8 +163,9 @@ def redraw(
     if noise is not None:
         x = torch.where(changing, noise.to(x), x)
     prompt = inversion.prompt if prompt is None else prompt
+    texts = _texts(pipe, prompt, negative_prompt, guidance_scale)
     for i, t in enumerate(pipe.progress_bar(scheduler.timesteps[first:]), start=first):
-        score = _score(pipe, x, t, prompt, negative_prompt, guidance_scale)
+        score = _score(pipe, x, t, texts, guidance_scale)
         x = scheduler.step(score, t, x).prev_sample
         x = torch.where(changing, x, known[i + 1])
     return _decoded(pipe, x)
@@ -483,21 +484,22 @@ def _decoded(pipe: StableDiffusionPipeline, latents: Tensor) -> Image.Image:
     return picture_of(pixels[0] / 2 + 0.5)
 
 
+def _texts(
+    pipe: StableDiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float
+) -> Float[Tensor, "one_or_two tokens features"]:
+    """The embeddings of the prompt, and before it the negative one's where there is guidance."""
+    prompts = [negative_prompt, prompt] if guidance_scale > 1 else [prompt]
+    return pipe.encode_prompt(prompts, pipe._execution_device, 1, False)[0].to(pipe.unet.dtype)
+
+
 def _score(
     pipe: StableDiffusionPipeline,
     x: Float[Tensor, "1 channels height width"],
     t: Tensor,
-    prompt: str,
-    negative_prompt: str,
+    texts: Float[Tensor, "one_or_two tokens features"],
     guidance_scale: float,
 ) -> Float[Tensor, "1 channels height width"]:
     """s + γ (s(y) − s)."""
-    prompts = [prompt] if guidance_scale <= 1 else [negative_prompt, prompt]
-    texts = pipe.encode_prompt(prompts, x.device, 1, False)[0].to(x)
-    scores = pipe.unet(
-        x.expand(len(prompts), -1, -1, -1), t, encoder_hidden_states=texts, return_dict=False
-    )[0]
-    if guidance_scale <= 1:
-        return scores
-    unconditional, conditional = scores.chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
+    x = x.expand(len(texts), -1, -1, -1)
+    scores = pipe.unet(x, t, encoder_hidden_states=texts, return_dict=False)[0]
+    return scores[:1] + guidance_scale * (scores[1:] - scores[:1]) if len(scores) > 1 else scores

@@ -145,7 +145,6 @@ def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
 not_yet = pytest.mark.xfail(strict=True, reason="needs more training; see the model's card")
 
 
-@not_yet
 def test_each_word_is_told_at_its_own_token(pipe):
     """Attention to "car" means something only if that token differs from that of "star"."""
 
@@ -160,7 +159,6 @@ def test_each_word_is_told_at_its_own_token(pipe):
     assert cosine[2:4].max() < 0.8, "the colour and the sticker"
 
 
-@not_yet
 def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
     """In most pictures of one object the map of its word is brighter on the object than beside."""
     scenes = StorybookDataset(12, seed=HELD_OUT_SEED + 9, sticker_count=1).scenes(0)
@@ -185,7 +183,6 @@ def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
     assert brighter >= 0.75 * found
 
 
-@not_yet
 def test_the_pipeline_draws_what_it_is_told(share_of_right_pictures):
     assert share_of_right_pictures >= 18 / 24
 

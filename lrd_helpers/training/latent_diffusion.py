@@ -382,6 +382,8 @@ def main(arguments: list[str] | None = None) -> None:
     if streams:
         data = f"{len(streams[0].shards)} shards: {streams[0].summary()}"
         print(data)
+    if options.teacher:
+        data = f"{data or loop.own_data(options)}; learned were an older U-Net's predictions"
     trainee.unet.set_attn_processor(AttnProcessor2_0())
     with loop.replacing_folder(options.output) as folder:
         pipeline(trainee, vae).to(torch.float16).save_pretrained(folder)

@@ -412,6 +412,11 @@ def earlier_runs(start_from: Path | None) -> list[dict[str, int | float]]:
     return [{name: record[name] for name in asdict(Progress())}, *record.get("before", [])]
 
 
+def own_data(options: argparse.Namespace) -> str:
+    """What a model was trained on, if nothing else is said."""
+    return f"storybook scenes, rendered as needed from seed {options.seed}"
+
+
 def model_card(
     folder: Path,
     *,
@@ -433,7 +438,7 @@ def model_card(
         for name, value in vars(options).items()
         if name not in ("fresh", "data") and not isinstance(value, Path)
     }
-    data = data or f"storybook scenes, rendered as needed from seed {options.seed}"
+    data = data or own_data(options)
     before = earlier_runs(options.start_from)
     lines = [
         "---",

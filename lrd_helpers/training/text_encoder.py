@@ -56,6 +56,7 @@ class TextEncoderTraining(nn.Module):
                 CLIPTextConfig(
                     vocab_size=len(self.tokenizer),
                     hidden_size=128,
+                    projection_dim=128,
                     intermediate_size=512,
                     num_hidden_layers=3,
                     num_attention_heads=4,
