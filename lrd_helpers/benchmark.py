@@ -170,9 +170,10 @@ def ablations(base: str = "default") -> list[str]:
             others = [one for one in (value / 2, 2 * value) if one != value]
             if isinstance(value, int):
                 others = [max(1, round(one)) for one in others]
-        names += [
-            f"{choice}={one:.4g}" if isinstance(one, float) else f"{choice}={one}" for one in others
-        ]
+        for one in others:
+            with contextlib.suppress(ValueError):  # what does not go with the other choices
+                replace(method, **{choice: one})
+                names.append(f"{choice}={one:.4g}" if type(one) is float else f"{choice}={one}")
     names.append("inside=0,outside=0")
     return names if base == "default" else [f"{base},{name}" for name in names]
 

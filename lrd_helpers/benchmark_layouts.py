@@ -106,9 +106,10 @@ def ground_truth_scene(layout: Layout) -> Scene:
     Raises:
         ValueError: a prompt that does not name exactly one sticker, or no place in the background.
     """
-    place = next((one for one in PLACES if one in (layout.background or layout.caption)), None)
+    where = layout.background or layout.caption
+    place = next((one for one in PLACES if one in where), None)
     if place is None:
-        raise ValueError(f"{layout.background!r} names no place of {', '.join(PLACES)}")
+        raise ValueError(f"{where!r} names no place; the places are {', '.join(PLACES)}")
     stickers = []
     for layer in layout.layers:
         sticker, colour = sticker_and_colour(layer.prompt)

@@ -62,7 +62,7 @@ TWO = Layout(
 FEW = [
     NamedLayout("car", "one", CAR),
     NamedLayout("both", "two", TWO),
-    NamedLayout("boat", "one", Layout("a blue boat", layers=[Layer("a boat", (0.5, 0, 1, 1))])),
+    NamedLayout("boat", "one", Layout("a boat at sea", layers=[Layer("a boat", (0.5, 0, 1, 1))])),
 ]
 
 
@@ -368,9 +368,9 @@ def test_calls_and_backward_passes_are_counted(pipe) -> None:
 
 
 def test_a_picture_counts_the_same_in_a_batch(pipe) -> None:
-    for name in ("default", "paper"):
-        together = costs(pipe, METHODS[name], CAR, TWO)
-        assert together == [*costs(pipe, METHODS[name], CAR), *costs(pipe, METHODS[name], TWO)]
+    for method in (METHODS["default"], replace(METHODS["paper"], top_k=4)):
+        together = costs(pipe, method, CAR, TWO)
+        assert together == [*costs(pipe, method, CAR), *costs(pipe, method, TWO)]
         assert together[0][0] < together[1][0]
     layered = replace(METHODS["default"], layered_fraction=0.0)
     assert costs(pipe, layered, CAR, TWO) == [(10, 0), (10, 0)]
@@ -406,12 +406,9 @@ LOOKS = {"detector": Brightness(), "clip": Grey()}
 OPTIONS = {"num_inference_steps": 2, "seeds": 2, **LOOKS}
 
 
-def measured_in(folder: Path) -> list[tuple]:
-    """All that does not depend on the machine's mood."""
-    return [
-        tuple(value for name, value in vars(row).items() if name not in ("seconds", "memory"))
-        for row in read_results(folder)
-    ]
+def measured_in(folder: Path) -> list[str]:
+    """All that does not depend on the machine's mood, as text: NaN is like NaN."""
+    return [str(replace(row, seconds=0.0, memory=0.0)) for row in read_results(folder)]
 
 
 def pictures_in(folder: Path) -> dict[str, bytes]:
@@ -423,7 +420,7 @@ def pictures_in(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_writes_a_row_and_a_picture_each(pipe, tmp_path) -> None:
     rows = run(pipe, FEW, FOUR, output=tmp_path / "out", **OPTIONS)
-    assert rows == read_results(tmp_path / "out")
+    assert str(rows) == str(read_results(tmp_path / "out"))
     assert {row.key for row in rows} == {
         (name, one.name, seed) for name in FOUR for one in FEW for seed in range(2)
     }
@@ -472,12 +469,13 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not(pipe, tmp_path, monkeypa
     part = cut / "results.0.csv"
     part.write_bytes(part.read_bytes()[:-5])
     assert len(measured_in(cut)) == 10
-    before = {row.key: row for row in read_results(cut)}
+    before = {row.key: str(row) for row in read_results(cut)}
 
     count = 100
     again = run(pipe, FEW, FOUR, output=cut, **options)
     assert count == 100 + 14, "what was there was not measured anew"
-    assert {key: row for row in again if (key := row.key) in before} == before, "nor its seconds"
+    kept = {row.key: str(row) for row in again if row.key in before}
+    assert kept == before, "nor its seconds"
     assert measured_in(cut) == whole
     assert pictures_in(cut) == pictures_in(tmp_path / "whole")
     assert not part.exists()
