@@ -725,6 +725,7 @@ def test_a_table_of_other_columns(tmp_path) -> None:
 # ------------------------------------------------------------------ the command
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_table_of_one(pipe, tmp_path, capsys) -> None:
     pipe.save_pretrained(tmp_path / "tiny")
     layouts = tmp_path / "few.json"
