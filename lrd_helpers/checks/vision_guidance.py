@@ -1,0 +1,264 @@
+"""The exercises of notebook 07: a whisper's loudness, ξ, ξ at every step, δ from attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.guidance import dynamic_delta, vision_guidance
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------ exercise 1
+
+
+def check_snr_of_mean(function: Callable[..., Any]) -> None:
+    """Exercise 1, `snr_of_mean(bar, variance, cells)`: ᾱ·v over (1 − ᾱ)/n."""
+    check_function(
+        function,
+        lambda bar, variance, cells: bar * variance / ((1 - bar) / cells),
+        [(0.5, 1.0, 1), (0.1, 0.6, 16), (0.0047, 0.4, 64), (0.9, 0.25, 4)],
+        expected="variance of the signal, ᾱ·v, over variance of the noise, (1 − ᾱ)/n",
+        hint="the mean of n independent numbers of variance s has variance s/n; and a number that "
+        "is multiplied by a has a variance multiplied by a²",
+        mistakes=[
+            Mistake(
+                "the noise of one cell, not that of a mean over n",
+                "averaging over n cells divides the variance of the noise by n",
+                lambda bar, variance, cells: bar * variance / (1 - bar),
+            ),
+            Mistake(
+                "the noise grows with the number of cells",
+                "a mean over more cells has *less* noise: the ratio gets larger with n",
+                lambda bar, variance, cells: bar * variance / ((1 - bar) * cells),
+            ),
+            Mistake(
+                "the noise is divided by √n",
+                "√n is for the spread; the variance of a mean over n cells is divided by n",
+                lambda bar, variance, cells: bar * variance / ((1 - bar) / cells**0.5),
+            ),
+            Mistake(
+                "a ratio of spreads, not of variances",
+                "no square roots: ᾱ and 1 − ᾱ are shares of variance already",
+                lambda bar, variance, cells: (bar * variance * cells / (1 - bar)) ** 0.5,
+            ),
+            Mistake(
+                "noise over signal",
+                "signal to noise: turn the fraction over",
+                lambda bar, variance, cells: (1 - bar) / (bar * variance * cells),
+            ),
+            Mistake(
+                "ᾱ² and (1 − ᾱ)²: the square is there twice",
+                "x_T holds √ᾱ of the picture, so ᾱ of its variance: that is the square already",
+                lambda bar, variance, cells: bar**2 * variance / ((1 - bar) ** 2 / cells),
+            ),
+            Mistake(
+                "the picture's own variance is missing",
+                "blocks of real pictures do not vary by 1: multiply ᾱ by `variance`",
+                lambda bar, variance, cells: bar * cells / (1 - bar),
+            ),
+        ],
+        tolerance=1e-6,
+    )
+
+
+# ------------------------------------------------------------------ exercise 2
+
+
+def check_xi(function: Callable[..., Any]) -> None:
+    """Exercise 2, `xi(delta, mask, inside, outside)`: δ·(inside·M − outside·(1 − M)) (Eq. 5)."""
+
+    def built(inside: float, outside: float) -> Callable[..., Tensor]:
+        """ξ with the strengths multiplied by these numbers."""
+        return lambda delta, mask, a, b: vision_guidance(delta, mask, inside * a, outside * b)
+
+    def box(height: int, width: int) -> Tensor:
+        mask = torch.zeros(height, width)
+        mask[1:3, 2:] = 1
+        return mask
+
+    check_function(
+        function,
+        vision_guidance,
+        [
+            (_random(4, seed=0), box(5, 6), 0.2, 0.2),
+            (_random(4, seed=1), box(4, 4), 0.05, 0.2),
+            (_random(3, seed=2), box(3, 7), 1.0, 0.0),
+        ],
+        expected="inside·δ where the mask is 1, −outside·δ where it is 0; of shape (channels, "
+        "height, width)",
+        hint="delta[:, None, None] * field with a field of shape (height, width): inside where the "
+        "mask is 1, −outside where it is 0",
+        mistakes=[
+            Mistake(
+                "nothing outside the box",
+                "outside, −outside·δ is added: − outside * (1 - mask)",
+                built(1, 0),
+            ),
+            Mistake(
+                "outside has the sign of inside: +outside·δ",
+                "outside the object is suppressed: minus",
+                built(1, -1),
+            ),
+            Mistake(
+                "the signs have changed places: −δ inside, +δ outside",
+                "plus where the object should be, minus elsewhere",
+                built(-1, -1),
+            ),
+            Mistake(
+                "the box and what is around it have changed places",
+                "`inside` belongs to mask, `outside` to 1 − mask",
+                lambda delta, mask, a, b: vision_guidance(delta, 1 - mask, a, b),
+            ),
+            Mistake(
+                "the two strengths have changed places",
+                "`inside` belongs to mask, `outside` to 1 − mask",
+                lambda delta, mask, a, b: vision_guidance(delta, mask, b, a),
+            ),
+            Mistake(
+                "`outside` has no effect",
+                "each side has a strength of its own",
+                lambda delta, mask, a, b: vision_guidance(delta, mask, a, a),
+            ),
+            Mistake(
+                "nothing inside the box",
+                "inside, +inside·δ is added: inside * mask",
+                built(0, 1),
+            ),
+            Mistake(
+                "−outside·δ is added everywhere, inside too",
+                "outside only: multiply by 1 − mask",
+                lambda delta, mask, a, b: delta[:, None, None] * (a * mask - b),
+            ),
+        ],
+    )
+
+
+# ------------------------------------------------------------------ exercise 3
+
+
+def check_guided_step(function: Callable[..., Any]) -> None:
+    """Exercise 3, `guided_step(score, step, x, xi, t)`: step(score(x + ξ, t), t, x)."""
+
+    def score(x: Tensor, t: float) -> Tensor:
+        return torch.tanh(x) + 0.1 * t
+
+    def step(epsilon: Tensor, t: float, x: Tensor) -> Tensor:
+        return 1.1 * x - (0.4 + 0.1 * t) * epsilon
+
+    def case(t: float, seed: int) -> tuple[Any, ...]:
+        x, xi = (_random(2, 4, 3, 3, seed=seed + i) for i in range(2))
+        return score, step, x, 0.5 * xi, t
+
+    check_function(
+        function,
+        lambda score, step, x, xi, t: step(score(x + xi, t), t, x),
+        [case(0.9, 0), case(0.2, 10)],
+        expected="step(score(x + ξ, t), t, x): seen with ξ, stepped without",
+        hint="ξ is a pair of glasses: the U-Net looks through it, but it is not painted into x",
+        mistakes=[
+            Mistake(
+                "ξ stays in the latents: it is added anew at every step and piles up",
+                "step from x without ξ: the third argument of step is x",
+                lambda score, step, x, xi, t: step(score(x + xi, t), t, x + xi),
+            ),
+            Mistake(
+                "the U-Net does not see ξ",
+                "score(x + xi, t)",
+                lambda score, step, x, xi, t: step(score(x, t), t, x),
+            ),
+            Mistake(
+                "ξ is in the latents, but the U-Net does not see it",
+                "the other way round: score(x + xi, t), and step from x",
+                lambda score, step, x, xi, t: step(score(x, t), t, x + xi),
+            ),
+            Mistake(
+                "ξ is taken away instead of added",
+                "the sign: x + xi",
+                lambda score, step, x, xi, t: step(score(x - xi, t), t, x),
+            ),
+            Mistake(
+                "ξ is added to the answer, not to what the U-Net sees",
+                "score(x + xi, t) in place of score(x, t) + xi",
+                lambda score, step, x, xi, t: step(score(x, t) + xi, t, x),
+            ),
+            Mistake(
+                "this is the answer of the U-Net, without the step",
+                "give the answer to step(…, t, x)",
+                lambda score, step, x, xi, t: score(x + xi, t),
+            ),
+        ],
+    )
+
+
+# ------------------------------------------------------------------ exercise 4
+
+
+def check_delta_from_attention(function: Callable[..., Any]) -> None:
+    """Exercise 4, `delta_from_attention(x, attention, k)`: mean of x at the k largest (Eq. 6)."""
+
+    def over_all(x: Tensor, attention: Tensor, k: int) -> Tensor:
+        return x.flatten(1).mean(1)
+
+    def weighted(x: Tensor, attention: Tensor, k: int) -> Tensor:
+        return (x * attention).sum((1, 2)) / attention.sum()
+
+    def weighted_chosen(x: Tensor, attention: Tensor, k: int) -> Tensor:
+        weights, chosen = attention.flatten().topk(k)
+        return (x.flatten(1)[:, chosen] * weights).sum(1) / weights.sum()
+
+    def scaled(x: Tensor, attention: Tensor, k: int) -> Tensor:
+        return 2 * torch.nn.functional.normalize(dynamic_delta(x, attention, k), dim=0)
+
+    check_function(
+        function,
+        dynamic_delta,
+        [
+            (_random(4, 5, 6, seed=0), _random(5, 6, seed=1).softmax(1), 3),
+            (_random(4, 3, 3, seed=2), _random(3, 3, seed=3).softmax(1), 5),
+            (_random(2, 4, 7, seed=4), _random(4, 7, seed=5).softmax(1), 1),
+        ],
+        expected="the mean of x over the k positions with the largest attention, of shape "
+        "(channels,)",
+        hint="attention.flatten().topk(k).indices are the positions, x.flatten(1)[:, positions] "
+        "what x holds there",
+        mistakes=[
+            Mistake(
+                "the sum over the positions, not their mean",
+                "1/|S|: divide by k",
+                lambda x, attention, k: k * dynamic_delta(x, attention, k),
+            ),
+            Mistake(
+                "the mean over all positions",
+                "S is a choice: only the k positions where the attention is largest",
+                over_all,
+            ),
+            Mistake(
+                "the mean over all positions, weighted by attention",
+                "inside S all positions count the same, outside S none",
+                weighted,
+            ),
+            Mistake(
+                "the right positions, but weighted by their attention",
+                "Eq. 6 is a plain mean: inside S all positions count the same",
+                weighted_chosen,
+            ),
+            Mistake(
+                "the positions with the *smallest* attention",
+                "topk gives the largest; not -attention, not largest=False",
+                lambda x, attention, k: dynamic_delta(x, -attention, k),
+            ),
+            Mistake(
+                "the right direction, scaled to norm 2",
+                "only a constant δ is brought to one length; this one is as long as it comes",
+                scaled,
+            ),
+        ],
+    )
