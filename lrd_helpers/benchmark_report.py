@@ -384,5 +384,5 @@ def strata_figure(methods: Rows, layouts: Sequence[NamedLayout], metrics: Sequen
     first = next(iter(methods))
     own = table[:, 0]
     worst = (numpy.nanargmax if METRICS[metric].less_is_better else numpy.nanargmin)(own)
-    axes.set_title(f"{METRICS[metric].heading}: {first} is weakest where: {strata[worst]}", size=10)
+    axes.set_title(f"{METRICS[metric].heading} by stratum: {first} is weakest at {strata[worst]!r}")
     return figure

@@ -121,7 +121,7 @@ def is_extreme(one: NamedLayout) -> bool:
         return max(aspect, 1 / aspect), max(own, 1 / own)
 
     each = [stretch(b, s) for b, s in zip(boxes_of(one), words_of(one)[1], strict=True)]
-    return all(aspect >= 2.5 and own >= 2 for aspect, own in each)
+    return all(aspect >= 2 and 1.4 <= own <= 2 for aspect, own in each)
 
 
 def is_out_of_place(one: NamedLayout) -> bool:
@@ -209,7 +209,7 @@ def test_the_ground_truth_is_the_ceiling() -> None:
     scores = [
         scored(detector, clip, image, one.layout) for one, image in zip(some, images, strict=True)
     ]
-    assert numpy.mean([score["iou"] for score in scores]) >= 0.9
+    assert numpy.mean([score["iou"] for score in scores]) >= 0.93
     swapped = scored(detector, clip, images[0], some[-1].layout)
     assert swapped["iou"] < 0.1
 

@@ -123,14 +123,18 @@ def at_the_edge(generator: torch.Generator, number: int) -> Layout | None:
 
 
 def extreme_aspect(generator: torch.Generator, number: int) -> Layout | None:
-    """Boxes at least 2.5 times as long as wide, and twice as stretched as their sticker is."""
+    """Boxes at least twice as long as wide, 1.4 to 2 times as stretched as their sticker is.
+
+    Stretched further, the segmenter no longer knows a sticker when it sees it.
+    """
     things, boxes = different(generator, 1 + number % 2), []
     for sticker, _ in things:
-        aspect = uniform(generator, 2.5, 3.5) ** one_of(generator, (-1, 1))
+        aspect = uniform(generator, 2, 2.4) ** one_of(generator, (-1, 1))
         boxes.append(box_for(generator, sticker, 0.5, 0.85, aspect=aspect))
         x0, y0, x1, y1 = boxes[-1]
         aspect = (x1 - x0) / (y1 - y0)
-        if 1 / 2.5 < aspect < 2.5 or 0.5 < aspect / aspect_ratio(sticker) < 2:
+        stretch = aspect / aspect_ratio(sticker)
+        if 1 / 2 < aspect < 2 or not 1.4 <= max(stretch, 1 / stretch) <= 2:
             return None
     return None if overlap(boxes) else layout_of(generator, things, boxes)
 
