@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
         # Only what is meant for the user; anything else is a mistake of ours and shows itself.
-        from lrd_helpers.benchmark import BenchmarkError
+        from lrd_helpers.benchmark_layouts import BenchmarkError
         from lrd_helpers.layout import LayoutError
         from lrd_helpers.models import AssetError
 

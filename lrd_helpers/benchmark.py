@@ -51,7 +51,7 @@ from lrd_helpers.baselines import (
     PaintWithWords,
     draw,
 )
-from lrd_helpers.benchmark_layouts import NamedLayout, ground_truth_scene
+from lrd_helpers.benchmark_layouts import BenchmarkError, NamedLayout, ground_truth_scene
 from lrd_helpers.caption import layer_words
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
@@ -79,10 +79,6 @@ with quiet_libraries():
 
 VERSION = 1
 """Of a folder of results."""
-
-
-class BenchmarkError(ValueError):
-    """What cannot be measured, in one sentence."""
 
 
 # ------------------------------------------------------------------ methods

@@ -18,6 +18,10 @@ VERSION = 1
 """Of a file of layouts."""
 
 
+class BenchmarkError(ValueError):
+    """What cannot be measured, in one sentence."""
+
+
 @dataclass(frozen=True)
 class NamedLayout:
     """One layout of a benchmark.

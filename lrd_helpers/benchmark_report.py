@@ -20,13 +20,12 @@ from tqdm.auto import tqdm
 
 from lrd_helpers.benchmark import (
     GROUND_TRUTH,
-    BenchmarkError,
     LookingOnce,
     Row,
     picture_file,
     read_results,
 )
-from lrd_helpers.benchmark_layouts import NamedLayout
+from lrd_helpers.benchmark_layouts import BenchmarkError, NamedLayout
 from lrd_helpers.files import write_atomically
 from lrd_helpers.metrics import Detector, average_precision
 from lrd_helpers.plotting import BLUE, GREY

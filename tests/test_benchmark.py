@@ -20,7 +20,6 @@ from lrd_helpers import benchmark, benchmark_report
 from lrd_helpers.baselines import BASELINES, BoxDiff, LayoutGuidance
 from lrd_helpers.benchmark import (
     GROUND_TRUTH,
-    BenchmarkError,
     GroundTruth,
     Row,
     ablations,
@@ -33,7 +32,12 @@ from lrd_helpers.benchmark import (
     scored,
     spread,
 )
-from lrd_helpers.benchmark_layouts import NamedLayout, load_layouts, save_layouts
+from lrd_helpers.benchmark_layouts import (
+    BenchmarkError,
+    NamedLayout,
+    load_layouts,
+    save_layouts,
+)
 from lrd_helpers.benchmark_report import (
     by_layout,
     checked_metrics,
