@@ -118,3 +118,16 @@ def storybook_folder() -> Path:
     folder = ASSETS / "storybook"
     assert (folder / "model_index.json").is_file(), f"{folder} is missing: the shipped model"
     return folder
+
+
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a text encoder after no step of training, as its training leaves it."""
+    from lrd_helpers.training.text_encoder import TextEncoderTraining
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("text-encoder")
+    trainee = TextEncoderTraining()
+    trainee.text_encoder.save_pretrained(folder)
+    trainee.tokenizer.save_pretrained(folder)
+    return folder

@@ -43,7 +43,14 @@ def promised(name, score):
 
 
 @pytest.mark.parametrize(
-    "name", ["storybook", "storybook/vae", "storybook-clip", "storybook-segmenter"]
+    "name",
+    [
+        "storybook",
+        "storybook/vae",
+        "storybook-clip",
+        "storybook-segmenter",
+        "storybook-upsampler",
+    ],
 )
 def test_every_model_has_a_card_with_its_figures(name):
     record = json.loads((ASSETS / name / "training.json").read_text())

@@ -168,7 +168,7 @@ def test_a_condition_that_is_none(text):
 
 
 @pytest.mark.slow
-def test_latent_diffusion_trains_on_shards_and_goes_on_where_it_was_cut(tmp_path, capsys):
+def test_latent_diffusion_trains_on_shards_and_goes_on_where_it_was_cut(tmp_path, text_encoder):
     for shard in range(2):
         rendering = StorybookDataset(60, seed=shard).batch(0)
         pairs = []
@@ -182,7 +182,16 @@ def test_latent_diffusion_trains_on_shards_and_goes_on_where_it_was_cut(tmp_path
     def train(run: str, steps: int) -> dict:
         latent_diffusion.main(
             ["--data", str(tmp_path / "{0..1}.tar"), "--steps", str(steps), "--batch-size", "4"]
-            + ["--mixed-precision", "no", "--log-every", "1", "--sample-every", "0"]
+            + [
+                "--text-encoder",
+                str(text_encoder),
+                "--mixed-precision",
+                "no",
+                "--log-every",
+                "1",
+                "--sample-every",
+                "0",
+            ]
             + ["--warmup", "1", "--decay", "0.000001"]  # the same rate whatever the last step is
             + ["--run", str(tmp_path / run), "--output", str(tmp_path / f"{run}-model")]
         )
@@ -207,7 +216,10 @@ def test_latent_diffusion_trains_on_shards_and_goes_on_where_it_was_cut(tmp_path
         (["--only", "punsafe<0.3"], "--only and --least-side are for --data"),
     ],
 )
-def test_what_cannot_be_trained_on_is_one_sentence(tmp_path, capsys, arguments, message):
+def test_what_cannot_be_trained_on_is_one_sentence(
+    tmp_path, capsys, text_encoder, arguments, message
+):
+    arguments = [*arguments, "--text-encoder", str(text_encoder)]
     with pytest.raises((SystemExit, FileNotFoundError)) as refused:
         latent_diffusion.main([*arguments, "--steps", "1", "--run", str(tmp_path)])
     assert message in f"{refused.value} {capsys.readouterr().err}"

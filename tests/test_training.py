@@ -224,17 +224,6 @@ def test_damage_leaves_the_first_quarter_clean():
     assert damaged.max() <= 1
 
 
-@pytest.fixture(scope="module")
-def text_encoder(tmp_path_factory):
-    """A text encoder after no step of training, as its training leaves it."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("text-encoder")
-    trainee = text_encoder_training.TextEncoderTraining()
-    trainee.text_encoder.save_pretrained(folder)
-    trainee.tokenizer.save_pretrained(folder)
-    return folder
-
-
 def test_the_text_encoder_learns_what_each_token_stands_for():
     trainee = text_encoder_training.TextEncoderTraining()
     tokens = trainee.tokenizer(
