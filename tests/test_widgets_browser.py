@@ -823,6 +823,15 @@ def test_a_round_trip_through_a_real_notebook(chromium, tmp_path, application, p
     assert page.errors == []
 
 
+SEA = Layout(
+    caption="a yellow star and a red balloon and a white boat at sea",
+    background="at sea",
+    layers=[
+        Layer("a yellow star", box=(0.66, 0.06, 0.92, 0.32)),
+        Layer("a red balloon", box=(0.12, 0.05, 0.36, 0.42)),
+        Layer("a white boat", box=(0.25, 0.42, 0.75, 0.92)),
+    ],
+)
 STUDIO = """from lrd_helpers import Layout, LayoutStudio, load_pipeline
 from lrd_helpers.widgets import Settings
 layout = Layout.from_json(LAYOUT)
@@ -834,7 +843,7 @@ LayoutStudio(load_pipeline("storybook"), layout, settings=Settings(steps=STEPS))
 def test_the_studio_renders_with_the_shipped_model(chromium, tmp_path, dark):
     pytest.importorskip("jupyterlab")
     steps = os.environ.get("STUDIO_STEPS", "4")  # for a better screenshot: 25
-    cell = STUDIO.replace("LAYOUT", repr(TWO.to_json())).replace("STEPS", steps)
+    cell = STUDIO.replace("LAYOUT", repr(SEA.to_json())).replace("STEPS", steps)
     (tmp_path / "course.ipynb").write_text(notebook((cell,)), encoding="utf-8")
     theme = tmp_path / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     theme.mkdir(parents=True)
@@ -856,8 +865,8 @@ def test_the_studio_renders_with_the_shipped_model(chromium, tmp_path, dark):
         page.page.locator(".lrd-studio").screenshot(
             path=SCREENSHOTS / f"studio-{'dark' if dark else 'light'}.png"
         )
-        page.button("^house$").click()
-        page.page.wait_for_selector("text=Where the model looks for “house”")
+        page.button("^boat$").click()
+        page.page.wait_for_selector("text=Where the model looks for “boat”")
         page.page.locator(".lrd-studio").screenshot(
             path=SCREENSHOTS / f"studio-attention-{'dark' if dark else 'light'}.png"
         )
