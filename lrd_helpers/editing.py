@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 DIFFERENT = 0.15
 """A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
 
-SEAM = 4
-"""Pixels over which the new picture fades into the old one, inside of what may change."""
+SEAM = 2
+"""Half of the pixels over which the new picture fades into the old one, inside of what may change."""
 
 
 class EditError(ValueError):
@@ -244,9 +244,12 @@ def replace_object(
     cells = inversion.latents.shape[-2:]
     changing = _grown(layer.cells(*cells) > 0)
     if old is not None:
-        changing = changing | _grown(_region(old).cells(*cells))
+        changing = changing | _touched(_region(old), *cells, pipe.vae_scale_factor)
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
-    editor = LayeredRenderingPipeline.from_pipe(pipe, scheduler=_ddim(pipe))
+    # Not from_pipe: that casts the shared models to float32.
+    editor = LayeredRenderingPipeline(
+        **pipe.components | {"scheduler": _ddim(pipe)}, requires_safety_checker=False
+    )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     method = method_named(method)
     # While a layer draws alone, anywhere, there is nothing yet to be put back.
@@ -304,7 +307,7 @@ def remove(
         EditError: a picture of another shape than the model's, or a box of no area.
     """
     inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
-    changing = _grown(_region(old).cells(*inversion.latents.shape[-2:]))
+    changing = _touched(_region(old), *inversion.latents.shape[-2:], pipe.vae_scale_factor)
     new = redraw(
         pipe,
         inversion,
@@ -324,15 +327,15 @@ def move(
     *,
     prompt: str,
     background: str,
-    touch_up: float = 0.3,
+    touch_up: float = 0.0,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     generator: torch.Generator | None = None,
 ) -> Edited:
     """Move an object into another box: it is cut out, the hole is filled, and it is put down there.
 
-    What is put down is redrawn a little, so that it belongs there: the last `touch_up` of the
-    steps, with everything around it kept.
+    With `touch_up` the last part of the steps draws it again, with everything around it kept, so
+    that it belongs there. The storybook's flat stickers need none, and lose small things by it.
 
     Args:
         pipe: draws, and stays as it is.
@@ -341,7 +344,7 @@ def move(
         box: where it should be; it is stretched to fill it.
         prompt: the object, "a red car".
         background: what the place shows, "on grass".
-        touch_up: which part of the steps is drawn again; 0: none.
+        touch_up: which part of the steps is drawn again, 0 to 1; 0: none.
         num_inference_steps: T.
         guidance_scale: γ.
         generator: where the noise of the hole comes from.
@@ -425,6 +428,15 @@ def _region(old: Box | Mask) -> Mask:
         return old
     # A layer's box has all the checks that a box needs.
     return Mask.of(Layer("what is there", old).cells(256, 256))
+
+
+def _touched(old: Mask, height: int, width: int, factor: int) -> Bool[Tensor, "height width"]:
+    """The cells that an old object has a part in, with so much around it that no pixel of it lies
+    where the new picture fades into the old one.
+    """
+    pixels = old.cells(height * factor, width * factor)[None].float()
+    around = functional.max_pool2d(pixels, 4 * SEAM + 1, 1, 2 * SEAM)
+    return functional.adaptive_max_pool2d(around, (height, width))[0] > 0
 
 
 def _grown(cells: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:

@@ -200,17 +200,40 @@ def test_an_object_is_moved(pipe, image):
     """Without a touch-up what is put down is what was picked up."""
     pixels = torch.zeros(32, 32, dtype=torch.bool)
     pixels[16:24, 16:24] = True
-    options = {"prompt": "a red car", "background": "on grass", "generator": seeded()}
-    edited = move(
-        pipe, image, Mask.of(pixels), (0.0, 0.0, 0.25, 0.25), touch_up=0, **options, **STEPS
-    )
+
+    def moved(touch_up):
+        return move(
+            pipe,
+            image,
+            Mask.of(pixels),
+            (0.0, 0.0, 0.25, 0.25),
+            prompt="a red car",
+            background="on grass",
+            touch_up=touch_up,
+            generator=seeded(),
+            **STEPS,
+        )
+
+    edited, touched = moved(0.0), moved(0.5)
     before, after = pixels_of(image), pixels_of(edited.image)
     torch.testing.assert_close(after[:, :8, :8], before[:, 16:24, 16:24], atol=1 / 255, rtol=0)
     assert not torch.equal(after[:, 16:24, 16:24], before[:, 16:24, 16:24])
     assert edited.kept == math.inf
-    touched = move(pipe, image, Mask.of(pixels), (0.0, 0.0, 0.25, 0.25), **options, **STEPS)
-    assert touched.image.tobytes() != edited.image.tobytes()
+    redrawn = pixels_of(touched.image)
+    # its cell is drawn again, and one cell around it; the rest stays
+    assert not torch.equal(redrawn[:, :8, :8], after[:, :8, :8])
+    torch.testing.assert_close(redrawn[:, 16:, 16:], after[:, 16:, 16:])
     assert touched.kept == math.inf
+
+
+@pytest.mark.parametrize("edit", [insert, replace_object])
+def test_half_precision_stays_half(pipe, image, edit):
+    """The layered pipeline inside shares the models: it must not cast them."""
+    pipe.to(torch.bfloat16)
+    where = [BOX] if edit is replace_object else []
+    edited = edit(pipe, image, *where, Layer("a boat", BOX), background="", **STEPS)
+    assert pipe.unet.dtype == pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
+    assert edited.kept == math.inf
 
 
 # ------------------------------------------------------------------ what is refused
