@@ -37,7 +37,7 @@ DIFFERENT = 0.15
 """A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
 
 SEAM = 2
-"""Half of the pixels over which the new picture fades into the old one, inside of what may change."""
+"""Half of the pixels over which the new picture fades into the old one, where it may change."""
 
 
 class EditError(ValueError):
