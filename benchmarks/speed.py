@@ -118,9 +118,11 @@ def main() -> None:
     options = parser.parse_args()
     diffusers.logging.set_verbosity_error()
     pipe = stable_diffusion()
-    plain = StableDiffusionPipeline.from_pipe(pipe)
+    # Not from_pipe: that casts the shared models to float32.
+    plain = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
     plain.set_progress_bar_config(disable=True)
-    print(f"{torch.get_num_threads()} threads, bf16, {options.pixels} px, {options.repeats} pairs")
+    threads = torch.get_num_threads()
+    print(f"{threads} threads, {pipe.unet.dtype}, {options.pixels} px, {options.repeats} pairs")
 
     def draw(steps: int = 2, pixels: int = options.pixels) -> None:
         plain(PROMPT, num_inference_steps=steps, height=pixels, width=pixels, output_type="latent")

@@ -86,6 +86,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     Everything but `__call__` is `StableDiffusionPipeline`'s: `from_pretrained`, `from_pipe`,
     `components`, `to`, offloading, slicing, LoRA. A saved folder is a plain Stable Diffusion folder
     (the method lives in the sampler, not in the weights), and any such folder loads as this class.
+    As in diffusers, `from_pipe` casts the models that both pipelines share to float32 unless told
+    otherwise: `from_pipe(pipe, torch_dtype=torch.float16)`.
     """
 
     _callback_tensor_inputs = ["latents"]

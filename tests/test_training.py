@@ -256,6 +256,18 @@ def test_the_text_encoder_learns_what_each_token_stands_for():
     assert torch.equal(truth["word"], tokens)
 
 
+@pytest.mark.slow
+def test_the_text_encoder_learns_to_be_read(tmp_path):
+    text_encoder_training.main(
+        [
+            *("--steps", "120", "--warmup", "20", "--mixed-precision", "no"),
+            *("--run", str(tmp_path / "run"), "--output", str(tmp_path / "model")),
+        ]
+    )
+    (share,) = json.loads((tmp_path / "model" / "training.json").read_text())["scores"].values()
+    assert share > 0.8
+
+
 def test_captions_for_the_text_encoder_are_repeatable_and_some_say_anything():
     captions = text_encoder_training.captions_of_batch(3, 0, 256, seed=0)
     assert captions == text_encoder_training.captions_of_batch(3, 0, 256, seed=0)
@@ -299,6 +311,29 @@ def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path, text_enco
     assert float(pupils[0](shortened, seeded(0))["mse"]) > 1e-6
 
 
+def test_only_training_steps_run_compiled(monkeypatch, text_encoder):
+    calls = []
+
+    def compiled(unet):
+        def run(*inputs):
+            calls.append(inputs)
+            return unet(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder)
+    names = trainee.state_dict().keys()
+    batch = torch.zeros(1, 4, 16, 16), ["a red car"], ["a red car"]
+    trainee.compile_unet()
+    assert trainee.state_dict().keys() == names
+    trainee(batch, seeded(0))["loss"].backward()
+    assert len(calls) == 1
+    assert trainee.unet.conv_out.weight.grad is not None
+    trainee.eval()(batch, seeded(0))
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "files"),
@@ -330,7 +365,8 @@ def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path, text_enco
 def test_each_training_runs_and_exports_a_loadable_folder(
     tmp_path, monkeypatch, text_encoder, module, files
 ):
-    def quick(*models, **_):
+    def quick(trainee, *others, **_):
+        assert not getattr(trainee, "teachers", []), "it is judged by the noise"
         return {"standard deviation of latents": 0.5, "quick": 1.0}
 
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
@@ -357,6 +393,11 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         assert list((tmp_path / "run").glob("samples-*.png"))
     if module in (latent_diffusion, style, upsampler):
         assert_a_second_run_goes_on(module, [*options, "--sample-every", "0"], tmp_path)
+    if module is latent_diffusion:
+        taught = ["--teacher", str(tmp_path / "out"), "--run", str(tmp_path / "taught")]
+        module.main([*options, *read_by, *taught])
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "; learned were an older U-Net's predictions |" in card
 
 
 def assert_a_second_run_goes_on(module, options, tmp_path):
