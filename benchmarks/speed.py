@@ -6,10 +6,11 @@ The U-Net has Stable Diffusion 1.5's shape and random weights, which cost the sa
 ones. Each ratio is the median over pairs measured in turn, so that a machine's moods cancel out.
 --other is a folder with attention-map-diffusers in it:
     pip install --no-deps --target FOLDER attention-map-diffusers
-Memory is the process's peak beyond what it held before (Linux only).
+Memory is the process's peak beyond what it held before (Linux with glibc only).
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import statistics
@@ -87,6 +88,7 @@ def ratio(one: Callable[[], object], other: Callable[[], object], repeats: int) 
 def peak(function: Callable[[], object]) -> float:
     """MB that the process held at most beyond what it held before."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed, but kept, would hide what is needed
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _status("VmRSS")
     function()

@@ -768,7 +768,7 @@ class NotebookPage(Page):
             self.errors.append(text)
 
     def run_cell(self, number: int) -> None:
-        self.page.locator(".jp-CodeCell .cm-content").nth(number).click()
+        self.page.locator(".jp-CodeCell :is(.cm-content, .CodeMirror)").nth(number).click()
         self.page.keyboard.press("Shift+Enter")
 
 
