@@ -205,8 +205,9 @@ def _layer_noises(
     prompts: Tensor,
     scale: float,
 ) -> Tensor:
-    seen = x + fields
-    s, s_y = ask(seen, t, empty.expand_as(prompts)), ask(seen, t, prompts)
+    seen, texts = x + fields, torch.cat([empty.expand_as(prompts), prompts])
+    # In one batch, as the pipeline asks: so it rounds like the pipeline.
+    s, s_y = ask(torch.cat([seen, seen]), t, texts).chunk(2)
     return s + scale * (s_y - s)
 
 
