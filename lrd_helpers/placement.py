@@ -45,6 +45,22 @@ def object_mask(
         part = grown
 
 
+def object_box(mask: Bool[Tensor, "height width"]) -> Box:
+    """The box that the object of an `object_mask` fills.
+
+    The mean over 3 × 3 made the mask one cell larger on every side but the canvas' own: that cell
+    is taken off again, where two are left. Without this, objects fill four fifths of their boxes.
+    """
+
+    def sides(low: float, high: float, cells: int) -> tuple[float, float]:
+        margin = min(1, max(0, (high - low) * cells / 2 - 1)) / cells
+        return low + margin * (low > 0), high - margin * (high < 1)
+
+    x0, y0, x1, y1 = tight_box(mask)
+    (x0, x1), (y0, y1) = sides(x0, x1, mask.shape[1]), sides(y0, y1, mask.shape[0])
+    return x0, y0, x1, y1
+
+
 def moved(
     picture: Float[Tensor, "channels height width"], source: Box, target: Box
 ) -> Float[Tensor, "channels height width"]:
@@ -80,7 +96,7 @@ def placed(
     """
     canvas = background
     for picture, mask, box, allowed in zip(objects, masks, boxes, cells, strict=True):
-        source = tight_box(mask)
+        source = object_box(mask)
         cover = moved(mask[None].to(picture), source, box) * allowed
         canvas = canvas * (1 - cover) + moved(picture, source, box) * cover
     return canvas

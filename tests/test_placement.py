@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from lrd_helpers.mask import tight_box
-from lrd_helpers.placement import moved, object_mask, placed
+from lrd_helpers.placement import moved, object_box, object_mask, placed
 
 
 def test_the_object_is_where_the_words_make_a_difference() -> None:
@@ -15,6 +16,24 @@ def test_the_object_is_where_the_words_make_a_difference() -> None:
     # The mean over 3 × 3 reaches one cell further; a higher threshold cuts that off.
     assert tight_box(mask) == (1 / 12, 2 / 12, 7 / 12, 9 / 12)
     assert tight_box(object_mask(with_object, without, 0.4)) == (2 / 12, 3 / 12, 6 / 12, 8 / 12)
+
+
+def test_the_box_of_an_object_is_without_what_the_mean_added() -> None:
+    without = torch.zeros(4, 16, 16)
+    with_object = without.clone()
+    with_object[:, 3:9, 2:6] = 1.0
+    assert object_box(object_mask(with_object, without)) == (2 / 16, 3 / 16, 6 / 16, 9 / 16)
+    with_object[:, :9] = with_object[:, 3:4]  # up to the canvas' edge, where nothing was added
+    assert object_box(object_mask(with_object, without)) == (2 / 16, 0, 6 / 16, 9 / 16)
+
+
+@pytest.mark.parametrize(("cells", "left"), [(1, 1), (2, 2), (3, 2), (4, 2), (5, 3)])
+def test_of_a_small_object_two_cells_are_left(cells, left) -> None:
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[4 : 4 + cells, 5 : 5 + cells] = True
+    x0, y0, x1, y1 = object_box(mask)
+    assert ((x1 - x0) * 16, (y1 - y0) * 16) == (left, left)
+    assert (x0 + x1) * 8 == 5 + cells / 2, "in the same place"
 
 
 def test_two_equal_predictions_leave_the_whole_canvas() -> None:
