@@ -53,7 +53,7 @@ ANSWERS = [
     ("xi", lambda d, m, a, b: d[:, None, None] * (a * m - b * (1 - m)), "✓"),
     ("xi", xi_by_where, "✓"),
     ("xi", lambda d, m, a, b: d[:, None, None] * ((a + b) * m - b), "✓"),
-    ("xi", lambda d, m, a, b: d[:, None, None] * (a * m), "nothing outside the box"),
+    ("xi", lambda d, m, a, b: d[:, None, None] * (a * m), "nothing outside"),
     ("xi", lambda d, m, a, b: d[:, None, None] * (a * m + b * (1 - m)), "the sign of inside"),
     ("xi", lambda d, m, a, b: d[:, None, None] * (b * (1 - m) - a * m), "signs have changed"),
     ("xi", lambda d, m, a, b: d[:, None, None] * (a * (1 - m) - b * m), "what is around it"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.checks.vision_guidance import sign_mistakes
 from lrd_helpers.guidance import vision_guidance
 from lrd_helpers.layout import Box, Layer, Layout
 
@@ -159,21 +160,7 @@ def check_fields_of(function: Callable[..., Any]) -> None:
                 "in all our stacks the background is number 0",
                 lambda deltas, shapes, a, b: _fields_of(deltas, shapes, a, b).roll(-1, 0),
             ),
-            Mistake(
-                "nothing outside the shapes",
-                "outside, −outside·δ is added: the minus keeps second copies away",
-                built(1, 0),
-            ),
-            Mistake(
-                "outside has the sign of inside: +outside·δ",
-                "outside the object is suppressed: minus",
-                built(1, -1),
-            ),
-            Mistake(
-                "the signs have changed places: −δ inside, +δ outside",
-                "plus where the object should be, minus elsewhere",
-                built(-1, -1),
-            ),
+            *sign_mistakes(built),
             Mistake(
                 "the two strengths have changed places",
                 "`inside` belongs to shape, `outside` to 1 − shape",

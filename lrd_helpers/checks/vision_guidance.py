@@ -72,6 +72,31 @@ def check_snr_of_mean(function: Callable[..., Any]) -> None:
 # ------------------------------------------------------------------ exercise 2
 
 
+def sign_mistakes(built: Callable[[float, float], Callable[..., Tensor]]) -> list[Mistake]:
+    """What goes wrong with the two strengths of ξ (Eq. 5).
+
+    Args:
+        built: gives the right function, but with inside and outside times these numbers.
+    """
+    return [
+        Mistake(
+            "nothing outside",
+            "outside, −outside·δ is added: the minus keeps second copies away",
+            built(1, 0),
+        ),
+        Mistake(
+            "outside has the sign of inside: +outside·δ",
+            "outside the object is suppressed: minus",
+            built(1, -1),
+        ),
+        Mistake(
+            "the signs have changed places: −δ inside, +δ outside",
+            "plus where the object should be, minus elsewhere",
+            built(-1, -1),
+        ),
+    ]
+
+
 def check_xi(function: Callable[..., Any]) -> None:
     """Exercise 2, `xi(delta, mask, inside, outside)`: δ·(inside·M − outside·(1 − M)) (Eq. 5)."""
 
@@ -97,21 +122,7 @@ def check_xi(function: Callable[..., Any]) -> None:
         hint="delta[:, None, None] * field with a field of shape (height, width): inside where the "
         "mask is 1, −outside where it is 0",
         mistakes=[
-            Mistake(
-                "nothing outside the box",
-                "outside, −outside·δ is added: − outside * (1 - mask)",
-                built(1, 0),
-            ),
-            Mistake(
-                "outside has the sign of inside: +outside·δ",
-                "outside the object is suppressed: minus",
-                built(1, -1),
-            ),
-            Mistake(
-                "the signs have changed places: −δ inside, +δ outside",
-                "plus where the object should be, minus elsewhere",
-                built(-1, -1),
-            ),
+            *sign_mistakes(built),
             Mistake(
                 "the box and what is around it have changed places",
                 "`inside` belongs to mask, `outside` to 1 − mask",
