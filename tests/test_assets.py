@@ -191,7 +191,8 @@ def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
 
 
 def test_the_pipeline_draws_what_it_is_told(share_of_right_pictures):
-    assert share_of_right_pictures >= 18 / 24
+    # Of 500 pictures .74 are right (the card): among 24, two or three less are luck.
+    assert share_of_right_pictures >= 15 / 24
 
 
 def test_the_segmenter_is_right_on_nine_pixels_of_ten():
@@ -203,6 +204,10 @@ def test_the_segmenter_is_right_on_97_pixels_of_100():
     assert promised("storybook-segmenter", "sticker and colour right") >= 0.97
 
 
-@not_yet
 def test_clip_picks_the_caption_in_85_of_100():
     assert promised("storybook-clip", "right caption") > 0.85
+
+
+@not_yet
+def test_clip_picks_the_caption_in_95_of_100():
+    assert promised("storybook-clip", "right caption") >= 0.95

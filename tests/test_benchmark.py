@@ -783,5 +783,5 @@ def test_control_c_says_how_to_go_on(tmp_path, capsys, monkeypatch) -> None:
     assert command_line.main(["benchmark", "--output", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
     monkeypatch.setattr(command_line, "_render", stopped)
-    assert command_line.main(["render", "layout.json"]) == 130
+    assert command_line.main(["render", "layout.json", "--output", "pictures"]) == 130
     assert capsys.readouterr().err == "interrupted\n", "a rendering begins anew"

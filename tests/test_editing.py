@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import tiny_stable_diffusion
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
@@ -66,7 +67,18 @@ def test_inversion_follows_song_et_al(pipe, image):
             before = bars[t]
 
 
-def test_more_steps_come_back_better(pipe, image):
+@pytest.fixture
+def own_pipe():
+    """With models of its own, which a test may change."""
+    pipe = LayeredRenderingPipeline(
+        **tiny_stable_diffusion().components, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_more_steps_come_back_better(own_pipe, image):
+    pipe = own_pipe
     with torch.no_grad():
         pipe.unet.conv_out.weight.mul_(0.1)  # a trained U-Net is smoother than a random one
 
@@ -227,9 +239,9 @@ def test_an_object_is_moved(pipe, image):
 
 
 @pytest.mark.parametrize("edit", [insert, replace_object])
-def test_half_precision_stays_half(pipe, image, edit):
+def test_half_precision_stays_half(own_pipe, image, edit):
     """The layered pipeline inside shares the models: it must not cast them."""
-    pipe.to(torch.bfloat16)
+    pipe = own_pipe.to(torch.bfloat16)
     where = [BOX] if edit is replace_object else []
     edited = edit(pipe, image, *where, Layer("a boat", BOX), background="", **STEPS)
     assert pipe.unet.dtype == pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
