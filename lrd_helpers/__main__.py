@@ -125,6 +125,12 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
     )
     add("--model", default="storybook", help="storybook, or a folder (%(default)s)")
     add("--device", help="cuda, mps, cpu (the best there is)")
+    add(
+        "--measure-again",
+        action="store_true",
+        help="draw nothing: measure the pictures that are in the folder by the detector and the "
+        "CLIP of now, and make the tables anew",
+    )
     benchmark.set_defaults(run=_benchmark)
 
 
@@ -194,7 +200,14 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from lrd_helpers.benchmark import KNOWN, ablations, methods_named, processes, run
+    from lrd_helpers.benchmark import (
+        KNOWN,
+        ablations,
+        measure_again,
+        methods_named,
+        processes,
+        run,
+    )
     from lrd_helpers.benchmark_layouts import load_layouts
     from lrd_helpers.benchmark_report import checked_metrics, report
 
@@ -202,6 +215,10 @@ def _benchmark(options: argparse.Namespace) -> None:
     names = options.methods or (["default"] if options.ablations else [*KNOWN])
     methods = methods_named([*names, *(ablations() if options.ablations else [])])
     metrics = checked_metrics(options.metrics)
+    if options.measure_again:
+        measure_again(options.output, layouts)
+        print(report(options.output, layouts, metrics=metrics))
+        return
 
     from lrd_helpers.models import load_pipeline
 

@@ -451,6 +451,51 @@ def run(
     return read_results(folder)
 
 
+def measure_again(
+    folder: str | os.PathLike[str],
+    layouts: Sequence[NamedLayout],
+    *,
+    detector: Detector | None = None,
+    clip: Clip | None = None,
+) -> list[Row]:
+    """Measure the pictures of a folder anew, by another detector or CLIP; what they cost stays.
+
+    Args:
+        folder: what `run` filled.
+        layouts: the ones it drew.
+        detector, clip: as for `run`.
+
+    Returns:
+        All rows of the folder.
+
+    Raises:
+        BenchmarkError: no results, those of other layouts, or a picture that is missing; nothing is
+            written then.
+    """
+    folder = Path(folder)
+    detector = LookingOnce() if detector is None else detector
+    clip = StorybookClip() if clip is None else clip
+    rows = read_results(folder)
+    if not rows:
+        raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    if settings["layouts"] != _digest_of_layouts(layouts):
+        raise BenchmarkError(f"{folder} holds results of other layouts")
+    named = {one.name: one.layout for one in layouts}
+    new = []
+    for row in tqdm(rows, "measuring", unit="picture", leave=False, disable=None):
+        path = picture_file(folder, row.method, row.layout, row.seed)
+        if not path.exists():
+            raise BenchmarkError(f"{path} is missing, so its row cannot be measured again")
+        with Image.open(path) as image:
+            scores = scored(detector, clip, image.convert("RGB"), named[row.layout])
+        new.append(replace(row, **scores))
+    settings |= _judges(detector, clip)
+    _write_results(folder, new)
+    write_atomically(folder / "settings.json", _pretty(settings))
+    return read_results(folder)
+
+
 def processes() -> PartialState:
     """Who shares the work: this process alone, or those of `accelerate launch`."""
     return PartialState(timeout=timedelta(days=7))  # how long the first waits for the last
@@ -524,11 +569,15 @@ def read_results(folder: str | os.PathLike[str]) -> list[Row]:
 
 def _merge(folder: Path) -> None:
     """Put the processes' tables together into one."""
+    _write_results(folder, read_results(folder))
+
+
+def _write_results(folder: Path, rows: Sequence[Row]) -> None:
     parts = list(folder.glob("results.*.csv"))
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(map(_text, vars(row).values()) for row in read_results(folder))
+    writer.writerows(map(_text, vars(row).values()) for row in rows)
     write_atomically(folder / "results.csv", table.getvalue().encode())
     for part in parts:
         part.unlink()
@@ -589,9 +638,15 @@ def _identity(
             for name, value in scheduler.items()
             if name == "_class_name" or not name.startswith("_")
         },
+        **_judges(detector, clip),
+        "machine": describe_machine(),
+    }
+
+
+def _judges(detector: Detector, clip: Clip) -> dict[str, str]:
+    return {
         "detector": f"{type(detector).__name__} {_digest(getattr(detector, 'model', None))}",
         "clip": f"{type(clip).__name__} {_digest(getattr(clip, 'model', None))}",
-        "machine": describe_machine(),
     }
 
 

@@ -24,6 +24,7 @@ from lrd_helpers.benchmark import (
     Row,
     ablations,
     drawn,
+    measure_again,
     methods_named,
     noise_of,
     picture_file,
@@ -542,6 +543,43 @@ def test_a_folder_with_other_results_is_left_alone(pipe, tmp_path) -> None:
     run(pipe, FEW, plain, **options)  # and with the same ones it goes on
 
 
+def test_pictures_are_measured_again_by_other_judges(pipe, tmp_path) -> None:
+    class Blind:
+        def __call__(self, image: object, prompts: list[str]) -> list[list[Detection]]:
+            return [[] for _ in prompts]
+
+    out, plain = tmp_path / "out", methods_named(["plain"])
+    options = {"output": out, "num_inference_steps": 1}
+    seeing = run(pipe, FEW, plain, **options, **LOOKS)
+    pictures = pictures_in(out)
+    assert any(row.iou for row in seeing)
+    judges = {**LOOKS, "detector": Blind()}
+    blind = measure_again(out, FEW, **judges)
+    assert [row.key for row in blind] == [row.key for row in seeing]
+    assert not any(row.iou or row.success for row in blind)
+    assert [(row.seconds, row.unet_calls) for row in blind] == [
+        (row.seconds, row.unet_calls) for row in seeing
+    ]
+    assert pictures_in(out) == pictures, "nothing was drawn"
+    with pytest.raises(BenchmarkError, match="results with another detector"):
+        run(pipe, FEW, plain, **options, **LOOKS)
+    assert str(run(pipe, FEW, plain, **options, **judges)) == str(blind), "all is there already"
+    assert str(measure_again(out, FEW, **LOOKS)) == str(seeing)
+
+    before = snapshot(out)
+    with pytest.raises(BenchmarkError, match="holds results of other layouts"):
+        measure_again(out, FEW[:2], **judges)
+    with pytest.raises(BenchmarkError, match="holds no results"):
+        measure_again(tmp_path / "nothing", FEW, **judges)
+    assert snapshot(out) == before
+    missing = picture_file(out, "plain", "car", 0)
+    missing.unlink()
+    before = snapshot(out)
+    with pytest.raises(BenchmarkError, match=r"car-0\.png is missing"):
+        measure_again(out, FEW, **judges)
+    assert snapshot(out) == before
+
+
 def test_folders_that_are_no_benchmark(pipe, tmp_path) -> None:
     out, plain = tmp_path / "out", methods_named(["plain"])
     out.mkdir()
@@ -764,6 +802,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys) -> None:
         (["--methods", "best"], "there is no method 'best'; there are default, paper"),
         (["--metrics", "fid"], "there is no metric 'fid'; there are iou, success"),
         ([tmp_path / "empty.json"], "empty.json: holds no layouts"),
+        (["--measure-again"], "out holds no results"),
     ]:
         given = ["benchmark", *map(str, arguments), "--output", str(tmp_path / "out")]
         assert command_line.main(given) == 2

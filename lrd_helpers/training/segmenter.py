@@ -94,16 +94,18 @@ class SegmenterTraining(nn.Module):
         what, colour = labels(batch)
         images = damage(batch.images, generator, self.damaged_by[0])
         logits = self.unet(2 * images.to(self.unet.device) - 1, 0).sample.float()
-        losses = functional.cross_entropy(
-            logits[:, : len(WHAT)], what.to(logits.device), reduction="none"
+        targets = what.to(logits.device), colour.to(logits.device)
+        what_losses = functional.cross_entropy(logits[:, : len(WHAT)], targets[0], reduction="none")
+        colour_losses = functional.cross_entropy(
+            logits[:, len(WHAT) :], targets[1], reduction="none"
         )
-        colour_loss = functional.cross_entropy(logits[:, len(WHAT) :], colour.to(logits.device))
-        # Stickers and places count alike, though stickers are an eighth of the pixels: otherwise
-        # shapes, the hardest of all, are learned last.
-        stickers = (what < len(STICKERS)).to(logits.device)
-        sticker_loss, place_loss = losses[stickers].mean(), losses[~stickers].mean()
-        if not stickers.any():
-            sticker_loss = torch.zeros_like(place_loss)
+        # Stickers and background count alike, though stickers are an eighth of the pixels:
+        # otherwise their shapes and colours, the hardest of all, are learned last.
+        stickers = targets[0] < len(STICKERS)
+        weights = (~stickers) / (~stickers).sum().clamp(min=1) + stickers / stickers.sum().clamp(1)
+        sticker_loss = (what_losses * weights * stickers).sum()
+        place_loss = (what_losses * weights * ~stickers).sum()
+        colour_loss = (colour_losses * weights).sum()
         loss = sticker_loss + place_loss + colour_loss
         return {
             "loss": loss,
