@@ -128,14 +128,9 @@ def report(
         BenchmarkError: an unknown metric (lists the known ones), or no results.
     """
     folder, chosen = Path(folder), checked_metrics(metrics)
-    rows = read_results(folder)
-    if not rows:
-        raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
+    methods = results_by_method(folder)
+    rows = [row for own in methods.values() for row in own]
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    # The ceiling stands last, whatever was added later.
-    order = sorted(settings["methods"], key=lambda name: name == GROUND_TRUTH)
-    methods = {name: [row for row in rows if row.method == name] for name in order}
-    methods = {name: own for name, own in methods.items() if own}
 
     precision: dict[str, float] = {}
     if "ap" in chosen:
@@ -157,10 +152,10 @@ def report(
             "over layouts. The ground truth is the scene itself: no method can be expected to do "
             "better. A picture's IoU, success, colour and leakage are means over its layers. "
             "T2I-Sim is the CLIP score / 100.",
-            "## How well the layouts are obeyed\n\n" + _quality(methods, chosen, precision),
-            "## Difference to our default\n\n" + _paired(methods, chosen),
+            "## How well the layouts are obeyed\n\n" + quality_table(methods, chosen, precision),
+            "## Difference to our default\n\n" + differences_table(methods, chosen),
             f"## {METRICS[chosen[0]].heading} by stratum\n\n" + _strata(methods, layouts, chosen),
-            "## What it costs\n\n" + _cost(methods, settings),
+            "## What it costs\n\n" + cost_table(methods, settings),
         ]
     )
     write_atomically(folder / "table.md", text.encode() + b"\n")
@@ -172,6 +167,22 @@ def report(
         figure.savefig(png, dpi=120)
         write_atomically(folder / name, png.getvalue())
     return text
+
+
+def results_by_method(folder: str | os.PathLike[str]) -> dict[str, list[Row]]:
+    """The rows of a folder of results, method by method, as they were asked for; the ceiling last.
+
+    Raises:
+        BenchmarkError: no results.
+    """
+    rows = read_results(folder)
+    if not rows:
+        raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
+    settings = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
+    # The ceiling stands last, whatever was added later.
+    order = sorted(settings["methods"], key=lambda name: name == GROUND_TRUTH)
+    methods = {name: [row for row in rows if row.method == name] for name in order}
+    return {name: own for name, own in methods.items() if own}
 
 
 def checked_metrics(metrics: Sequence[str] | None = None) -> list[str]:
@@ -196,11 +207,14 @@ def checked_metrics(metrics: Sequence[str] | None = None) -> list[str]:
 Rows = Mapping[str, Sequence[Row]]
 
 
-def _quality(methods: Rows, metrics: Sequence[str], precision: Mapping[str, float]) -> str:
+def quality_table(
+    methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
+) -> str:
+    """A row a method in Markdown: means and intervals; `precision` where "ap" is a metric."""
     lines = []
     for name, rows in methods.items():
         cells = [
-            _number(precision[name], metric)
+            _number((precision or {})[name], metric)
             if metric == "ap"
             else _interval(estimate(by_layout(rows, metric)), metric)
             for metric in metrics
@@ -209,7 +223,8 @@ def _quality(methods: Rows, metrics: Sequence[str], precision: Mapping[str, floa
     return _markdown(["method", "pictures", *_headings(metrics)], lines)
 
 
-def _paired(methods: Rows, metrics: Sequence[str]) -> str:
+def differences_table(methods: Rows, metrics: Sequence[str]) -> str:
+    """A row a method in Markdown: the paired differences to our default."""
     if "default" not in methods:
         return "The default was not among the methods."
     metrics = [metric for metric in metrics if metric != "ap"]
@@ -239,7 +254,8 @@ def _strata(methods: Rows, layouts: Sequence[NamedLayout], metrics: Sequence[str
     return "± is half of the interval.\n\n" + _markdown(["stratum", "layouts", *methods], lines)
 
 
-def _cost(methods: Rows, settings: Mapping[str, Any]) -> str:
+def cost_table(methods: Rows, settings: Mapping[str, Any]) -> str:
+    """A row a method in Markdown: seconds, U-Net calls, backward passes, memory."""
     plain = {(row.layout, row.seed): row.seconds for row in methods.get("plain", ())}
 
     def ratio(rows: Sequence[Row]) -> str:
@@ -318,12 +334,14 @@ def _interval(value: Estimate, metric: str, *, sign: str = "", half: bool = Fals
     )
 
 
-def methods_figure(methods: Rows, metrics: Sequence[str], precision: Mapping[str, float]) -> Figure:
+def methods_figure(
+    methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
+) -> Figure:
     """A panel a metric: each method's mean and interval, the ground truth as a dashed line."""
     names = [name for name in methods if name != GROUND_TRUTH]
     values = {
         metric: {
-            name: Estimate(precision[name], math.nan, math.nan)
+            name: Estimate((precision or {})[name], math.nan, math.nan)
             if metric == "ap"
             else estimate(by_layout(rows, metric))
             for name, rows in methods.items()
@@ -356,8 +374,10 @@ def methods_figure(methods: Rows, metrics: Sequence[str], precision: Mapping[str
     return figure
 
 
-def strata_figure(methods: Rows, layouts: Sequence[NamedLayout], metrics: Sequence[str]) -> Figure:
-    """The first metric for each stratum and method."""
+def strata_figure(
+    methods: Rows, layouts: Sequence[NamedLayout | Row], metrics: Sequence[str]
+) -> Figure:
+    """The first metric for each stratum (in the order of `layouts`) and method."""
     strata, metric = list(dict.fromkeys(one.stratum for one in layouts)), metrics[0]
     table = numpy.array(
         [
