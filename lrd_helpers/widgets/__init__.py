@@ -1,6 +1,20 @@
-"""What one touches in a notebook: `BoxEditor` (draw a layout) and `LayoutStudio` (render it)."""
+"""What one touches in a notebook.
+
+`BoxEditor` (draw a layout), `LayoutStudio` (render it), `SideBySide` (judge pictures blindly).
+"""
 
 from lrd_helpers.widgets.box_editor import BoxEditor
 from lrd_helpers.widgets.layout_studio import LayoutStudio, Render, Settings, render
+from lrd_helpers.widgets.side_by_side import Pair, SideBySide, shuffled_pairs, sign_test
 
-__all__ = ["BoxEditor", "LayoutStudio", "Render", "Settings", "render"]
+__all__ = [
+    "BoxEditor",
+    "LayoutStudio",
+    "Pair",
+    "Render",
+    "Settings",
+    "SideBySide",
+    "render",
+    "shuffled_pairs",
+    "sign_test",
+]
