@@ -5,7 +5,8 @@
 For each f an autoencoder is trained on the same scenes, then an unconditional diffusion model on
 its latents, of the same shape and for the same time on the processor: what a small f gains in
 detail it must pay for in the second training. Writes the table that notebook 02 plots,
-lrd_helpers/assets/downsampling.csv, and the pictures, figures/downsampling.png.
+lrd_helpers/assets/downsampling.csv, and the pictures beside it, downsampling.png: a row of real
+scenes, then a row for each f, six of them decoded and six drawn.
 """
 
 import argparse
@@ -35,7 +36,6 @@ from lrd_helpers.training.sheets import save_sheet
 SIZE = 64
 WIDTHS = {2: (16, 32), 4: (16, 32, 64), 8: (16, 32, 64, 96), 16: (16, 32, 64, 96, 96)}
 BATCH = 8
-SHEET = Path(__file__).parents[1] / "figures" / "downsampling.png"
 Images = Float[Tensor, "batch 3 height width"]
 
 
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=256, help="measured with")
     parser.add_argument("--f", type=int, nargs="+", default=list(WIDTHS), choices=WIDTHS)
     parser.add_argument("--table", type=Path, default=ASSETS / "downsampling.csv")
-    parser.add_argument("--sheet", type=Path, default=SHEET)
+    parser.add_argument("--sheet", type=Path, default=ASSETS / "downsampling.png")
     options = parser.parse_args()
     rows, sheet = [], [scenes(options.pictures, HELD_OUT_SEED)[:12]]
     for f in options.f:
