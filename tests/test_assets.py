@@ -14,17 +14,21 @@ from transformers import CLIPModel, CLIPProcessor
 from lrd_helpers.attention import capture_attention
 from lrd_helpers.autoencoder import psnr
 from lrd_helpers.metrics import StorybookDetector, layout_iou
-from lrd_helpers.models import ASSETS, load_segmenter
+from lrd_helpers.models import ASSETS, load_segmenter, load_style
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import (
+    STYLES,
     WORDS,
     StorybookDataset,
     caption_of,
+    render_scenes,
     sample_layout,
     seeded,
 )
+from lrd_helpers.style import styled_prompt
 from lrd_helpers.training import clip, segmenter
 from lrd_helpers.training.loop import HELD_OUT_SEED
+from lrd_helpers.training.style import held_out_scenes
 from lrd_helpers.vocabulary import known_words
 
 
@@ -49,6 +53,7 @@ def promised(name, score):
         "storybook/vae",
         "storybook-clip",
         "storybook-segmenter",
+        "storybook-style",
         "storybook-upsampler",
     ],
 )
@@ -77,6 +82,48 @@ def test_latents_have_unit_variance_and_decode_to_the_picture(pipe):
     assert latents.shape == (32, 4, 16, 16)
     assert float((latents * pipe.vae.config.scaling_factor).std()) == pytest.approx(1, abs=0.1)
     assert float(psnr(decoded, images).mean()) > promised("storybook/vae", "PSNR") - 1
+
+
+def test_the_style_is_read_from_the_picture_and_not_its_content():
+    encoder = load_style("cpu").encoder
+    with torch.no_grad():
+        codes = {
+            style: encoder.encode(render_scenes(held_out_scenes(style, 32)).images)[0]
+            for style in STYLES
+        }
+    centres = torch.stack([own[:16].mean(0) for own in codes.values()])
+    for number, own in enumerate(codes.values()):
+        assert (torch.cdist(own[16:], centres).argmin(1) == number).all()
+    for style in STYLES:
+        another, itself, none = (
+            promised("storybook-style", f"loss, {style}, {reference}")
+            for reference in ("another scene as reference", "itself", "no reference")
+        )
+        assert another < (none if style == "flat" else 0.9 * none)
+        assert itself > 0.99 * another
+
+
+def test_pictures_are_drawn_in_the_style_of_the_reference(pipe):
+    conditioning = load_style("cpu")
+    references = [render_scenes(held_out_scenes(style, 1, 1)).images for style in STYLES]
+    with torch.no_grad():
+        style = conditioning.encoder(torch.cat(references))
+
+    def drawn(strength):
+        with conditioning.applied_to(pipe.unet):
+            images = pipe(
+                **styled_prompt(pipe, "a red car on grass", style, strength),
+                num_inference_steps=15,
+                generator=[torch.Generator().manual_seed(seed) for seed in range(len(STYLES))],
+                output_type="pt",
+            ).images
+        return images.mean((1, 2, 3))
+
+    with_style, without = drawn(1.0), drawn(0.0)
+    neon = STYLES.index("neon")
+    others = [number for number in range(len(STYLES)) if number != neon]
+    assert with_style[neon] < 0.5 * without[neon], "neon is bright lines on dark"
+    assert (with_style[others] > 0.8 * without[others]).all()
 
 
 def test_the_segmenter_sees_what_is_there():
