@@ -242,11 +242,6 @@ def test_the_pipeline_draws_what_it_is_told():
     assert promised("storybook", "one object in the caption") >= 18 / 24
 
 
-def test_the_segmenter_is_right_on_nine_pixels_of_ten():
-    assert promised("storybook-segmenter", "sticker and colour right") > 0.9
-
-
-@not_yet
 def test_the_segmenter_is_right_on_97_pixels_of_100():
     assert promised("storybook-segmenter", "sticker and colour right") >= 0.97
 
