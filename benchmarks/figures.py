@@ -1,13 +1,23 @@
-"""Draws the pictures in figures/: the world's contact sheet, samples, the demo, the methods."""
+"""Draws the pictures in figures/.
 
+    python benchmarks/figures.py [NAME ...]
+
+The world's contact sheet, samples, the demo and the methods are drawn here; the others are taken
+out of the notebooks as they were last executed.
+"""
+
+import argparse
+import base64
 import textwrap
 from pathlib import Path
 
+import nbformat
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
+from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
 from lrd_helpers.method import METHODS
 from lrd_helpers.models import load_pipeline
@@ -30,6 +40,12 @@ from lrd_helpers.training.loop import HELD_OUT_SEED
 REPOSITORY = Path(__file__).parents[1]
 FIGURES = REPOSITORY / "figures"
 INK, PAPER = "#202020", "#ffffff"
+NOTEBOOKS = {
+    "placing": ("08_layered_rendering", "placing-figure"),
+    "gallery": ("08_layered_rendering", "gallery-figure"),
+    "editing": ("10_editing", "edits-figure"),
+}
+"""Figures that are the picture below a notebook's cell: notebook and the cell's id."""
 
 
 def contact_sheet(cell: int = 40, margin: int = 76) -> Image.Image:
@@ -142,16 +158,46 @@ def methods(pipe, count: int = 24, cell: int = 112) -> Image.Image:
     return sheet
 
 
+def below_cell(notebook: str, cell_id: str) -> bytes:
+    """The first picture (PNG) that a cell of an executed notebook shows."""
+    path = REPOSITORY / "notebooks" / f"{notebook}.ipynb"
+    for cell in nbformat.read(path, as_version=4).cells:
+        for output in cell.get("outputs", []) if cell.id == cell_id else []:
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output.data["image/png"])
+    raise ValueError(f"{path.name} has no cell {cell_id!r} with a picture below it; execute it")
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ours = {
+        "contact-sheet": lambda _: contact_sheet(),
+        "samples-64": samples,
+        "demo": demo,
+        "methods": methods,
+    }
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join([*ours, *NOTEBOOKS])} (all of them)"
+    )
+    names = parser.parse_args().names or [*ours, *NOTEBOOKS]
+    for name in names:
+        if name not in ours and name not in NOTEBOOKS:
+            parser.error(f"there is no figure {name!r}; there are {', '.join([*ours, *NOTEBOOKS])}")
     FIGURES.mkdir(exist_ok=True)
-    # 256 colours are enough for flat drawings, and a third of the size.
-    contact_sheet().quantize(256).save(FIGURES / "contact-sheet.png", optimize=True)
-    pipe = load_pipeline("storybook", "cpu")
-    pipe.set_progress_bar_config(disable=True)
-    samples(pipe).save(FIGURES / "samples-64.png", optimize=True)
-    demo(pipe).save(FIGURES / "demo.png", optimize=True)
-    methods(pipe).quantize(256).save(FIGURES / "methods.png", optimize=True)
-    print(*sorted(path.name for path in FIGURES.glob("*.png")))
+    pipe = None
+    if any(name in ours for name in names):
+        pipe = load_pipeline("storybook", "cpu")
+        pipe.set_progress_bar_config(disable=True)
+    for name in names:
+        path = FIGURES / f"{name}.png"
+        if name in NOTEBOOKS:
+            write_atomically(path, below_cell(*NOTEBOOKS[name]))
+            continue
+        image = ours[name](pipe)
+        if name in ("contact-sheet", "methods"):
+            # 256 colours are enough for flat drawings, and a third of the size.
+            image = image.quantize(256)
+        image.save(path, optimize=True)
 
 
 if __name__ == "__main__":
