@@ -1,0 +1,354 @@
+"""The exercises of notebook 09: IoU, average precision, a bootstrap interval, the sign test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.layout import Box
+from lrd_helpers.metrics import box_iou
+from lrd_helpers.widgets.side_by_side import sign_test
+
+# ------------------------------------------------------------------ exercise 1
+
+
+def check_iou(function: Callable[..., Any]) -> None:
+    """Exercise 1, `iou(a, b)`: what both boxes cover over what either covers."""
+
+    def area(box: Box) -> float:
+        return (box[2] - box[0]) * (box[3] - box[1])
+
+    def both(a: Box, b: Box) -> float:
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        return max(width, 0.0) * max(height, 0.0)
+
+    def not_cut_off(a: Box, b: Box) -> float:
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        return width * height / (area(a) + area(b) - width * height)
+
+    def from_corner_and_size(a: Box, b: Box) -> float:
+        return box_iou(*((x, y, x + width, y + height) for x, y, width, height in (a, b)))
+
+    def over_the_hull(a: Box, b: Box) -> float:
+        hull = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+        return both(a, b) / area(hull)
+
+    check_function(
+        function,
+        box_iou,
+        [
+            ((0.1, 0.2, 0.5, 0.6), (0.3, 0.3, 0.8, 0.7)),
+            ((0.0, 0.0, 1.0, 1.0), (0.25, 0.5, 0.5, 0.75)),
+            ((0.4, 0.4, 0.6, 0.9), (0.3, 0.5, 0.7, 0.8)),
+            ((0.1, 0.1, 0.4, 0.4), (0.6, 0.7, 0.9, 0.8)),  # apart in both directions
+            ((0.1, 0.1, 0.4, 0.9), (0.6, 0.1, 0.9, 0.5)),  # side by side
+        ],
+        expected="the area that both boxes cover over the area that at least one covers, 0 to 1",
+        hint="what both cover is a box as well: from the larger of the two left edges to the "
+        "smaller of the two right ones, and the same from top to bottom",
+        mistakes=[
+            Mistake(
+                "boxes that are apart get something other than 0",
+                "where the boxes are apart, width and height of what they share come out below 0: "
+                "max(0, …), each of them, before they are multiplied",
+                not_cut_off,
+            ),
+            Mistake(
+                "what both cover is counted twice in the union",
+                "area of a + area of b − area of both",
+                lambda a, b: both(a, b) / (area(a) + area(b)),
+            ),
+            Mistake(
+                "Dice's number, 2·both/(a + b)",
+                "a relative of IoU that is always kinder; over the union, without the 2",
+                lambda a, b: 2 * both(a, b) / (area(a) + area(b)),
+            ),
+            Mistake(
+                "the share of a that b covers",
+                "a box over the whole picture covers everything, and would get 1: over the union",
+                lambda a, b: both(a, b) / area(a),
+            ),
+            Mistake(
+                "the share of b that a covers",
+                "a box over the whole picture covers everything, and would get 1: over the union",
+                lambda a, b: both(a, b) / area(b),
+            ),
+            Mistake(
+                "the share of the smaller box",
+                "a tiny box within a large one would get 1; divide by the union",
+                lambda a, b: both(a, b) / min(area(a), area(b)),
+            ),
+            Mistake(
+                "the area that both cover, as it is",
+                "two small boxes that agree would get less than two large ones that do not: divide "
+                "by the union",
+                both,
+            ),
+            Mistake(
+                "what both cover over the box around both",
+                "the union is not a box: area of a + area of b − area of both",
+                over_the_hull,
+            ),
+            Mistake(
+                "boxes read as left, top, width, height",
+                "a box is left, top, right, bottom: its width is box[2] − box[0]",
+                from_corner_and_size,
+            ),
+        ],
+        tolerance=1e-6,
+    )
+
+
+# ------------------------------------------------------------------ exercise 2
+
+
+def area_under_curve(right: Sequence[bool], asked: int) -> float:
+    """COCO's average precision at one threshold: the curve from its right end, at 101 recalls."""
+    hits = torch.tensor(right, dtype=torch.float64).cumsum(0)
+    precision, recall = hits / torch.arange(1, len(right) + 1), hits / asked
+    return float(
+        torch.stack([(precision * (recall >= level / 100)).max() for level in range(101)]).mean()
+    )
+
+
+def check_average_precision(function: Callable[..., Any]) -> None:
+    """Exercise 2, `average_precision(right, asked)`: the mean of the best precisions."""
+
+    def curve(right: Sequence[bool], asked: float) -> tuple[Tensor, Tensor]:
+        hits = torch.tensor(right, dtype=torch.float64).cumsum(0)
+        return hits / torch.arange(1, len(right) + 1), hits / asked
+
+    def first_only(right: Sequence[bool], asked: int) -> float:
+        precision, recall = curve(right, asked)
+        read = []
+        for level in range(101):
+            there = precision[recall >= level / 100]
+            read.append(float(there[0]) if len(there) else 0.0)
+        return sum(read) / 101
+
+    def reached_only(right: Sequence[bool], asked: int) -> float:
+        precision, recall = curve(right, asked)
+        there = [precision[recall >= level / 100] for level in range(101)]
+        return sum(float(one.max()) for one in there if len(one)) / sum(map(bool, map(len, there)))
+
+    def at_hits(right: Sequence[bool], asked: int) -> float:
+        precision, _ = curve(right, asked)
+        return float(precision[torch.tensor(right)].sum()) / asked
+
+    check_function(
+        function,
+        area_under_curve,
+        [
+            ([True, False, True, False], 3),
+            ([False, True, True, True, False, True], 7),
+            ([True, True, False, True], 6),
+            ([False, False, True], 3),
+        ],
+        expected="the mean over the recalls 0, .01, … 1 of the best precision at that recall or "
+        "a larger one; 0 where no recall is that large",
+        hint="after k detections: precision = hits/k, recall = hits/asked; then for each of the "
+        "101 levels the largest precision among those with recall ≥ level",
+        mistakes=[
+            Mistake(
+                "at each level the first precision that reaches it, not the best one",
+                "the curve has teeth; COCO takes the best precision at this recall *or a larger "
+                "one*: max",
+                first_only,
+            ),
+            Mistake(
+                "what was asked for and never found is left out",
+                "recall is hits/asked, and a level that is never reached counts as 0 among the 101",
+                reached_only,
+            ),
+            Mistake(
+                "the mean precision at the hits, over all that was asked",
+                "a fair definition too, but COCO's reads the curve at 101 recalls, the best "
+                "precision to the right of each",
+                at_hits,
+            ),
+            Mistake(
+                "the mean precision at the hits",
+                "what was asked for and never found must count: read the curve at 101 recalls",
+                lambda right, asked: at_hits(right, sum(right)),
+            ),
+            Mistake(
+                "the precision of all detections together",
+                "that is one point of the curve, its end; the ranking plays no part in it",
+                lambda right, asked: sum(right) / len(right),
+            ),
+            Mistake(
+                "the recall of all detections together",
+                "that is how far the curve goes to the right; how high it is counts as well",
+                lambda right, asked: sum(right) / asked,
+            ),
+            Mistake(
+                "the ranking is read from its end",
+                "the list begins with the detection that is surest",
+                lambda right, asked: area_under_curve(right[::-1], asked),
+            ),
+        ],
+        tolerance=1e-3,
+    )
+
+
+# ------------------------------------------------------------------ exercise 3
+
+
+def bootstrap_interval(values: Tensor, chosen: Tensor) -> Tensor:
+    """2.5 % and 97.5 % quantile of the means of the samples; `chosen`: (samples, size)."""
+    means = values[chosen].mean(1)
+    return torch.stack([means.quantile(0.025), means.quantile(0.975)])
+
+
+def check_interval(function: Callable[..., Any]) -> None:
+    """Exercise 3, `interval(values, chosen)`: the 95 % percentile bootstrap of the mean."""
+
+    def case(size: int, samples: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.rand(size, generator=generator) ** 2
+        return values, torch.randint(size, (samples, size), generator=generator)
+
+    def between(
+        of: Callable[[Tensor, Tensor], Tensor], low: float = 0.025
+    ) -> Callable[..., Tensor]:
+        def answer(values: Tensor, chosen: Tensor) -> Tensor:
+            numbers = of(values, chosen)
+            return torch.stack([numbers.quantile(low), numbers.quantile(1 - low)])
+
+        return answer
+
+    def normal(values: Tensor, spread: Tensor) -> Tensor:
+        return torch.stack([values.mean() - 1.96 * spread, values.mean() + 1.96 * spread])
+
+    check_function(
+        function,
+        bootstrap_interval,
+        [case(12, 400, 0), case(7, 1000, 1)],
+        expected="the 2.5 % and the 97.5 % quantile of the samples' means, as a tensor of two",
+        hint="values[chosen] has the shape (samples, size): one row is one sample, so .mean(1)",
+        mistakes=[
+            Mistake(
+                "the quantiles of the values, not of means",
+                "that says where 95 % of the *layouts* lie; how sure the mean is, the means of the "
+                "samples say",
+                between(lambda values, chosen: values),
+            ),
+            Mistake(
+                "the quantiles of all drawn values, without a mean",
+                "each row of values[chosen] becomes one number, its mean, first",
+                between(lambda values, chosen: values[chosen].flatten()),
+            ),
+            Mistake(
+                "means over the wrong axis",
+                "a row of values[chosen] is a sample: .mean(1), one mean a sample",
+                between(lambda values, chosen: values[chosen].mean(0)),
+            ),
+            Mistake(
+                "from 5 % to 95 %: an interval of 90 %",
+                "95 % inside leaves 5 % outside, and half of that on each side: 0.025 and 0.975",
+                between(lambda values, chosen: values[chosen].mean(1), 0.05),
+            ),
+            Mistake(
+                "medians of the samples, not means",
+                "the table shows means, so the means must be sampled",
+                between(lambda values, chosen: values[chosen].median(1).values),
+            ),
+            Mistake(
+                "from the least to the largest mean",
+                "with more samples the extremes go further out; quantiles do not",
+                between(lambda values, chosen: values[chosen].mean(1), 0.0),
+            ),
+            Mistake(
+                "the upper end first",
+                "low, then high",
+                lambda values, chosen: bootstrap_interval(values, chosen).flip(0),
+            ),
+            Mistake(
+                "the mean ± 1.96 spreads of the values",
+                "that is where the values lie; the mean of n of them varies √n times less",
+                lambda values, chosen: normal(values, values.std()),
+            ),
+            Mistake(
+                "the mean ± 1.96·s/√n, without the samples",
+                "that is the formula for a bell curve, and nearly the same for many values; here "
+                "use the samples in `chosen`, which need no bell",
+                lambda values, chosen: normal(values, values.std() / len(values) ** 0.5),
+            ),
+        ],
+        tolerance=1e-5,
+    )
+
+
+# ------------------------------------------------------------------ exercise 4
+
+
+def check_p_value(function: Callable[..., Any]) -> None:
+    """Exercise 4, `p_value(wins, losses)`: the two-sided sign test."""
+
+    def probability(wins: int, losses: int) -> float:
+        """Of exactly so many wins, if a coin decided."""
+        return math.comb(wins + losses, wins) / 2 ** (wins + losses)
+
+    def tail(wins: int, losses: int) -> float:
+        """Of as many wins or more."""
+        return sum(probability(k, wins + losses - k) for k in range(wins, wins + losses + 1))
+
+    def larger(wins: int, losses: int) -> tuple[int, int]:
+        return max(wins, losses), min(wins, losses)
+
+    check_function(
+        function,
+        sign_test,
+        [(8, 2), (5, 5), (1, 7), (11, 4), (0, 6), (6, 5)],
+        expected="the probability that a fair coin is at least as one-sided: both tails, at most 1",
+        hint="n = wins + losses; the sum of comb(n, k) / 2**n for k from max(wins, losses) to n is "
+        "one tail",
+        mistakes=[
+            Mistake(
+                "one tail only",
+                "a coin could have been as one-sided in favour of the other: twice the tail",
+                lambda wins, losses: tail(*larger(wins, losses)),
+            ),
+            Mistake(
+                "at a draw a probability above 1",
+                "at a draw both tails hold the middle; at most 1: min(1, …)",
+                lambda wins, losses: 2 * tail(*larger(wins, losses)),
+            ),
+            Mistake(
+                "the tail of the wins, also where there are fewer wins than losses",
+                "begin at the larger of the two: max(wins, losses)",
+                lambda wins, losses: min(1.0, 2 * tail(wins, losses)),
+            ),
+            Mistake(
+                "the tail begins one too late",
+                "“at least as one-sided” holds what was seen: from max(wins, losses) on",
+                lambda wins, losses: min(
+                    1.0,
+                    2 * (tail(*larger(wins, losses)) - probability(wins, losses)),
+                ),
+            ),
+            Mistake(
+                "the probability of exactly this count",
+                "every single count is unlikely when there are many: add up all that are at least "
+                "as one-sided",
+                probability,
+            ),
+            Mistake(
+                "twice the probability of exactly this count",
+                "every single count is unlikely when there are many: add up all that are at least "
+                "as one-sided",
+                lambda wins, losses: min(1.0, 2 * probability(wins, losses)),
+            ),
+            Mistake(
+                "the share of wins",
+                "that says who won, not whether a coin could have done it",
+                lambda wins, losses: wins / (wins + losses),
+            ),
+        ],
+        tolerance=1e-6,
+    )
