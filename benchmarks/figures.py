@@ -8,10 +8,10 @@ out of the notebooks as they were last executed.
 
 import argparse
 import base64
+import json
 import textwrap
 from pathlib import Path
 
-import nbformat
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
@@ -161,10 +161,10 @@ def methods(pipe, count: int = 24, cell: int = 112) -> Image.Image:
 def below_cell(notebook: str, cell_id: str) -> bytes:
     """The first picture (PNG) that a cell of an executed notebook shows."""
     path = REPOSITORY / "notebooks" / f"{notebook}.ipynb"
-    for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get("outputs", []) if cell.id == cell_id else []:
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []) if cell["id"] == cell_id else []:
             if "image/png" in output.get("data", {}):
-                return base64.b64decode(output.data["image/png"])
+                return base64.b64decode(output["data"]["image/png"])
     raise ValueError(f"{path.name} has no cell {cell_id!r} with a picture below it; execute it")
 
 

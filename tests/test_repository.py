@@ -37,6 +37,7 @@ ASSET_KINDS = {
     ".txt",
     ".md",
     ".csv",
+    ".png",
 }  # nothing that runs code when it is loaded
 
 
@@ -226,6 +227,22 @@ def test_every_picture_in_the_readme_has_an_alt_text():
 
 def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_pictures_that_come_from_notebooks_are_the_ones_they_show():
+    """`python benchmarks/figures.py NAME` after a notebook was executed anew."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import figures
+    finally:
+        sys.path.pop(0)
+    for name, (notebook, cell) in figures.NOTEBOOKS.items():
+        assert f"](figures/{name}.png)" in README
+        shown = figures.below_cell(notebook, cell)
+        assert shown.startswith(b"\x89PNG")
+        assert (ROOT / "figures" / f"{name}.png").read_bytes() == shown, name
+    with pytest.raises(ValueError, match="has no cell 'nowhere' with a picture below it"):
+        figures.below_cell("10_editing", "nowhere")
 
 
 def test_the_layout_in_the_readme_is_one():
