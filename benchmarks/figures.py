@@ -41,6 +41,7 @@ REPOSITORY = Path(__file__).parents[1]
 FIGURES = REPOSITORY / "figures"
 INK, PAPER = "#202020", "#ffffff"
 NOTEBOOKS = {
+    "style": ("04_conditioning", "styles-figure"),
     "placing": ("08_layered_rendering", "placing-figure"),
     "gallery": ("08_layered_rendering", "gallery-figure"),
     "editing": ("10_editing", "edits-figure"),
