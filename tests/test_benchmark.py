@@ -40,15 +40,20 @@ from lrd_helpers.benchmark_layouts import (
     save_layouts,
 )
 from lrd_helpers.benchmark_report import (
+    METRICS,
     by_layout,
     checked_metrics,
+    cost_table,
     differences,
+    differences_table,
     estimate,
     report,
+    results_by_method,
 )
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.method import METHODS
 from lrd_helpers.metrics import Detection, StorybookClip, StorybookDetector
+from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import aspect_ratio
 
@@ -676,6 +681,26 @@ def filled(folder: Path, rows: list[Row]) -> Path:
 
 
 SOME = ["iou", "success", "clip"]
+
+
+def test_the_committed_table_is_that_of_the_committed_rows() -> None:
+    methods = results_by_method(ASSETS / "benchmark")
+    assert set(methods) == {*benchmark.KNOWN, GROUND_TRUTH}
+    names = {one.name for one in LAYOUTS}
+    for own in methods.values():
+        assert {row.layout for row in own} == names
+        assert len(own) == len(names)
+    settings = json.loads((ASSETS / "benchmark" / "settings.json").read_text(encoding="utf-8"))
+    table = (FOLDER.parents[1] / "figures" / "benchmark.md").read_text(encoding="utf-8")
+    metrics = [name for name in METRICS if name != "ap"]  # AP needs the pictures
+    assert differences_table(methods, metrics) in table
+    assert cost_table(methods, settings) in table
+    # Who judged and what was drawn is what is shipped: else the numbers are another model's.
+    assert settings["detector"] == f"LookingOnce {benchmark._digest(load_segmenter('cpu'))}"
+    pipe = load_pipeline("storybook", "cpu")
+    digest = benchmark._digest(pipe.unet, pipe.vae, pipe.text_encoder)
+    assert settings["model"] == digest
+    assert settings["methods"]["default"] == {"kind": "Method", **asdict(METHODS["default"])}
 
 
 def test_the_tables_say_what_was_measured(tmp_path) -> None:
