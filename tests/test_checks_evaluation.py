@@ -116,7 +116,7 @@ ANSWERS = [
     ("iou", lambda a, b: torch.tensor(both(a, b) / union(a, b)), "✓"),
     ("iou", iou_on_a_grid, "✓"),
     ("iou", iou_not_cut_off, "apart get something other than 0"),
-    ("iou", iou_cut_off_late, "the area that both boxes cover"),
+    ("iou", iou_cut_off_late, "cut off at 0, not each of them"),
     ("iou", lambda a, b: both(a, b) / (area(a) + area(b)), "counted twice"),
     ("iou", lambda a, b: 2 * both(a, b) / (area(a) + area(b)), "Dice"),
     ("iou", lambda a, b: both(a, b) / area(a), "the share of a that b covers"),

@@ -204,6 +204,30 @@ def test_minutes_are_a_budget_too(tmp_path):
     assert progress.step > 20
 
 
+@pytest.mark.parametrize("sticker_count", [0, 2])
+def test_in_the_segmenter_loss_stickers_and_background_count_alike(sticker_count):
+    rendering = StorybookDataset(4, sticker_count=sticker_count).batch(0)
+    trainee = segmenter.SegmenterTraining(None, None)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        losses = trainee(rendering, generator)
+        images = segmenter.damage(rendering.images, generator.manual_seed(0), None)
+        logits = trainee.unet(2 * images - 1, 0).sample.movedim(1, -1)
+    what, colour = segmenter.labels(rendering)
+    stickers = what < len(segmenter.STICKERS)
+    expected = {"sticker": 0.0, "place": 0.0, "colour": 0.0}
+    for pixels, name in ((stickers, "sticker"), (~stickers, "place")):
+        if pixels.any():
+            kinds, colours = logits[pixels].split([len(segmenter.WHAT), 9], 1)
+            cross_entropy = torch.nn.functional.cross_entropy
+            expected[name] = float(cross_entropy(kinds, what[pixels]))
+            expected["colour"] += float(cross_entropy(colours, colour[pixels]))
+    assert stickers.any() == (sticker_count > 0)
+    for name, value in expected.items():
+        assert float(losses[name]) == pytest.approx(value, rel=1e-4, abs=1e-6)
+    assert float(losses["loss"]) == pytest.approx(sum(expected.values()), rel=1e-4)
+
+
 def test_segmenter_labels_tell_the_truth():
     rendering = StorybookDataset(4, sticker_count=2).batch(0)
     what, colour = segmenter.labels(rendering)

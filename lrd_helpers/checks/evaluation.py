@@ -31,6 +31,11 @@ def check_iou(function: Callable[..., Any]) -> None:
         width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
         return width * height / (area(a) + area(b) - width * height)
 
+    def cut_off_late(a: Box, b: Box) -> float:
+        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        shared = max(width * height, 0.0)
+        return shared / (area(a) + area(b) - shared)
+
     def from_corner_and_size(a: Box, b: Box) -> float:
         return box_iou(*((x, y, x + width, y + height) for x, y, width, height in (a, b)))
 
@@ -57,6 +62,12 @@ def check_iou(function: Callable[..., Any]) -> None:
                 "where the boxes are apart, width and height of what they share come out below 0: "
                 "max(0, …), each of them, before they are multiplied",
                 not_cut_off,
+            ),
+            Mistake(
+                "the product of width and height is cut off at 0, not each of them",
+                "two boxes that are apart in both directions share a width and a height below 0, "
+                "and their product is positive: max(0, …) of each, before they are multiplied",
+                cut_off_late,
             ),
             Mistake(
                 "what both cover is counted twice in the union",
