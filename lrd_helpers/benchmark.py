@@ -469,8 +469,8 @@ def measure_again(
         All rows of the folder.
 
     Raises:
-        BenchmarkError: no results, those of other layouts, or a picture that is missing; nothing is
-            written then.
+        BenchmarkError: no results, those of other layouts, no settings, or a picture that is
+            missing or damaged; nothing is written then.
     """
     folder = Path(folder)
     detector = LookingOnce() if detector is None else detector
@@ -478,17 +478,26 @@ def measure_again(
     rows = read_results(folder)
     if not rows:
         raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    if settings["layouts"] != _digest_of_layouts(layouts):
+    path = folder / "settings.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        drawn_layouts = settings["layouts"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise BenchmarkError(f"{path} is missing or not a benchmark's") from None
+    if drawn_layouts != _digest_of_layouts(layouts):
         raise BenchmarkError(f"{folder} holds results of other layouts")
     named = {one.name: one.layout for one in layouts}
     new = []
     for row in tqdm(rows, "measuring", unit="picture", leave=False, disable=None):
         path = picture_file(folder, row.method, row.layout, row.seed)
-        if not path.exists():
-            raise BenchmarkError(f"{path} is missing, so its row cannot be measured again")
-        with Image.open(path) as image:
-            scores = scored(detector, clip, image.convert("RGB"), named[row.layout])
+        try:
+            with Image.open(path) as image:
+                picture = image.convert("RGB")
+        except OSError:
+            raise BenchmarkError(
+                f"{path} is missing or damaged, so its row cannot be measured again"
+            ) from None
+        scores = scored(detector, clip, picture, named[row.layout])
         new.append(replace(row, **scores))
     settings |= _judges(detector, clip)
     _write_results(folder, new)

@@ -578,11 +578,22 @@ def test_pictures_are_measured_again_by_other_judges(pipe, tmp_path) -> None:
         measure_again(tmp_path / "nothing", FEW, **judges)
     assert snapshot(out) == before
     missing = picture_file(out, "plain", "car", 0)
-    missing.unlink()
-    before = snapshot(out)
-    with pytest.raises(BenchmarkError, match=r"car-0\.png is missing"):
-        measure_again(out, FEW, **judges)
-    assert snapshot(out) == before
+    for content in (None, b"\x89PNG no more"):
+        missing.unlink()
+        if content:
+            missing.write_bytes(content)
+        before = snapshot(out)
+        with pytest.raises(BenchmarkError, match=r"car-0\.png is missing or damaged"):
+            measure_again(out, FEW, **judges)
+        assert snapshot(out) == before
+        missing.touch()
+    for content in ("{}", "[]", "no JSON", None):
+        (out / "settings.json").unlink()
+        if content:
+            (out / "settings.json").write_text(content)
+        with pytest.raises(BenchmarkError, match=r"settings\.json is missing or not a benchmark's"):
+            measure_again(out, FEW, **judges)
+        (out / "settings.json").touch()
 
 
 def test_folders_that_are_no_benchmark(pipe, tmp_path) -> None:
