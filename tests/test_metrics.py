@@ -258,6 +258,34 @@ def test_a_speckle_does_not_stretch_the_box(detector):
     assert metrics.layout_iou(detector, picture, layout) == [pytest.approx(1)]
 
 
+def test_a_fragment_belongs_to_the_sticker_it_touches(detector):
+    house, bit = ("house", "red", (10, 10, 60, 60)), (60, 30, 69, 39)  # 81 pixels beside it
+    [only] = detector.describe(paint(house, ("star", "red", bit))).stickers
+    assert (only.sticker, int(only.mask.sum())) == ("house", 2500 + 81)
+    # Inside of it, too, and through another fragment.
+    inside = paint(house, ("star", "red", (20, 20, 28, 28)), ("fish", "red", (28, 20, 33, 28)))
+    [only] = detector.describe(inside).stickers
+    assert (only.sticker, int(only.mask.sum())) == ("house", 2500)
+    # On its own it is a small star, and where it is as large as the world's smallest as well.
+    alone = paint(house, ("star", "red", (80, 30, 89, 39)))
+    assert [thing.sticker for thing in detector.describe(alone).stickers] == ["house", "star"]
+    large = paint(house, ("star", "red", (60, 30, 70, 40)))
+    assert [thing.sticker for thing in detector.describe(large).stickers] == ["house", "star"]
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_parts_with_a_narrow_gap_are_one_sticker(detector, side):
+    scale = side // 128
+    for gap, count in ((4, 1), (5, 2)):
+        parts = [(10, 10, 40, 30), (10, 30 + gap, 40, 60)]
+        boxes = [tuple(scale * edge for edge in part) for part in parts]
+        picture = paint(*(("boat", "red", box) for box in boxes), size=(side, side))
+        found = detector.describe(picture).stickers
+        assert len(found) == count
+        # The gap itself is not part of it.
+        assert sum(int(thing.mask.sum()) for thing in found) == scale**2 * 30 * (50 - gap)
+
+
 def test_touching_stickers_of_two_colours_are_two(detector):
     picture = paint(("ball", "red", (10, 10, 40, 40)), ("ball", "blue", (40, 10, 70, 40)))
     found = detector.describe(picture).stickers

@@ -1,5 +1,6 @@
 """The training loop and the trainings, each for a few steps."""
 
+import argparse
 import csv
 import json
 import re
@@ -422,6 +423,36 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         module.main([*options, *read_by, *taught])
         card = (tmp_path / "out" / "README.md").read_text()
         assert "; learned were an older U-Net's predictions |" in card
+
+
+def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=(4,) * 4,
+        norm_num_groups=2,
+    )
+
+    def scenes(*shares):
+        told = argparse.Namespace(
+            seed=1, cache=64, run=tmp_path, sticker_shares=shares, mixed_precision="no"
+        )
+        cache = latent_diffusion.LatentCache(vae, told, 0, 1)
+        assert len(cache.latents) == len(cache.scenes) == 64
+        return [len(scene.stickers) for scene in cache.scenes]
+
+    assert set(scenes(0, 0, 1, 0, 0)) == {2}
+    # Not the latents that were kept for other shares.
+    counts = scenes(0, 1, 0, 0, 3)
+    assert set(counts) == {1, 4}
+    assert 0.6 < counts.count(4) / 64 < 0.9
+
+
+@pytest.mark.parametrize("shares", [["-1", "1", "1", "1", "1"], ["0"] * 5])
+def test_sticker_shares_that_cannot_work_exit_with_2(capsys, shares):
+    with pytest.raises(SystemExit, match="2"):
+        latent_diffusion.main(["--sticker-shares", *shares])
+    assert "--sticker-shares: none can be negative" in capsys.readouterr().err
 
 
 def assert_a_second_run_goes_on(module, options, tmp_path):

@@ -31,7 +31,7 @@ def encoded_once(
     if float(stored.pop("autoencoder", torch.zeros(()))) == fingerprint:
         return stored
     parts = [encode(number) for number in tqdm(numbers, desc="encoding scenes", disable=quiet)]
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    joined = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     mark = torch.tensor(fingerprint, dtype=torch.float64)

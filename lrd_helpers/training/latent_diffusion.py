@@ -28,12 +28,15 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lrd_helpers.storybook import (
+    Scene,
     StorybookDataset,
     caption_of,
+    render_scenes,
     sample_caption,
     sample_scene,
     seeded,
 )
+from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
 from lrd_helpers.training import loop
 from lrd_helpers.training.latent_cache import encoded_once
 from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
@@ -188,18 +191,25 @@ class LatentCache:
         self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
     ) -> None:
         self.options, self.reader = options, reader
-        stream = StorybookDataset(CACHE_BATCH, seed=options.seed, reader=reader, readers=readers)
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
+        shares = torch.tensor(options.sticker_shares, dtype=torch.float)
+
+        def scenes(number: int) -> list[Scene]:
+            generator = seeded(options.seed, number)
+            counts = torch.multinomial(shares, CACHE_BATCH, replacement=True, generator=generator)
+            return [sample_scene(generator, sticker_count=count) for count in counts.tolist()]
 
         def encode(number: int) -> dict[str, Tensor]:
             half = options.mixed_precision == "bf16"
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                return {"latents": encoded(vae, stream.batch(number).images).half()}
+                return {"latents": encoded(vae, render_scenes(scenes(number)).images).half()}
 
-        name = f"latents-{options.cache}-{options.seed}-{reader}-of-{readers}.safetensors"
-        kept = encoded_once(options.run / name, vae, numbers, encode, quiet=reader > 0)
+        shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
+        name = f"latents-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
+        file = options.run / f"{name}.safetensors"
+        kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
         self.latents = kept["latents"]
-        self.scenes = [scene for number in numbers for scene in stream.scenes(number)]
+        self.scenes = [scene for number in numbers for scene in scenes(number)]
 
     def batches(self, start: int) -> Iterator[tuple[Latents, list[str], list[str]]]:
         """Latents, captions, and the captions that leave nothing out.
@@ -299,6 +309,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--cache", type=int, default=32_000, help="scenes encoded once and kept")
     parser.add_argument(
+        "--sticker-shares",
+        type=float,
+        nargs=MOST_STICKERS + 1,
+        default=list(STICKER_COUNT_SHARES),
+        metavar="SHARE",
+        help="how many of the scenes have 0, 1, 2, 3 and 4 stickers (only their ratio counts); "
+        "default: as the world has them",
+    )
+    parser.add_argument(
         "--text-encoder",
         type=Path,
         metavar="FOLDER",
@@ -344,6 +363,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
             "python -m lrd_helpers.training.autoencoder"
         )
+    if min(options.sticker_shares) < 0 or not sum(options.sticker_shares):
+        parser.error("--sticker-shares: none can be negative, and one must be more than 0")
     if not options.start_from and not options.text_encoder:
         options.text_encoder = Path("runs") / "text-encoder" / "model"
     if options.text_encoder and not (options.text_encoder / "config.json").exists():
