@@ -141,6 +141,14 @@ class StorybookDetector:
         self.model = (load_segmenter() if model is None else model).eval()
         self.noise_floor = noise_floor
 
+    @property
+    def rules(self) -> str:
+        """What its answers depend on besides its weights, to be kept beside what it measured."""
+        return (
+            f"noise floor {self.noise_floor:g}, fragments {FRAGMENT}, gap {GAP}, "
+            f"second colour {SECOND_COLOUR:g}"
+        )
+
     def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
         """The stickers each prompt names; a prompt without a colour takes any colour.
 
