@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from lrd_helpers.metrics import StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
-from lrd_helpers.storybook import Scene, caption_of, sample_scene, seeded
+from lrd_helpers.storybook import Scene, caption_of, render_scenes, sample_scene, seeded
 from lrd_helpers.training import autoencoder, clip, segmenter
+from lrd_helpers.training.latent_diffusion import encoded
 from lrd_helpers.training.loop import HELD_OUT_SEED, add_scores, describe_machine
 
 README = Path(__file__).parents[1] / "README.md"
@@ -36,19 +37,13 @@ def prompts(count: int, sticker_count: int) -> list[Scene]:
     ]
 
 
-def generation_accuracy(pipe, detector, scenes: list[Scene]) -> dict[str, float]:
-    """Shares of pictures (CFG 5, 25 DDIM steps) with exactly the named stickers, and the place."""
+def shares_right(detector, scenes: list[Scene], draw) -> dict[str, float]:
+    """Shares of the pictures `draw(scenes, first)` with exactly the named things, and the place."""
     stickers_right, places_right = [], []
     for first in tqdm(range(0, len(scenes), 50), desc="drawing", leave=False):
         batch = scenes[first : first + 50]
-        images = pipe(
-            [scene.caption for scene in batch],
-            num_inference_steps=25,
-            guidance_scale=5.0,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(first),
-        ).images
-        for scene, found in zip(batch, detector.describe_all(list(images)), strict=True):
+        found_in_each = detector.describe_all(list(draw(batch, first)))
+        for scene, found in zip(batch, found_in_each, strict=True):
             asked = sorted((placed.sticker, placed.colour) for placed in scene.stickers)
             stickers_right.append(
                 sorted((one.sticker, one.colour) for one in found.stickers) == asked
@@ -59,6 +54,35 @@ def generation_accuracy(pipe, detector, scenes: list[Scene]) -> dict[str, float]
         name: sum(values) / len(values)
         for name, values in (("all", both), ("stickers", stickers_right), ("place", places_right))
     }
+
+
+def generation_accuracy(pipe, detector, scenes: list[Scene]) -> dict[str, float]:
+    """The shares of pictures drawn from the captions: CFG 5, 25 DDIM steps."""
+
+    def draw(batch: list[Scene], first: int) -> torch.Tensor:
+        return pipe(
+            [scene.caption for scene in batch],
+            num_inference_steps=25,
+            guidance_scale=5.0,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(first),
+        ).images
+
+    return shares_right(detector, scenes, draw)
+
+
+def ceiling(pipe, detector, scenes: list[Scene]) -> float:
+    """The share of the true scenes themselves, through the autoencoder: what the judge can see.
+
+    Drawings can be judged better than that only where their things overlap less.
+    """
+
+    @torch.no_grad()
+    def draw(batch: list[Scene], first: int) -> torch.Tensor:
+        latents = encoded(pipe.vae, render_scenes(batch).images)
+        return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
+
+    return shares_right(detector, scenes, draw)["all"]
 
 
 def seconds_a_picture(pipe, repeats: int = 7) -> float:
@@ -135,11 +159,13 @@ def main() -> None:
         (1, 0.95, "one object in the caption"),
         (2, 0.80, "two objects in one caption, both right"),
     ):
-        share = generation_accuracy(pipe, detector, prompts(options.prompts, count))
+        scenes = prompts(options.prompts, count)
+        share, most = generation_accuracy(pipe, detector, scenes), ceiling(pipe, detector, scenes)
         row(
             f"{name}: exactly that, and the place, {options.prompts} prompts",
             f"≥ {target:.0%}",
-            f"{share['all']:.1%} (stickers {share['stickers']:.1%}, place {share['place']:.1%})",
+            f"{share['all']:.1%} (stickers {share['stickers']:.1%}, place {share['place']:.1%}; "
+            f"the true scenes through the autoencoder {most:.1%})",
             share["all"] >= target,
         )
         accuracies[f"{name}, {options.prompts} prompts"] = share["all"]

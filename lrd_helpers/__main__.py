@@ -216,6 +216,11 @@ def _benchmark(options: argparse.Namespace) -> None:
     methods = methods_named([*names, *(ablations() if options.ablations else [])])
     metrics = checked_metrics(options.metrics)
     if options.measure_again:
+        if options.methods or options.ablations or options.limit or options.seeds != 1:
+            raise _Refused(
+                "--measure-again measures every picture of the folder; leave out --methods, "
+                "--ablations, --seeds and --limit"
+            )
         measure_again(options.output, layouts)
         print(report(options.output, layouts, metrics=metrics))
         return

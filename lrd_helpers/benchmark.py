@@ -499,9 +499,12 @@ def measure_again(
             ) from None
         scores = scored(detector, clip, picture, named[row.layout])
         new.append(replace(row, **scores))
-    settings |= _judges(detector, clip)
+    judges = _judges(detector, clip)
+    # Rows and judges are two files: cut off between them, this must be done again.
+    unfinished = dict.fromkeys(judges, "half-way through --measure-again")
+    write_atomically(folder / "settings.json", _pretty(settings | unfinished))
     _write_results(folder, new)
-    write_atomically(folder / "settings.json", _pretty(settings))
+    write_atomically(folder / "settings.json", _pretty(settings | judges))
     return read_results(folder)
 
 
@@ -653,8 +656,9 @@ def _identity(
 
 
 def _judges(detector: Detector, clip: Clip) -> dict[str, str]:
+    weights = _digest(getattr(detector, "model", None))
     return {
-        "detector": f"{type(detector).__name__} {_digest(getattr(detector, 'model', None))}",
+        "detector": " ".join([type(detector).__name__, weights, getattr(detector, "rules", "")]),
         "clip": f"{type(clip).__name__} {_digest(getattr(clip, 'model', None))}",
     }
 

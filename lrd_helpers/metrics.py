@@ -52,13 +52,13 @@ pixels look like something else, and one of them is enough to stretch a box acro
 FRAGMENT = 90
 """Regions of fewer pixels (of 128 × 128) that touch another sticker belong to it.
 
-Where a picture is blurred or badly drawn, a bit of a mushroom's cap looks like a flower. Whole
-stickers of this size do not exist in the world, and what is hidden of one leaves less behind it
-than such bits are many. This constant and the next two were chosen on true scenes through the
-autoencoder, where the truth is known.
+Where a picture is blurred or badly drawn, a bit of a mushroom's cap looks like a flower. No whole
+sticker is so small. Where all but such a bit is hidden behind another it is missed, which is rarer.
+This constant and the next two were chosen on true scenes through the autoencoder, where the truth
+is known.
 """
 
-GAP = 2  # pixels (of 128 × 128); parts less than twice this apart are one thing: sail and hull
+GAP = 2  # pixels (of 128 × 128); parts at most twice this apart are one thing: sail and hull
 
 SECOND_COLOUR = 0.3  # a smaller share of an object in another colour is a detail, not an object
 
@@ -140,6 +140,14 @@ class StorybookDetector:
     def __init__(self, model: nn.Module | None = None, *, noise_floor: float = NOISE_FLOOR) -> None:
         self.model = (load_segmenter() if model is None else model).eval()
         self.noise_floor = noise_floor
+
+    @property
+    def rules(self) -> str:
+        """What its answers depend on besides its weights, to be kept beside what it measured."""
+        return (
+            f"noise floor {self.noise_floor:g}, fragments {FRAGMENT}, gap {GAP}, "
+            f"second colour {SECOND_COLOUR:g}"
+        )
 
     def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
         """The stickers each prompt names; a prompt without a colour takes any colour.

@@ -255,10 +255,5 @@ def test_the_segmenter_is_right_on_97_pixels_of_100():
     assert promised("storybook-segmenter", "sticker and colour right") >= 0.97
 
 
-def test_clip_picks_the_caption_in_85_of_100():
-    assert promised("storybook-clip", "right caption") > 0.85
-
-
-@not_yet
 def test_clip_picks_the_caption_in_95_of_100():
     assert promised("storybook-clip", "right caption") >= 0.95

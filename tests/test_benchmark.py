@@ -53,7 +53,7 @@ from lrd_helpers.benchmark_report import (
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.method import METHODS
 from lrd_helpers.metrics import Detection, StorybookClip, StorybookDetector
-from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
+from lrd_helpers.models import ASSETS, load_pipeline
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import aspect_ratio
 
@@ -596,6 +596,26 @@ def test_pictures_are_measured_again_by_other_judges(pipe, tmp_path) -> None:
         (out / "settings.json").touch()
 
 
+def test_a_measuring_that_is_cut_off_has_to_be_done_again(pipe, tmp_path, monkeypatch) -> None:
+    plain, options = methods_named(["plain"]), {"output": tmp_path, "num_inference_steps": 1}
+    rows = run(pipe, FEW, plain, **options, **LOOKS)
+    whole = snapshot(tmp_path)
+
+    def cut(folder: Path, rows: object) -> None:
+        write_results(folder, rows)
+        raise KeyboardInterrupt
+
+    write_results = benchmark._write_results
+    monkeypatch.setattr(benchmark, "_write_results", cut)
+    with pytest.raises(KeyboardInterrupt):
+        measure_again(tmp_path, FEW, **LOOKS)
+    monkeypatch.undo()
+    with pytest.raises(BenchmarkError, match="results with another detector"):
+        run(pipe, FEW, plain, **options, **LOOKS)
+    assert str(measure_again(tmp_path, FEW, **LOOKS)) == str(rows)
+    assert snapshot(tmp_path) == whole
+
+
 def test_folders_that_are_no_benchmark(pipe, tmp_path) -> None:
     out, plain = tmp_path / "out", methods_named(["plain"])
     out.mkdir()
@@ -707,7 +727,10 @@ def test_the_committed_table_is_that_of_the_committed_rows() -> None:
     assert differences_table(methods, metrics) in table
     assert cost_table(methods, settings) in table
     # Who judged and what was drawn is what is shipped: else the numbers are another model's.
-    assert settings["detector"] == f"LookingOnce {benchmark._digest(load_segmenter('cpu'))}"
+    detector = benchmark.LookingOnce()
+    assert (
+        settings["detector"] == f"LookingOnce {benchmark._digest(detector.model)} {detector.rules}"
+    )
     pipe = load_pipeline("storybook", "cpu")
     digest = benchmark._digest(pipe.unet, pipe.vae, pipe.text_encoder)
     assert settings["model"] == digest
@@ -839,6 +862,8 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys) -> None:
         (["--metrics", "fid"], "there is no metric 'fid'; there are iou, success"),
         ([tmp_path / "empty.json"], "empty.json: holds no layouts"),
         (["--measure-again"], "out holds no results"),
+        (["--measure-again", "--limit", "2"], "measures every picture of the folder"),
+        (["--measure-again", "--ablations"], "measures every picture of the folder"),
     ]:
         given = ["benchmark", *map(str, arguments), "--output", str(tmp_path / "out")]
         assert command_line.main(given) == 2
