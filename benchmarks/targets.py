@@ -80,7 +80,8 @@ def ceiling(pipe, detector, scenes: list[Scene]) -> float:
     @torch.no_grad()
     def draw(batch: list[Scene], first: int) -> torch.Tensor:
         latents = encoded(pipe.vae, render_scenes(batch).images)
-        return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample / 2 + 0.5
+        decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        return (decoded / 2 + 0.5).clamp(0, 1)  # as a pipeline's pictures are
 
     return shares_right(detector, scenes, draw)["all"]
 

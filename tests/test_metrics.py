@@ -300,6 +300,13 @@ def test_a_detail_in_another_colour_is_part_of_the_sticker(detector):
     assert int(ball.mask.sum()) == 900
 
 
+@pytest.mark.parametrize(("width", "colours"), [(8, ["red"]), (10, ["red", "white"])])
+def test_a_third_in_another_colour_is_a_sticker_of_its_own(detector, width, colours):
+    strip = ("ball", "white", (40 - width, 10, 40, 40))  # 27 or 33 of 100 pixels
+    found = detector.describe(paint(("ball", "red", (10, 10, 40, 40)), strip)).stickers
+    assert sorted(thing.colour for thing in found) == colours
+
+
 def test_pil_images_and_tensors_say_the_same(detector):
     picture = paint(("tree", "green", (30, 40, 60, 100)), place="at sunset")
     array = (255 * picture).round().permute(1, 2, 0).numpy().astype(numpy.uint8)
