@@ -34,9 +34,9 @@ class Method:
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
             same everywhere.
         fuse: the layers are put together at all "steps"; or each runs alone and they are put
-            together "once", after the last layered step; or each runs alone for a while, its object
-            is found and "placed" into its box, and from there on they are put together at all
-            steps.
+            together "once", after the last layered step; or, as with "once", but after a while each
+            layer's object is found and "placed" into its box, where it goes on, from there on with
+            ξ.
         placed_at: with fuse="placed": the share of the steps, in (0, 1], that each runs alone.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0).
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
@@ -85,7 +85,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     # The best on storybook so far; `python -m lrd_helpers benchmark --ablations` measures it.
-    "default": Method(inside=0.1, outside=0.1, fuse="placed", background_in_prompts=True),
+    "default": Method(fuse="placed", layered_fraction=0.52, background_in_prompts=True),
     # The paper's K, λ and t0 are not published; these are ours.
     "paper": Method(delta="dynamic", inside=1.0, outside=1.0),
     "authors": Method(

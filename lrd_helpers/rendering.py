@@ -28,7 +28,7 @@ from lrd_helpers.guidance import (
 )
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import Method, method_named
-from lrd_helpers.placement import object_mask, placed
+from lrd_helpers.placement import placed
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
 from lrd_helpers.sampling import MOST_NOISE, noise_level
@@ -272,7 +272,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None,
         output_layers: bool,
     ) -> tuple[Tensor, list[LayerTrace] | None]:
-        method, layered_steps, alone_steps = self._phases(layouts, method, len(timesteps))
+        method, layered_steps, alone_steps, place_step = self._phases(
+            layouts, method, len(timesteps)
+        )
         pictures, size = len(layouts), latents.shape[-2:]
         plan = parts_of_steps(layouts, negatives, method, len(timesteps), layered_steps, size)
         looked_at = _looked_at(layouts, method) if layered_steps else []
@@ -281,7 +283,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         if layered_steps:
             fields = self._fields(layouts, method, latents, timesteps[0], texts, chunk_size)
         # All at once, so that an offloaded text encoder is fetched once and not between two steps.
-        parts = _encoded(plan, fields, method, layered_steps, alone_steps, texts, latents)
+        parts = _encoded(
+            plan, fields, method, layered_steps, alone_steps, place_step, texts, latents
+        )
         fresh = {
             name: copy.copy(value)
             for name, value in vars(self.scheduler).items()
@@ -333,15 +337,16 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 ):
                     again = EARLY_REPEAT * fields_of_rows / self._unit(latents, timesteps[i + 1])
                     latents = latents + (again if by_itself else first.composed(again, pictures))
+                if i == place_step - 1:
+                    canvases = self._placed(layouts, self._x0(x, scores, t), regions)
+                    latents = self._noised(
+                        canvases, timesteps[i + 1 :], regions, pictures, generator
+                    )
+                    self._restart_memory(fresh, i + 1)
                 if by_itself and i == alone_steps - 1:
                     by_itself = False
-                    if method.fuse == "placed":
-                        canvas = self._placed(layouts, x, scores, t, regions, texts, chunk_size)
-                        latents = self._noised(canvas, timesteps[i + 1 :], generator)
-                        self._restart_memory(fresh, i + 1, regions, x.shape, pictures)
-                    else:
-                        self._compose_memory(regions, latents.shape, pictures)
-                        latents = regions.composed(latents, pictures)
+                    self._compose_memory(regions, latents.shape, pictures)
+                    latents = regions.composed(latents, pictures)
                 if callback_on_step_end is not None:
                     # A callback sees pictures, also while each layer still runs alone.
                     whole = regions.composed(latents, pictures) if by_itself else latents
@@ -359,20 +364,25 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         traces = _traces(layouts, fields, predictions, latents) if output_layers else None
         return latents, traces
 
-    def _phases(self, layouts: list[Layout], method: Method, steps: int) -> tuple[Method, int, int]:
-        """The method, how many steps are layered, and in how many of these each layer is alone."""
+    def _phases(
+        self, layouts: list[Layout], method: Method, steps: int
+    ) -> tuple[Method, int, int, int]:
+        """The method, and how many steps are layered, in how many of these each layer is alone, and
+        after how many of those the objects are placed (0: they are not).
+        """
         if method.fuse == "placed" and not any(
             layer.bounding_box != (0, 0, 1, 1) for layout in layouts for layer in layout.layers
         ):
             method = replace(method, fuse="steps")  # what fills the canvas is in its place
         layered_steps = round(method.layered_fraction * steps)
-        alone_steps = layered_steps if method.fuse == "once" else 0
+        place_step = 0
         if method.fuse == "placed" and layered_steps:
             # A scheduler of order 2 has two timesteps for one step: none is cut in half.
             order = self.scheduler.order
-            alone_steps = max(1, round(method.placed_at * steps / order)) * order
-            layered_steps = max(layered_steps, alone_steps)
-        return method, layered_steps, alone_steps
+            place_step = max(1, round(method.placed_at * steps / order)) * order
+            layered_steps = max(layered_steps, place_step)
+        alone_steps = 0 if method.fuse == "steps" else layered_steps
+        return method, layered_steps, alone_steps, place_step
 
     def _scores(
         self,
@@ -495,21 +505,12 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             if isinstance(value, (Tensor, list)):
                 setattr(self.scheduler, name, composed(value))
 
-    def _restart_memory(
-        self,
-        fresh: dict[str, Any],
-        step: int,
-        regions: Regions,
-        shape: torch.Size,
-        pictures: int,
-    ) -> None:
+    def _restart_memory(self, fresh: dict[str, Any], step: int) -> None:
         """Earlier predictions are of objects that were elsewhere: forget them, and go on at `step`.
 
-        PNDM counts its predictions instead of its steps, so that it cannot forget; they are put
-        together as they are.
+        PNDM counts its predictions instead of its steps, so that it cannot forget.
         """
         if not hasattr(self.scheduler, "_step_index"):
-            self._compose_memory(regions, shape, pictures)
             return
         for name, value in fresh.items():
             setattr(self.scheduler, name, copy.copy(value))
@@ -520,52 +521,38 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     def _placed(
         self,
         layouts: list[Layout],
-        x: Tensor,
-        scores: Tensor,
-        t: Tensor,
+        x0: Float[Tensor, "regions channels height width"],
         regions: Regions,
-        texts: _Texts,
-        chunk_size: int | None,
-    ) -> Float[Tensor, "pictures channels height width"]:
-        """x̂_0 of each picture, with the objects that the layers drew alone in their places."""
-        entries = regions.entries
-        backgrounds = {one.picture: row for row, one in enumerate(entries) if not one.layer}
-        rows = [row for row, one in enumerate(entries) if one.layer]
-        empty = [
-            replace(entries[row], prompt=entries[backgrounds[entries[row].picture]].prompt)
-            for row in rows
-        ]
-        asked = batched(empty, texts.__getitem__, x, share=False)
-        without = dict(zip(rows, self._scores(x[rows], t, asked, chunk_size), strict=True))
-        x0 = self._x0(x, scores, t)
-        pictures = []
-        for number, layout in enumerate(layouts):
-            own = [row for row in rows if entries[row].picture == number]
-            layers = [layout.layers[entries[row].layer - 1] for row in own]
-            pictures.append(
-                placed(
-                    x0[backgrounds[number]],
-                    [x0[row] for row in own],
-                    [object_mask(scores[row], without[row]) for row in own],
-                    [layer.bounding_box for layer in layers],
-                    [layer.cells(*x.shape[-2:]).to(x.device) for layer in layers],
-                )
-            )
-        return torch.stack(pictures)
+    ) -> Float[Tensor, "regions channels height width"]:
+        """x̂_0 of each layer: the background's, with the layer's object in its place."""
+        backgrounds = {one.picture: x0[n] for n, one in enumerate(regions.entries) if not one.layer}
+        canvases = []
+        for picture, one in zip(x0, regions.entries, strict=True):
+            background = backgrounds[one.picture]
+            if one.layer:
+                layer = layouts[one.picture].layers[one.layer - 1]
+                cells = layer.cells(*x0.shape[-2:]).to(x0.device)
+                canvases.append(placed(background, picture, layer.bounding_box, cells))
+            else:
+                canvases.append(background)
+        return torch.stack(canvases)
 
     def _noised(
         self,
-        canvas: Tensor,
+        canvases: Float[Tensor, "regions channels height width"],
         timesteps: Tensor,
+        regions: Regions,
+        pictures: int,
         generator: torch.Generator | list[torch.Generator] | None,
-    ) -> Tensor:
-        """The clean latents `canvas` at the first of the remaining timesteps."""
+    ) -> Float[Tensor, "regions channels height width"]:
+        """The clean latents at the first of the remaining timesteps; a picture has one noise."""
         if not len(timesteps):
-            return canvas
+            return canvases
         ratio = self._noise_to_signal(timesteps[0])
         alpha = 1 / math.sqrt(1 + ratio**2)
-        noise = randn_tensor(canvas.shape, generator, canvas.device, canvas.dtype)
-        return (alpha * canvas + ratio * alpha * noise) / self._unit(canvas, timesteps[0])
+        shape = (pictures, *canvases.shape[1:])
+        noise = randn_tensor(shape, generator, canvases.device, canvases.dtype)[regions.picture]
+        return (alpha * canvases + ratio * alpha * noise) / self._unit(canvases, timesteps[0])
 
     # -------------------------------------------------------------- vision guidance
 
@@ -889,6 +876,7 @@ def _encoded(
     method: Method,
     layered_steps: int,
     alone_steps: int,
+    place_step: int,
     texts: _Texts,
     latents: Tensor,
 ) -> list[Regions]:
@@ -897,11 +885,11 @@ def _encoded(
     parts = []
     for step, entries in enumerate(plan):
         alone = step < alone_steps
-        key = id(entries), alone
+        # Where an object comes up alone does not matter if it is moved afterwards.
+        guided = method.guide == "steps" and place_step <= step < layered_steps
+        key = id(entries), alone, guided
         if key not in made:
-            # Where an object comes up alone does not matter if it is moved afterwards.
-            guided = step < layered_steps and method.guide == "steps"
-            if guided and not (alone and method.fuse == "placed"):
+            if guided:
                 entries = [
                     replace(one, field=fields[one.picture][one.layer - 1]) if one.layer else one
                     for one in entries
