@@ -524,12 +524,11 @@ def test_objects_put_into_their_places_by_hand(pipe) -> None:
 @pytest.mark.parametrize("scheduler", [*SCHEDULERS, UniPCMultistepScheduler])
 def test_placing_with_every_scheduler(pipe, scheduler) -> None:
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    options = {"method": PLACED, "num_inference_steps": 6}
-    whole = latents_of(pipe, [TWO, ONE], generator=[seeded(1), seeded(2)], **options)
+    options = {"num_inference_steps": 6, "method": PLACED}
+    seeds = lambda: [seeded(1), seeded(2)]  # noqa: E731
+    whole = latents_of(pipe, [TWO, ONE], generator=seeds(), **options)
     assert whole.isfinite().all()
-    plain = latents_of(
-        pipe, [TWO, ONE], generator=[seeded(1), seeded(2)], layered_fraction=0, num_inference_steps=6
-    )
+    plain = latents_of(pipe, [TWO, ONE], generator=seeds(), layered_fraction=0, **options)
     ratio = float(whole.abs().max() / plain.abs().max())
     assert 0.8 < ratio < 1.25, "in units of the latents, whatever the scheduler's"
     second = latents_of(pipe, ONE, generator=[seeded(2)], chunk_size=1, **options)
