@@ -252,13 +252,15 @@ def replace_object(
     )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     method = method_named(method)
-    # While a layer draws alone, anywhere, there is nothing yet to be put back.
-    alone_steps = editor._phases([layout], method, num_inference_steps)[2]
+    # While a layer draws alone, anywhere, there is nothing yet to be put back. (Once it is placed
+    # there is: the object then grows into this picture, not into one of the background's.)
+    _, _, alone_steps, place_step = editor._phases([layout], method, num_inference_steps)
+    anywhere = place_step or alone_steps
     known = inversion.latents.flip(0)
     inside = changing.to(known.device)
 
     def keep(_: Any, step: int, __: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        if step + 1 < alone_steps:
+        if step + 1 < anywhere:
             return {}
         return {"latents": torch.where(inside, values["latents"], known[step + 1])}
 
@@ -271,7 +273,7 @@ def replace_object(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         generator=generator,
-        latents=noise if alone_steps else torch.where(inside, noise, known[:1]),
+        latents=noise if anywhere else torch.where(inside, noise, known[:1]),
         output_type="latent",
         callback_on_step_end=keep,
     ).images
