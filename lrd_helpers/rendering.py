@@ -133,7 +133,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
         For the first part of the steps the U-Net looks at x_t + ξ^i for each layer i and for the
         background (ξ = 0), and its answers are put together by the visible masks; then ordinary
-        classifier-free guidance with the caption gives texture and coherence.
+        classifier-free guidance with the caption gives texture and coherence. By default the layers
+        run alone first, their objects are moved into place, and they are put together once; each
+        such choice has a name in `Method`.
 
         A constant δ comes from `Layer.colour`, else from the colour word of the layer's prompt; a
         layer without either has ξ = 0 and is composed by its mask alone. ξ is built on the layer's
