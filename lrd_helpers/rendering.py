@@ -469,10 +469,11 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         }[self._prediction_type]
 
     def _x0(self, x: Tensor, scores: Tensor, t: Tensor) -> Tensor:
-        """x̂_0 of each region's prediction; NaN at pure noise, which says nothing of x_0."""
+        """x̂_0 of each region's prediction; NaN where ε is predicted from nothing but ε."""
         ratio = self._noise_to_signal(t)
-        if not math.isfinite(ratio):
-            return torch.full_like(x, math.nan)
+        if not math.isfinite(ratio):  # α = 0, σ = 1
+            known = {"v_prediction": -scores, "sample": scores}
+            return known.get(self._prediction_type, torch.full_like(x, math.nan))
         alpha = 1 / math.sqrt(1 + ratio**2)
         return {
             "epsilon": lambda: x / alpha - ratio * scores,
@@ -526,17 +527,24 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         x0: Float[Tensor, "regions channels height width"],
         regions: Regions,
     ) -> Float[Tensor, "regions channels height width"]:
-        """x̂_0 of each layer: the background's, with the layer's object in its place."""
+        """x̂_0 of each layer: the background's, with the layer's object in its place.
+
+        What should fill the canvas is in its place already.
+        """
+        if not x0.isfinite().all():
+            raise ValueError(
+                f"the {type(self.unet).__name__}'s predictions are not finite, so no object can be "
+                "found in them; use float32, a scheduler that the model was trained for, or a "
+                "method with fuse='steps'"
+            )
         backgrounds = {one.picture: x0[n] for n, one in enumerate(regions.entries) if not one.layer}
         canvases = []
         for picture, one in zip(x0, regions.entries, strict=True):
-            background = backgrounds[one.picture]
-            if one.layer:
-                layer = layouts[one.picture].layers[one.layer - 1]
+            layer = layouts[one.picture].layers[one.layer - 1] if one.layer else None
+            if layer and layer.bounding_box != (0, 0, 1, 1):
                 cells = layer.cells(*x0.shape[-2:]).to(x0.device)
-                canvases.append(placed(background, picture, layer.bounding_box, cells))
-            else:
-                canvases.append(background)
+                picture = placed(backgrounds[one.picture], picture, layer.bounding_box, cells)
+            canvases.append(picture)
         return torch.stack(canvases)
 
     def _noised(

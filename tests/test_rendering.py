@@ -187,14 +187,23 @@ def test_what_the_model_predicts_makes_no_difference(pipe, scheduler, kind, monk
         pipe.to(torch.float32)
 
 
-def test_zero_terminal_snr_stays_finite(pipe) -> None:
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("method", [Method(), METHODS["default"]])
+def test_zero_terminal_snr_stays_finite(pipe, kind, steps, method) -> None:
     pipe.scheduler = DDIMScheduler.from_config(
-        pipe.scheduler.config,
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
+        pipe.scheduler.config, prediction_type=kind, **ZERO_SNR
     )
-    assert latents_of(pipe, TWO).isfinite().all()
+    assert latents_of(pipe, TWO, method=method, num_inference_steps=steps).isfinite().all()
+
+
+def test_no_object_is_looked_for_in_what_is_not_finite(pipe) -> None:
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ZERO_SNR)  # ε of ε alone
+    with pytest.raises(ValueError, match="are not finite, so no object can be found in them"):
+        latents_of(pipe, TWO, method=METHODS["default"], num_inference_steps=3)
 
 
 # ------------------------------------------------------------------ what the U-Net is asked
@@ -544,6 +553,17 @@ def test_placing_on_a_canvas_full_of_layers(pipe) -> None:
     layers = [Layer("a red car", (0, 0, 0.5, 1)), Layer("a yellow star", (0.5, 0, 1, 1))]
     layout = Layout("a red car and a yellow star", layers=layers)
     assert latents_of(pipe, layout, method=PLACED).isfinite().all()
+
+
+def test_what_fills_the_canvas_is_not_moved(pipe, monkeypatch) -> None:
+    moved = []
+    monkeypatch.setattr(
+        "lrd_helpers.rendering.placed", lambda back, own, box, cells: moved.append(box) or own
+    )
+    everywhere = Layer("a yellow star", (0, 0, 1, 1))
+    layout = replace(TWO, layers=[everywhere, TWO.layers[0]])
+    latents_of(pipe, layout, method=PLACED)
+    assert moved == [TWO.layers[0].box]
 
 
 def test_placing_costs_no_call(pipe, monkeypatch) -> None:
