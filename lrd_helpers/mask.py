@@ -99,6 +99,30 @@ def tight_box(mask: Bool[Tensor, "height width"]) -> tuple[float, float, float, 
     )
 
 
+def connected_regions(
+    mask: Bool[Tensor, "height width"], least: int = 1, *, gap: int = 0
+) -> list[Bool[Tensor, "height width"]]:
+    """The connected parts (8 neighbours) of a mask with at least `least` cells, largest first.
+
+    Parts with at most 2 · `gap` cells between them are one. Every cell starts with a number of
+    its own, and takes the largest one among its neighbours until nothing changes: then all cells
+    of a part have the same number.
+    """
+    wide = mask
+    if gap:
+        wide = functional.max_pool2d(mask[None].float(), 2 * gap + 1, 1, padding=gap)[0].bool()
+    labels = torch.arange(1.0, mask.numel() + 1, device=mask.device).view(mask.shape) * wide
+    while True:
+        grown = functional.max_pool2d(labels[None], 3, stride=1, padding=1)[0] * wide
+        if torch.equal(grown, labels):
+            break
+        labels = grown
+    labels = labels * mask
+    numbers, counts = labels[mask].unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    return [labels == numbers[i] for i in order.tolist() if counts[i] >= least]
+
+
 def _pixels(value: Any) -> numpy.ndarray:
     if isinstance(value, Image.Image):
         value = value.getchannel("A") if "A" in value.getbands() else value.convert("L")

@@ -34,10 +34,11 @@ class Method:
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
             same everywhere.
         fuse: the layers are put together at all "steps"; or each runs alone and they are put
-            together "once", after the last layered step; or, as with "once", but after a while each
-            layer's object is found and "placed" into its box, where it goes on, from there on with
-            ξ.
-        placed_at: with fuse="placed": the share of the steps, in (0, 1], that each runs alone.
+            together "once", after the last layered step; or, "placed", as with "once", but after
+            the first of these steps each layer's object is found and moved into its box. Before
+            that there is no ξ: where an object comes up does not matter if it is moved.
+        placed_at: with fuse="placed": after which share of the steps, in (0, 1], that happens. The
+            layered steps do not end before.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0).
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
         negative_objects: the layers' prompts are negative prompts of the background.

@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from lrd_helpers.guidance import colour_of_prompt, object_of_prompt
 from lrd_helpers.layout import Box, Layer, Layout
+from lrd_helpers.mask import connected_regions
 from lrd_helpers.models import load_clip, load_segmenter
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, tight_boxes
 
@@ -316,30 +317,6 @@ def sticker_and_colour(prompt: str) -> tuple[str, str | None]:
             f"{prompt!r} names the colours {' and '.join(colours)}, but should name one or none"
         )
     return stickers[0], colours[0] if colours else None
-
-
-def connected_regions(
-    mask: Bool[Tensor, "height width"], least: int = 1, *, gap: int = 0
-) -> list[Bool[Tensor, "height width"]]:
-    """The connected parts (8 neighbours) of a mask with at least `least` pixels, largest first.
-
-    Parts with at most 2 · `gap` pixels between them are one. Every pixel starts with a number of
-    its own, and takes the largest one among its neighbours until nothing changes: then all pixels
-    of a part have the same number.
-    """
-    wide = mask
-    if gap:
-        wide = functional.max_pool2d(mask[None].float(), 2 * gap + 1, 1, padding=gap)[0].bool()
-    labels = torch.arange(1.0, mask.numel() + 1).view(mask.shape) * wide
-    while True:
-        grown = functional.max_pool2d(labels[None], 3, stride=1, padding=1)[0] * wide
-        if torch.equal(grown, labels):
-            break
-        labels = grown
-    labels = labels * mask
-    numbers, counts = labels[mask].unique(return_counts=True)
-    order = counts.argsort(descending=True, stable=True)
-    return [labels == numbers[i] for i in order.tolist() if counts[i] >= least]
 
 
 # ------------------------------------------------------------------ layout against picture

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrd_helpers.layout import Box
-from lrd_helpers.mask import tight_box
+from lrd_helpers.mask import connected_regions, tight_box
 
 MARGIN = 0.05
 """A share of the object's box that is cut off on every side, so that it comes out larger.
@@ -52,18 +52,7 @@ def object_mask(
         without: x̂_0 of the background, from the same noise.
     """
     difference = (with_object - without).float().square().sum(0).sqrt()
-    left = difference >= otsu_threshold(difference)
-    parts = []
-    while left.any():
-        part = torch.zeros_like(difference)
-        part.view(-1)[(difference * left).argmax()] = 1
-        while True:  # grows to the neighbours until nothing is added
-            grown = functional.max_pool2d(part[None], 3, 1, 1)[0] * left
-            if torch.equal(grown, part):
-                break
-            part = grown
-        parts.append(part > 0)
-        left = left & ~parts[-1]
+    parts = connected_regions(difference >= otsu_threshold(difference))
     return max(parts, key=lambda part: float(difference[part].sum()))
 
 

@@ -35,7 +35,7 @@ from lrd_helpers.sampling import MOST_NOISE, noise_level
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
-    from diffusers import StableDiffusionPipeline
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
         rescale_noise_cfg,
@@ -171,6 +171,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             return_dict: False gives a tuple (images, nsfw_content_detected, masks, layers).
             callback_on_step_end: called as f(pipe, step, timestep, {"latents": …}) after each step;
                 it may return other latents, set `pipe._interrupt`, change `pipe._guidance_scale`.
+                While each layer runs alone it sees them put together; what it returns is then the
+                picture that every layer goes on from.
             callback_on_step_end_tensor_inputs: which tensors the callback gets; only "latents".
 
         Raises:
@@ -329,6 +331,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     predictions.append((regions, self._x0(x, scores, t)))
                 # Φ_t = Σ_i M^i ⊙ […]                                             (Eq. 8b)
                 prediction = scores if by_itself else regions.composed(scores, pictures)
+                if place_step and i in (place_step, alone_steps):
+                    self._restart_pndm(prediction)
                 # x_{t−1} = α̃ x_t + β̃ Φ_t + σ ε                                  (Eq. 8a)
                 arguments = own_arguments if by_itself else step_arguments
                 latents = self.scheduler.step(
@@ -379,9 +383,14 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         layered_steps = round(method.layered_fraction * steps)
         place_step = 0
         if method.fuse == "placed" and layered_steps:
-            # A scheduler of order 2 has two timesteps for one step: none is cut in half.
+            # A scheduler of order 2 has two timesteps for one step, and PNDM begins with pairs or
+            # groups of four: none is cut in half by the placing.
             order = self.scheduler.order
             place_step = max(1, round(method.placed_at * steps / order)) * order
+            if isinstance(self.scheduler, PNDMScheduler):
+                group = 2 if self.scheduler.config.skip_prk_steps else 4
+                place_step = math.ceil(place_step / group) * group
+            place_step = min(place_step, steps)
             layered_steps = max(layered_steps, place_step)
         alone_steps = 0 if method.fuse == "steps" else layered_steps
         return method, layered_steps, alone_steps, place_step
@@ -511,13 +520,21 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     def _restart_memory(self, fresh: dict[str, Any], step: int) -> None:
         """Earlier predictions are of objects that were elsewhere: forget them, and go on at `step`.
 
-        PNDM counts its predictions instead of its steps, so that it cannot forget.
+        PNDM counts its predictions instead of its steps: see `_restart_pndm`.
         """
         if not hasattr(self.scheduler, "_step_index"):
             return
         for name, value in fresh.items():
             setattr(self.scheduler, name, copy.copy(value))
         self.scheduler._step_index = step
+
+    def _restart_pndm(self, prediction: Tensor) -> None:
+        """PNDM cannot do without earlier predictions: let the first new one stand for them.
+
+        It extrapolates further than others, so a change of place or of prompt does more harm.
+        """
+        if isinstance(self.scheduler, PNDMScheduler):
+            self.scheduler.ets = [prediction] * 3
 
     # -------------------------------------------------------------- objects into their places
 

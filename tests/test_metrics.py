@@ -24,6 +24,7 @@ from transformers import (
 
 from lrd_helpers import metrics
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.mask import connected_regions
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, StorybookDataset, tight_boxes
 from lrd_helpers.vocabulary import word_tokenizer
 
@@ -115,13 +116,13 @@ def test_box_iou_counts_cells(a, b):
 
 def test_connected_regions_largest_first_and_corners_connect():
     mask = torch.tensor([[1, 0, 0, 1, 1], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]]).bool()
-    regions = metrics.connected_regions(mask)
+    regions = connected_regions(mask)
     assert [int(region.sum()) for region in regions] == [4, 2, 1]
     assert torch.equal(torch.stack(regions).any(0), mask)
     assert regions[1][0, 0]
     assert regions[1][1, 1]
-    assert len(metrics.connected_regions(mask, least=2)) == 2
-    assert metrics.connected_regions(torch.zeros(3, 3, dtype=torch.bool)) == []
+    assert len(connected_regions(mask, least=2)) == 2
+    assert connected_regions(torch.zeros(3, 3, dtype=torch.bool)) == []
 
 
 def test_connected_regions_follow_a_spiral():
@@ -136,7 +137,7 @@ def test_connected_regions_follow_a_spiral():
                 break
             x, y = x + dx, y + dy
             mask[y, x] = True
-    assert len(metrics.connected_regions(mask)) == 1
+    assert len(connected_regions(mask)) == 1
 
 
 @given(st.integers(0, 2**31), st.floats(0.1, 0.7))
@@ -153,7 +154,7 @@ def test_connected_regions_agree_with_a_flood_fill(seed, density):
             left -= near
             edge += near
         expected.add(frozenset(region))
-    found = metrics.connected_regions(mask)
+    found = connected_regions(mask)
     assert {frozenset(map(tuple, region.nonzero().tolist())) for region in found} == expected
     sizes = [int(region.sum()) for region in found]
     assert sizes == sorted(sizes, reverse=True)

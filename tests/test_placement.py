@@ -63,9 +63,11 @@ def test_moving_by_whole_cells_is_a_shift_and_stretching_by_two_repeats() -> Non
 def test_the_object_comes_into_its_box_and_the_background_stays() -> None:
     background = torch.zeros(1, 20, 20)
     picture = background.clone()
-    picture[:, 10:20, 10:20] = 1.0  # in the corner: nothing is cut off there
+    picture[:, 8:18, 6:16] = 1.0 + torch.arange(10) / 10  # brighter to the right
     cells = torch.zeros(20, 20, dtype=torch.bool)
     cells[2:12, 2:12] = True
     canvas = placed(background, picture, (0.1, 0.1, 0.6, 0.6), cells)[0]
-    assert canvas[cells] == pytest.approx(1, abs=1e-5)
     assert (canvas[~cells] == 0).all()
+    # Ten cells wide before and after, of which the outermost half cell is cut off on each side.
+    row = canvas[6, 2:12]
+    assert row == pytest.approx(1.05 + (torch.arange(10) + 0.5) * 0.09 - 0.05, abs=1e-4)

@@ -544,6 +544,26 @@ def test_placing_with_every_scheduler(pipe, scheduler) -> None:
     assert torch.allclose(whole[1:], second, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [(one, {}) for one in SCHEDULERS] + [(PNDMScheduler, {"skip_prk_steps": True})],
+)
+@pytest.mark.parametrize("steps", [4, 6, 25])
+def test_what_is_placed_is_what_the_picture_goes_on_from(
+    pipe, monkeypatch, scheduler, options, steps
+) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    pictures = []
+    for added in (0.0, 3.0):
+        monkeypatch.setattr(
+            "lrd_helpers.rendering.placed",
+            lambda back, own, box, cells, added=added: back + added * cells,
+        )
+        pictures.append(latents_of(pipe, TWO, method=PLACED, num_inference_steps=steps))
+    inside = (TWO.layers[0].cells(4, 4) | TWO.layers[1].cells(4, 4)).expand(1, 4, 4, 4)
+    assert (pictures[1] - pictures[0])[inside].mean() > 1
+
+
 def test_placing_at_the_last_step_decodes_the_sketch(pipe) -> None:
     method = replace(PLACED, placed_at=1.0)
     assert latents_of(pipe, TWO, method=method).isfinite().all()
