@@ -88,6 +88,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     (the method lives in the sampler, not in the weights), and any such folder loads as this class.
     As in diffusers, `from_pipe` casts the models that both pipelines share to float32 unless told
     otherwise: `from_pipe(pipe, torch_dtype=torch.float16)`.
+
+    Best with DDIM. PNDM, the scheduler in many Stable Diffusion folders, extrapolates from four
+    predictions, and here these change with places and prompts: on storybook it obeys much less.
     """
 
     _callback_tensor_inputs = ["latents"]
