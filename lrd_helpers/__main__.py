@@ -87,7 +87,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         description="Draw layouts by several methods from the same noise and measure how well they "
         "are obeyed: a row a picture in results.csv, tables in table.md, two figures. The same "
         "command goes on where a run was cut; more methods and seeds can be added to a folder. "
-        "`accelerate launch --num_processes 2 -m lrd_helpers benchmark` shares the work.",
+        "`torchrun --standalone --nproc_per_node 2 -m lrd_helpers benchmark` shares the work.",
     )
     add = benchmark.add_argument
     add(

@@ -14,7 +14,8 @@ was killed goes on where it stopped, and methods and seeds can be added later.
 | `pictures/` | the pictures |
 | `table.md`, `methods.png`, `strata.png` | what `benchmark_report.report` makes of them |
 
-`accelerate launch --num_processes 2 -m lrd_helpers benchmark` shares the work.
+`torchrun --standalone --nproc_per_node 2 -m lrd_helpers benchmark` shares the work; on several GPUs
+`accelerate launch` does so, too.
 """
 
 from __future__ import annotations
@@ -509,8 +510,10 @@ def measure_again(
 
 
 def processes() -> PartialState:
-    """Who shares the work: this process alone, or those of `accelerate launch`."""
-    return PartialState(timeout=timedelta(days=7))  # how long the first waits for the last
+    """Who shares the work: this process alone, or those of `accelerate launch` or `torchrun`."""
+    # accelerate looks for other processes on CPUs only if it is told to.
+    cpu = not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))  # how long the first waits for the last
 
 
 def noise_of(layout: str, seed: int) -> torch.Generator:

@@ -3,8 +3,11 @@
 import argparse
 import csv
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,17 @@ import torch
 from diffusers import AutoencoderKL
 from torch import nn
 
-from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, WORDS, StorybookDataset, seeded
+from lrd_helpers.storybook import (
+    COLOURS,
+    PLACES,
+    STICKERS,
+    WORDS,
+    PlacedSticker,
+    Scene,
+    StorybookDataset,
+    render_scenes,
+    seeded,
+)
 from lrd_helpers.training import (
     autoencoder,
     clip,
@@ -55,6 +68,37 @@ def options(run, *more, **defaults):
         loop.parser("line", "", **defaults),
         ["--run", str(run), "--mixed-precision", "no", "--log-every", "5", *more],
     )
+
+
+def test_two_processes_train_one_model_and_stop_together(tmp_path):
+    """By the clock: the first process's, which the other one has to be told."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from lrd_helpers.training import loop\n"
+        "from test_training import Line, options, points\n"
+        "line = Line()\n"
+        "told = options(Path(sys.argv[1]), '--log-every', '1', '--minutes', '0.01')\n"
+        "loop.train(line, told, batches=points)\n"
+        "print('weights', *line.layer.weight.flatten().tolist())\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    found = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*launch, str(script), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": found},
+    )
+    assert done.returncode == 0, done.stderr
+    weights = [line for line in done.stdout.splitlines() if line.startswith("weights")]
+    assert len(weights) == 2
+    assert weights[0] == weights[1]
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open(newline="")))
+    assert len(rows) > 2
+    assert all(int(row["samples"]) == 2 * 8 * int(row["step"]) for row in rows)
 
 
 def test_a_cut_training_resumed_equals_one_in_one_go(tmp_path):
@@ -327,13 +371,100 @@ def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path, text_enco
         latent_diffusion.LatentDiffusionTraining(tmp_path, encoder, teacher=tmp_path).eval()
         for encoder in (None, text_encoder)
     ]
-    losses = [float(pupil((latents, captions, captions), seeded(0))["mse"]) for pupil in pupils]
+    losses = [
+        float(pupil((latents, captions, captions, None), seeded(0))["mse"]) for pupil in pupils
+    ]
     assert losses[0] == pytest.approx(0, abs=1e-9)
     assert losses[1] > 1e-6
     assert pupils[1].state_dict().keys() == first.state_dict().keys(), "the teacher is not saved"
     # The teacher reads the caption that leaves nothing out.
-    shortened = latents, ["", ""], captions
+    shortened = latents, ["", ""], captions, None
     assert float(pupils[0](shortened, seeded(0))["mse"]) > 1e-6
+
+
+def test_noise_levels_count_as_much_as_is_said():
+    snr = torch.tensor([0.01, 0.04, 0.25, 1.0, 25.0])
+    assert latent_diffusion.loss_weights(snr).tolist() == pytest.approx([1, 1, 1, 1, 0.2])
+    assert latent_diffusion.loss_weights(snr, "root-snr").tolist() == pytest.approx(
+        [5, 5, 2, 1, 0.2]
+    )
+
+
+def test_timesteps_of_a_batch_cover_the_range():
+    drawn = latent_diffusion.stratified_timesteps(50, 1000, seeded(0))
+    assert (drawn.sort().values // 20).tolist() == list(range(50)), "one from each part"
+    assert not torch.equal(drawn, drawn.sort().values), "no sample always has little noise"
+    assert torch.equal(drawn, latent_diffusion.stratified_timesteps(50, 1000, seeded(0)))
+    many = torch.cat([latent_diffusion.stratified_timesteps(3, 10, seeded(i)) for i in range(1000)])
+    assert many.bincount(minlength=10).tolist() == pytest.approx([300] * 10, abs=60)
+
+
+def test_what_stands_in_each_cell():
+    def placed(sticker, colour, centre, size):
+        return PlacedSticker(sticker, colour, centre=centre, size=size)
+
+    behind = placed("house", "blue", (0.25, 0.5), (0.4, 0.4))
+    before = placed("ball", "pink", (0.75, 0.5), (0.5, 0.5))
+    rendering = render_scenes(
+        [Scene("at sea", (behind, before), ""), Scene("at sea", (), "at sea")]
+    )
+    classes = latent_diffusion.cell_classes(rendering)
+    colours = list(COLOURS)
+    house, ball = (
+        1 + STICKERS.index(sticker) * len(colours) + colours.index(colour)
+        for sticker, colour in (("house", "blue"), ("ball", "pink"))
+    )
+    assert classes.shape == (2, 16, 16)
+    assert not classes[1].any(), "a place is no thing"
+    assert classes[0, 8, 4] == house
+    assert classes[0, 8, 12] == ball
+    assert classes[0, 0, 0] == 0
+    covered = rendering.masks[0, 1].float().mean()
+    assert (classes[0] == ball).float().mean() == pytest.approx(float(covered), abs=0.03)
+
+
+def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_encoder):
+    trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder, see=0.5)
+    rendering = StorybookDataset(2, seed=5, sticker_count=2).batch(0)
+    latents = torch.randn(2, 4, 16, 16, generator=seeded(0))
+    batch = (
+        latents,
+        rendering.captions,
+        rendering.captions,
+        latent_diffusion.cell_classes(rendering),
+    )
+    optimizer = torch.optim.AdamW(trainee.seeing.parameters(), 1e-2)
+    seen = []
+    for _ in range(25):  # what sees learns even from features of random weights
+        losses = trainee(batch, seeded(0))
+        losses["seen"].backward()
+        seen.append(float(losses["seen"]))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert seen[-1] < seen[0] / 3
+    total = losses["loss"] - 0.5 * losses["seen"]
+    assert float(total) == pytest.approx(float(losses["noise"])), "min-SNR is the default"
+    blocks = trainee.unet.up_blocks
+    assert all(block.resnets[0].conv1.weight.grad.any() for block in blocks[:2])
+    assert blocks[2].resnets[0].conv1.weight.grad is None, "the loss is of the blocks before it"
+
+    plain = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder)
+    assert not plain.seeing
+    assert set(plain(batch, seeded(0))) == {"loss", "mse"}
+    assert set(trainee.eval()(batch, seeded(0))) == {"loss", "mse"}
+    latent_diffusion.pipeline(trainee, AutoencoderKL()).save_pretrained(tmp_path)
+    again = latent_diffusion.LatentDiffusionTraining(tmp_path)
+    assert again.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_seeing_that_cannot_work_exits_with_2(capsys):
+    for arguments, message in [
+        (["--see", "-1"], "--see -1: a weight cannot be negative"),
+        (["--see", "0.1", "--data", "shards.tar"], "nobody knows what stands where"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            latent_diffusion.main(arguments)
+        assert message in capsys.readouterr().err
 
 
 def test_only_training_steps_run_compiled(monkeypatch, text_encoder):
@@ -349,7 +480,7 @@ def test_only_training_steps_run_compiled(monkeypatch, text_encoder):
     monkeypatch.setattr(torch, "compile", compiled)
     trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder)
     names = trainee.state_dict().keys()
-    batch = torch.zeros(1, 4, 16, 16), ["a red car"], ["a red car"]
+    batch = torch.zeros(1, 4, 16, 16), ["a red car"], ["a red car"], None
     trainee.compile_unet()
     assert trainee.state_dict().keys() == names
     trainee(batch, seeded(0))["loss"].backward()

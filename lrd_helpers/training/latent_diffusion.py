@@ -2,14 +2,16 @@
 
 Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, a frozen
 text encoder, a tenth of the captions left empty for classifier-free guidance; losses weighted by
-min-SNR, γ = 5 (Hang et al. 2023). Latents are encoded once and kept; captions are drawn anew at
-every visit, so that one scene teaches several. With --data, pictures and captions come from
-webdataset shards instead.
+min-SNR, γ = 5 (Hang et al. 2023), or by --weighting. Latents are encoded once and kept; captions
+are drawn anew at every visit, so that one scene teaches several. With --see, features of the U-Net
+also have to tell what stands in each cell (after REPA, Yu et al. 2024, with the renderer's truth in
+place of a pretrained encoder). With --data, pictures and captions come from webdataset shards.
 """
 
 import argparse
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,11 +25,15 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.training_utils import compute_snr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lrd_helpers.storybook import (
+    COLOURS,
+    STICKERS,
+    Rendering,
     Scene,
     StorybookDataset,
     caption_of,
@@ -43,10 +49,15 @@ from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
 from lrd_helpers.training.sheets import save_sheet
 
 MIN_SNR_GAMMA = 5.0
+LEAST_SNR = 0.04  # "root-snr" weighs what is noisier than this no more: there is little to see
 EMPTY_CAPTIONS = 0.1
 CACHE_BATCH = 64
+SEEING_BLOCKS = (0, 1)  # the U-Net's up-blocks whose features are asked what stands where
 
 Latents = Float[Tensor, "batch 4 height width"]
+Classes = Int[Tensor, "batch height width"]
+Batch = tuple[Latents, list[str], list[str], Classes | None]
+"""Latents, captions, the captions that leave nothing out, and (if known) what each cell shows."""
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -59,6 +70,46 @@ def noise_schedule() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def loss_weights(snr: Float[Tensor, "batch"], weighting: str = "min-snr") -> Float[Tensor, "batch"]:
+    """How much the squared error of the predicted noise counts at each signal-to-noise ratio.
+
+    "min-snr": min(SNR, γ) / SNR, the errors of x̂_0 weighted by min(SNR, γ) (Hang et al. 2023).
+    "root-snr": SNR^-1/2, and so the errors of x̂_0 by SNR^1/2: more for the noisy middle, where it
+    is decided how many things there are and where. It is close to what EDM's loss comes to (Karras
+    et al. 2022, table 1).
+    """
+    if weighting == "min-snr":
+        return snr.clamp(max=MIN_SNR_GAMMA) / snr
+    return snr.clamp(min=LEAST_SNR) ** -0.5
+
+
+def stratified_timesteps(
+    count: int, steps: int, generator: torch.Generator
+) -> Int[Tensor, "count"]:
+    """Timesteps, one from each of `count` equal parts of [0, steps), in random order.
+
+    Each is uniform; together they cover the range, which takes noise from the mean loss (Kingma et
+    al. 2021, appendix I.1).
+    """
+    parts = torch.arange(count) + torch.rand(count, generator=generator)
+    order = torch.randperm(count, generator=generator)
+    return (parts[order] * steps / count).long().clamp(max=steps - 1)
+
+
+def cell_classes(rendering: Rendering, factor: int = 8) -> Int[Tensor, "batch height width"]:
+    """What most of each cell of factor × factor pixels shows: 0 for the place, or 1 + a number that
+    counts through all stickers in all colours."""
+    coverage = functional.avg_pool2d(rendering.masks.float(), factor)
+    coverage = torch.cat([1 - coverage.sum(1, keepdim=True), coverage], 1)
+    kinds = torch.zeros(coverage.shape[:2], dtype=torch.long)
+    for row, scene in enumerate(rendering.scenes):
+        for z, placed in enumerate(scene.stickers):
+            sticker, colour = STICKERS.index(placed.sticker), list(COLOURS).index(placed.colour)
+            kinds[row, 1 + z] = 1 + sticker * len(COLOURS) + colour
+    winner = coverage.argmax(1)
+    return kinds.gather(1, winner.flatten(1)).view_as(winner)
 
 
 class LatentDiffusionTraining(nn.Module):
@@ -74,6 +125,8 @@ class LatentDiffusionTraining(nn.Module):
         teacher: the folder of a pipeline whose predictions are learned instead of the noise. They
             are the noise's mean, which is learned from far fewer samples: so a U-Net that has to
             read anew learns from the one that could. It reads captions that leave nothing out.
+        weighting: see `loss_weights`.
+        see: weight of the loss of seeing; with 0 there is none, and nothing that sees.
     """
 
     def __init__(
@@ -81,11 +134,15 @@ class LatentDiffusionTraining(nn.Module):
         start_from: Path | None = None,
         text_encoder: Path | None = None,
         teacher: Path | None = None,
+        *,
+        weighting: str = "min-snr",
+        see: float = 0.0,
     ) -> None:
         super().__init__()
         # In a list: its weights are not part of this model.
         self.teachers = [LatentDiffusionTraining(teacher).eval()] if teacher else []
         self.scheduler = noise_schedule()
+        self.weighting, self.see = weighting, see
         if start_from is not None:
             single = {"torch_dtype": torch.float32}
             self.tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
@@ -113,7 +170,37 @@ class LatentDiffusionTraining(nn.Module):
         if not torch.cuda.is_available():
             # On CPUs the fused attention's backward pass is slower than the plain one's.
             self.unet.set_attn_processor(AttnProcessor())
+        self.features: dict[int, Tensor] = {}
+        self.seeing = nn.ModuleDict()
+        if see:
+            for number in SEEING_BLOCKS:
+                block = self.unet.up_blocks[number]
+                width = block.resnets[-1].out_channels
+                self.seeing[str(number)] = nn.Sequential(
+                    nn.GroupNorm(16, width),
+                    nn.Conv2d(width, 192, 1),
+                    nn.SiLU(),
+                    nn.Conv2d(192, 1 + len(STICKERS) + 1 + len(COLOURS), 1),
+                )
+                block.register_forward_hook(partial(self._keep_features, number))
         self.trained_unet: Callable[..., UNet2DConditionOutput] = self.unet.__call__
+
+    def _keep_features(self, number: int, block: nn.Module, given: tuple, features: Tensor) -> None:
+        self.features[number] = features
+
+    def _loss_of_seeing(self, classes: Classes) -> Tensor:
+        """Cross-entropy of sticker and of colour in each cell, and at each kept block."""
+        total = 0.0
+        stickers = 1 + len(STICKERS)
+        for number, head in self.seeing.items():
+            answers = head(self.features.pop(int(number))).float()
+            stride = classes.shape[-1] // answers.shape[-1]
+            truth = classes[:, stride // 2 :: stride, stride // 2 :: stride].to(answers.device)
+            sticker = torch.where(truth > 0, 1 + (truth - 1) // len(COLOURS), 0)
+            colour = torch.where(truth > 0, 1 + (truth - 1) % len(COLOURS), 0)
+            total = total + functional.cross_entropy(answers[:, :stickers], sticker)
+            total = total + functional.cross_entropy(answers[:, stickers:], colour)
+        return total / len(self.seeing)
 
     def _read_by(self, folder: Path) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
@@ -139,16 +226,14 @@ class LatentDiffusionTraining(nn.Module):
         ).input_ids
         return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
-    def forward(
-        self, batch: tuple[Latents, list[str], list[str]], generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        latents, captions, whole_captions = batch
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        latents, captions, whole_captions, classes = batch
         device = self.unet.device
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(
-            self.scheduler.config.num_train_timesteps, (len(latents),), generator=generator
+        timesteps = stratified_timesteps(
+            len(latents), self.scheduler.config.num_train_timesteps, generator
         )
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         text = self.encoded_text(captions)
@@ -166,8 +251,16 @@ class LatentDiffusionTraining(nn.Module):
         squares = (prediction - target).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
         snr = compute_snr(self.scheduler, timesteps).to(device)
-        weights = snr.clamp(max=MIN_SNR_GAMMA) / snr
-        return {"loss": (weights * squares).mean(), "mse": squares.mean()}
+        loss = (loss_weights(snr, self.weighting) * squares).mean()
+        losses = {"loss": loss, "mse": squares.mean()}
+        if self.see and self.training:
+            seen = self._loss_of_seeing(classes)
+            losses |= {
+                "loss": loss + self.see * seen,
+                "noise": (loss_weights(snr) * squares).mean(),
+                "seen": seen,
+            }
+        return losses
 
 
 def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiffusionPipeline:
@@ -202,20 +295,20 @@ class LatentCache:
         def encode(number: int) -> dict[str, Tensor]:
             half = options.mixed_precision == "bf16"
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                return {"latents": encoded(vae, render_scenes(scenes(number)).images).half()}
+                rendering = render_scenes(scenes(number))
+                latents = encoded(vae, rendering.images).half()
+            factor = rendering.images.shape[-1] // latents.shape[-1]
+            return {"latents": latents, "classes": cell_classes(rendering, factor).byte()}
 
         shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
         name = f"latents-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
         file = options.run / f"{name}.safetensors"
         kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
-        self.latents = kept["latents"]
+        self.latents, self.classes = kept["latents"], kept["classes"]
         self.scenes = [scene for number in numbers for scene in scenes(number)]
 
-    def batches(self, start: int) -> Iterator[tuple[Latents, list[str], list[str]]]:
-        """Latents, captions, and the captions that leave nothing out.
-
-        Batch number n depends on (seed, n, reader) alone.
-        """
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Batch number n depends on (seed, n, reader) alone."""
         number = start
         while True:
             generator = seeded(self.options.seed, 2, number, self.reader)
@@ -225,6 +318,7 @@ class LatentCache:
                 self.latents[rows].float(),
                 [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
                 [caption_of(scene.stickers, scene.place) for scene in chosen],
+                self.classes[rows].long(),
             )
             number += 1
 
@@ -244,12 +338,12 @@ def shard_pairs(options: argparse.Namespace, size: int, **more: object) -> Shard
 
 def shard_batches(
     vae: AutoencoderKL, pairs: ShardPairs, batch_size: int, start: int
-) -> Iterator[tuple[Latents, list[str], list[str]]]:
+) -> Iterator[Batch]:
     """Batches of encoded pairs from number `start` on; those before are read, but not encoded."""
     stream = islice(pairs, start * batch_size, None)
     while True:
         pictures, captions = zip(*islice(stream, batch_size), strict=True)
-        yield encoded(vae, torch.stack(pictures)), list(captions), list(captions)
+        yield encoded(vae, torch.stack(pictures)), list(captions), list(captions), None
 
 
 @torch.no_grad()
@@ -281,7 +375,8 @@ def evaluate(
     if not batches:
         return {}  # too few pairs for one in a hundred
     losses = [
-        trainee((encoded(vae, images), captions, captions), seeded(number))["loss"] * len(captions)
+        trainee((encoded(vae, images), captions, captions, None), seeded(number))["loss"]
+        * len(captions)
         for number, (images, captions) in enumerate(batches)
     ]
     mean = float(sum(losses)) / sum(len(captions) for _, captions in batches)
@@ -331,6 +426,20 @@ def main(arguments: list[str] | None = None) -> None:
         help="a pipeline whose predictions are learned in place of the noise",
     )
     parser.add_argument(
+        "--weighting",
+        choices=("min-snr", "root-snr"),
+        default="min-snr",
+        help="of the loss over the noise levels; root-snr cares more for the very noisy ones",
+    )
+    parser.add_argument(
+        "--see",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="of a second loss: features of the U-Net have to tell what stands in each cell "
+        "(0: none; storybook scenes only)",
+    )
+    parser.add_argument(
         "--compile",
         action="store_true",
         help="torch.compile the U-Net: minutes of waiting first, then a quarter more steps "
@@ -358,6 +467,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = loop.parse(parser, arguments)
     if not options.data and (options.only or options.least_side):
         parser.error("--only and --least-side are for --data; storybook scenes are all good")
+    if options.data and options.see:
+        parser.error("--see is for storybook scenes: of --data nobody knows what stands where")
+    if options.see < 0:
+        parser.error(f"--see {options.see:g}: a weight cannot be negative")
     if not (options.autoencoder / "config.json").exists():
         parser.error(
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
@@ -376,7 +489,13 @@ def main(arguments: list[str] | None = None) -> None:
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
         vae.cuda()
-    trainee = LatentDiffusionTraining(options.start_from, options.text_encoder, options.teacher)
+    trainee = LatentDiffusionTraining(
+        options.start_from,
+        options.text_encoder,
+        options.teacher,
+        weighting=options.weighting,
+        see=options.see,
+    )
     if options.compile:
         trainee.compile_unet()
     size = trainee.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
@@ -412,7 +531,8 @@ def main(arguments: list[str] | None = None) -> None:
         sample=sample,
         batches=batches,
     )
-    trainee.teachers = []  # whoever was learned from: judged is by the noise
+    # Whatever was learned from: judged is by the noise, weighted as it always was.
+    trainee.teachers, trainee.weighting = [], "min-snr"
     scores = evaluate(trainee, vae.cpu(), held_out)
     data = None
     if streams:

@@ -230,7 +230,8 @@ def train(
                 if progress.step % options.log_every == 0:
                     means = log.write(progress, optimizer.param_groups[0]["lr"])
                     bar.set_postfix_str(f"step {progress.step}, loss {means['loss']:.4f}")
-                    bar.update(100 * min(1, done()) - bar.n)
+                    # Not done(): that asks all processes, and only the first one is here.
+                    bar.update(100 * share - bar.n)
             if progress.step % options.checkpoint_every == 0:
                 save_checkpoint(accelerator, options.run, progress.step)
             if (
@@ -491,8 +492,11 @@ def joined_logs(
             row[name] = str(int(row[name]) + sum(earlier[name] for earlier in before))
         row["seconds"] = f"{float(row['seconds']) + sum(one['seconds'] for one in before):.1f}"
     earlier = parts.pop() if parts else []
-    # Another version of the training may have logged other losses.
-    return earlier + rows if earlier and rows and earlier[0].keys() == rows[0].keys() else rows
+    if not earlier or not rows:
+        return rows
+    # Another version of the training, or other options, may have logged other losses.
+    shared = [name for name in earlier[0] if name in rows[0]]
+    return [{name: row[name] for name in shared} for row in earlier + rows]
 
 
 def add_scores(folder: Path, scores: dict[str, object]) -> None:
