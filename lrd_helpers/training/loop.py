@@ -138,6 +138,8 @@ def train(
 ) -> Progress:
     """Trains `trainee` within the budget and leaves the averaged (EMA) weights in it.
 
+    Of several processes only the first returns; the others end here.
+
     Args:
         trainee: `forward(batch, generator) -> {"loss": …}`, losses as means over the batch.
         options: from `parse`.
@@ -246,6 +248,8 @@ def train(
     save_checkpoint(accelerator, options.run, progress.step)
     if stopped:
         sys.exit(f"stopped at step {progress.step}; the same command goes on from there")
+    if not accelerator.is_main_process:
+        sys.exit()  # the first process judges the model and writes it
     average.copy_to(trainee.parameters())
     trainee.eval().cpu()
     return progress
