@@ -154,6 +154,8 @@ def ablations(base: str = "default") -> list[str]:
         unused |= {"early_repeats"}
     if method.fuse != "placed":
         unused |= {"placed_at"}
+    if method.fuse != "collage":
+        unused |= {"sketch_steps"}
     for choice, value in vars(method).items():
         if choice in unused:
             continue

@@ -11,7 +11,7 @@ from lrd_helpers.layout import Overlap
 
 Delta = Literal["constant", "dynamic", "decoded"]
 Guide = Literal["steps", "noise"]
-Fuse = Literal["steps", "once", "placed"]
+Fuse = Literal["steps", "once", "placed", "collage"]
 CHOICES = {"delta": Delta, "guide": Guide, "fuse": Fuse, "overlap": Overlap}
 
 
@@ -36,10 +36,15 @@ class Method:
         fuse: the layers are put together at all "steps"; or each runs alone and they are put
             together "once", after the last layered step; or, "placed", as with "once", but after
             the first of these steps each layer's object is found and moved into its box. Before
-            that there is no ξ: where an object comes up does not matter if it is moved.
+            that there is no ξ: where an object comes up does not matter if it is moved. "collage":
+            each layer is drawn alone to the end in a few steps, its object is found in that picture
+            and moved into its box, all of them on the background's picture; the collage gets the
+            noise of the first step that is not layered, and the caption goes on from there.
         placed_at: with fuse="placed": after which share of the steps, in (0, 1], that happens. The
             layered steps do not end before.
-        layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0).
+        sketch_steps: with fuse="collage": in how many steps of DDIM a layer is drawn alone.
+        layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0). With
+            fuse="collage" these steps are not made: the sketches take their place.
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
         negative_objects: the layers' prompts are negative prompts of the background.
         background_in_prompts: the background is added to each layer's prompt: "a red car at night".
@@ -55,6 +60,7 @@ class Method:
     weighted: bool = False
     fuse: Fuse = "steps"
     placed_at: float = 0.32
+    sketch_steps: int = 10
     layered_fraction: float = 0.6
     overlap: Overlap = "over"
     negative_objects: bool = False
@@ -78,15 +84,18 @@ class Method:
                 f"placed_at is {self.placed_at}, but should be a share of the steps above 0, at "
                 "most 1"
             )
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}, but should be ≥ 1")
+        for name in ("top_k", "sketch_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but should be ≥ 1")
         if self.weighted and self.delta == "constant":
             raise ValueError("weighted needs attention maps: set delta to 'dynamic' or 'decoded'")
 
 
 METHODS: dict[str, Method] = {
     # The best on storybook so far; `python -m lrd_helpers benchmark --ablations` measures it.
-    "default": Method(fuse="placed", layered_fraction=0.52, background_in_prompts=True),
+    "default": Method(
+        fuse="collage", inside=0.0, outside=0.0, layered_fraction=0.68, background_in_prompts=True
+    ),
     # The paper's K, λ and t0 are not published; these are ours.
     "paper": Method(delta="dynamic", inside=1.0, outside=1.0),
     "authors": Method(

@@ -1,7 +1,10 @@
 """Putting objects where they belong: find what a layer draws alone, move it into the layer's place.
 
-A layer that runs alone draws its object wherever the noise suggests. Early in the sampling the
-picture is still a sketch, and a sketch can be moved: the model then finishes it in its new place.
+A layer that runs alone draws its object wherever the noise suggests. There it can be found, and
+moved: as pixels, after a quick drawing to the end (`object_pixels`, `pasted`); or as latents, early
+in the sampling, when the picture is still blurred (`object_mask`, `placed`). The model then goes on
+in the new place. A collage that is noised and denoised: Collage Diffusion (Sarukkai et al. 2023),
+SDEdit (Meng et al. 2022).
 """
 
 from __future__ import annotations
@@ -13,6 +16,11 @@ from torch.nn import functional
 
 from lrd_helpers.layout import Box
 from lrd_helpers.mask import connected_regions, tight_box
+
+REFERENCE_PIXELS = 128  # the side of pictures for which a number of pixels is meant
+
+RIM = 2
+"""How many pixels (of 128) around an object are pasted with it: outlines are dark, and thin."""
 
 MARGIN = 0.05
 """A share of the object's box that is cut off on every side, so that it comes out larger.
@@ -68,6 +76,42 @@ def object_box(mask: Bool[Tensor, "height width"]) -> Box:
     )
 
 
+def object_pixels(
+    with_object: Float[Tensor, "3 height width"],
+    without: Float[Tensor, "3 height width"],
+    relevance: Float[Tensor, "cell_rows cell_columns"],
+) -> Bool[Tensor, "height width"]:
+    """Where a layer's finished picture shows its object, and not only another background.
+
+        D = ‖picture − background‖ √R, the norm over the colours, the mean of 3 × 3 pixels
+        M = the connected part of {D ≥ Otsu's threshold}, without thin lines, of the largest sum
+
+    A line such as a horizon that is a little higher is thinner than 3 pixels (of 128), or R is
+    small there.
+
+    Args:
+        with_object: the layer's picture, in [0, 1].
+        without: the background's.
+        relevance: R, how much what the model would draw there depends on the layer's prompt (as in
+            DiffEdit, Couairon et al. 2023), at any size.
+    """
+    height, width = with_object.shape[-2:]
+    side = 2 * round(1.5 * min(height, width) / REFERENCE_PIXELS - 0.5) + 1  # odd
+    side = max(3, side)
+    around = {"kernel_size": side, "stride": 1, "padding": side // 2}
+    difference = (with_object - without).float().square().sum(0, keepdim=True).sqrt()
+    difference = functional.avg_pool2d(difference, **around, count_include_pad=False)[0]
+    relevance = functional.interpolate(
+        relevance[None, None].float(), (height, width), mode="bilinear", align_corners=False
+    )[0, 0]
+    difference = difference * relevance.sqrt()
+    high = difference >= otsu_threshold(difference)
+    eroded = -functional.max_pool2d(-high[None].float(), **around)
+    thick = functional.max_pool2d(eroded, **around)[0] > 0
+    parts = connected_regions(thick if thick.any() else high, gap=side - 1)
+    return max(parts, key=lambda part: float(difference[part].sum()))
+
+
 def moved(
     picture: Float[Tensor, "channels height width"], source: Box, target: Box
 ) -> Float[Tensor, "channels height width"]:
@@ -103,3 +147,28 @@ def placed(
     """
     source = object_box(object_mask(picture, background))
     return torch.where(cells, moved(picture, source, box), background)
+
+
+def pasted(
+    canvas: Float[Tensor, "3 height width"],
+    picture: Float[Tensor, "3 height width"],
+    mask: Bool[Tensor, "height width"],
+    box: Box,
+    cells: Bool[Tensor, "height width"],
+) -> Float[Tensor, "3 height width"]:
+    """The canvas with a picture's object on it, stretched into a box.
+
+    Args:
+        canvas: what lies behind.
+        picture: where the object is now.
+        mask: its pixels there.
+        box: where its tight box should be.
+        cells: what it may cover, and a rim around.
+    """
+    rim = max(1, round(RIM * min(mask.shape) / REFERENCE_PIXELS))
+    around = {"kernel_size": 2 * rim + 1, "stride": 1, "padding": rim}
+    source = tight_box(mask)
+    wide = functional.max_pool2d(mask[None].float(), **around)
+    allowed = functional.max_pool2d(cells[None].float(), **around)
+    alpha = (moved(wide, source, box) * allowed).to(canvas)
+    return alpha * moved(picture, source, box) + (1 - alpha) * canvas

@@ -108,7 +108,7 @@ def regions_of(
     return [
         region
         for region in regions
-        if region.mask.any() or (method.fuse == "placed" and not region.layer)
+        if region.mask.any() or (method.fuse in ("placed", "collage") and not region.layer)
     ]
 
 

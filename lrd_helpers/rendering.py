@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -28,14 +29,14 @@ from lrd_helpers.guidance import (
 )
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import Method, method_named
-from lrd_helpers.placement import placed
+from lrd_helpers.placement import object_pixels, pasted, placed
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
 from lrd_helpers.sampling import MOST_NOISE, noise_level
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
-    from diffusers import PNDMScheduler, StableDiffusionPipeline
+    from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
         rescale_noise_cfg,
@@ -43,6 +44,14 @@ with quiet_libraries():
     )
     from diffusers.utils import BaseOutput
     from diffusers.utils.torch_utils import randn_tensor
+
+RELEVANCE_NOISE = 0.4
+"""Where, as a share of the training timesteps, the relevance of a layer's prompt is asked for."""
+
+RELEVANCE_SAMPLES = 2
+"""How many noises that is the mean of."""
+
+FULL = (0, 0, 1, 1)  # the box of the whole canvas
 
 EARLY_REPEAT = 0.01
 """The share of ξ that an early repeat adds once more (the authors' script: "about 1 %")."""
@@ -283,6 +292,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             layouts, method, len(timesteps)
         )
         pictures, size = len(layouts), latents.shape[-2:]
+        whole_pictures = torch.arange(pictures, device=latents.device)
         plan = parts_of_steps(layouts, negatives, method, len(timesteps), layered_steps, size)
         looked_at = _looked_at(layouts, method) if layered_steps else []
         texts.check(plan, [layer.prompt for _, layer in looked_at])
@@ -316,8 +326,21 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
         predictions: list[tuple[Regions, Tensor]] = []
         warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
-            for i, t in enumerate(timesteps):
+        begin, total = 0, num_inference_steps
+        if method.fuse == "collage" and layered_steps:
+            begin = layered_steps
+            total += method.sketch_steps - begin // self.scheduler.order
+        with self.progress_bar(total=total) as progress_bar:
+            if begin:
+                noise = self.scheduler.scale_model_input(latents, timesteps[0])
+                sketches, predictions = self._sketches(
+                    noise, first, method, chunk_size, progress_bar
+                )
+                relevance = self._relevance(sketches, first, pictures, chunk_size, generator)
+                collages = self._collages(layouts, method, sketches, relevance, first, chunk_size)
+                self._begin_at(begin)
+                latents = self._noised(collages, timesteps[begin:], whole_pictures, generator)
+            for i, t in enumerate(timesteps[begin:], start=begin):
                 if self.interrupt:
                     continue
                 # t = T … t0: layered denoising; t = t0 − 1 … 1: general denoising
@@ -334,7 +357,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     predictions.append((regions, self._x0(x, scores, t)))
                 # Φ_t = Σ_i M^i ⊙ […]                                             (Eq. 8b)
                 prediction = scores if by_itself else regions.composed(scores, pictures)
-                if place_step and i in (place_step, alone_steps):
+                if (place_step and i in (place_step, alone_steps)) or (begin and i == begin):
                     self._restart_pndm(prediction)
                 # x_{t−1} = α̃ x_t + β̃ Φ_t + σ ε                                  (Eq. 8a)
                 arguments = own_arguments if by_itself else step_arguments
@@ -348,9 +371,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     latents = latents + (again if by_itself else first.composed(again, pictures))
                 if i == place_step - 1:
                     canvases = self._placed(layouts, self._x0(x, scores, t), regions)
-                    latents = self._noised(
-                        canvases, timesteps[i + 1 :], regions, pictures, generator
-                    )
+                    latents = self._noised(canvases, timesteps[i + 1 :], regions.picture, generator)
                     self._restart_memory(fresh, i + 1)
                 if by_itself and i == alone_steps - 1:
                     by_itself = False
@@ -379,12 +400,20 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         """The method, and how many steps are layered, in how many of these each layer is alone, and
         after how many of those the objects are placed (0: they are not).
         """
-        if method.fuse == "placed" and not any(
-            layer.bounding_box != (0, 0, 1, 1) for layout in layouts for layer in layout.layers
+        if method.fuse in ("placed", "collage") and not any(
+            layer.bounding_box != FULL for layout in layouts for layer in layout.layers
         ):
             method = replace(method, fuse="steps")  # what fills the canvas is in its place
         layered_steps = round(method.layered_fraction * steps)
         place_step = 0
+        if method.fuse == "collage" and layered_steps:
+            order = self.scheduler.order
+            layered_steps = max(1, round(method.layered_fraction * steps / order)) * order
+            if isinstance(self.scheduler, PNDMScheduler):
+                # Its first steps are of another kind, and it cannot begin among them.
+                own = 1 if self.scheduler.config.skip_prk_steps else self.scheduler.pndm_order * 3
+                layered_steps = max(layered_steps, own + 1)
+            layered_steps = min(layered_steps, steps)
         if method.fuse == "placed" and layered_steps:
             # A scheduler of order 2 has two timesteps for one step, and PNDM begins with pairs or
             # groups of four: none is cut in half by the placing.
@@ -560,8 +589,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         backgrounds = {one.picture: x0[n] for n, one in enumerate(regions.entries) if not one.layer}
         canvases = []
         for picture, one in zip(x0, regions.entries, strict=True):
-            layer = layouts[one.picture].layers[one.layer - 1] if one.layer else None
-            if layer and layer.bounding_box != (0, 0, 1, 1):
+            layer = _layer_of(layouts, one)
+            if layer and layer.bounding_box != FULL:
                 cells = layer.cells(*x0.shape[-2:]).to(x0.device)
                 picture = placed(backgrounds[one.picture], picture, layer.bounding_box, cells)
             canvases.append(picture)
@@ -571,8 +600,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         self,
         canvases: Float[Tensor, "regions channels height width"],
         timesteps: Tensor,
-        regions: Regions,
-        pictures: int,
+        picture: Int[Tensor, "regions"],
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> Float[Tensor, "regions channels height width"]:
         """The clean latents at the first of the remaining timesteps; a picture has one noise."""
@@ -580,9 +608,151 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             return canvases
         ratio = self._noise_to_signal(timesteps[0])
         alpha = 1 / math.sqrt(1 + ratio**2)
-        shape = (pictures, *canvases.shape[1:])
-        noise = randn_tensor(shape, generator, canvases.device, canvases.dtype)[regions.picture]
+        shape = (int(picture.max()) + 1, *canvases.shape[1:])
+        noise = randn_tensor(shape, generator, canvases.device, canvases.dtype)[picture]
         return (alpha * canvases + ratio * alpha * noise) / self._unit(canvases, timesteps[0])
+
+    # -------------------------------------------------------------- a collage of sketches
+
+    def _sketches(
+        self,
+        noise: Float[Tensor, "regions channels height width"],
+        regions: Regions,
+        method: Method,
+        chunk_size: int | None,
+        progress_bar: Any,
+    ) -> tuple[Float[Tensor, "regions channels height width"], list[tuple[Regions, Tensor]]]:
+        """Each layer and the background drawn alone, to the end, in a few steps of DDIM.
+
+        Returns:
+            The clean latents, and what was believed at each step.
+        """
+        x, predictions = noise, []
+        with self._ddim() as scheduler:
+            scheduler.set_timesteps(method.sketch_steps, device=noise.device)
+            for t in scheduler.timesteps:
+                if self.interrupt:
+                    continue
+                scores = self._scores(x, t, regions, chunk_size)
+                predictions.append((regions, self._x0(x, scores, t)))
+                x = scheduler.step(scores, t, x, return_dict=False)[0]
+                progress_bar.update()
+        if not x.isfinite().all():
+            raise ValueError(
+                f"the {type(self.unet).__name__}'s predictions are not finite, so no object can be "
+                "found in them; use float32, a scheduler that the model was trained for, or a "
+                "method with fuse='steps'"
+            )
+        return x, predictions
+
+    def _relevance(
+        self,
+        sketches: Float[Tensor, "regions channels height width"],
+        regions: Regions,
+        pictures: int,
+        chunk_size: int | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> Float[Tensor, "regions height width"]:
+        """How much the answer to a noised sketch depends on the layer's prompt, cell by cell.
+
+        R = mean over noises of ‖s(x_t, layer) − s(x_t, background)‖   (DiffEdit, section 3.2)
+        """
+        backgrounds = {one.picture: n for n, one in enumerate(regions.entries) if not one.layer}
+        rows = [n for n, one in enumerate(regions.entries) if one.layer]
+        others = [backgrounds[regions.entries[n].picture] for n in rows]
+        relevance = torch.zeros_like(sketches[:, 0])
+        if not rows:
+            return relevance
+        shape = (pictures, *sketches.shape[1:])
+        asked = [regions.entries[n].prompt for n in rows + others]
+        numbers = [regions.entries[n].picture for n in rows + others]
+        with self._ddim() as scheduler:
+            steps = scheduler.config.num_train_timesteps
+            t = torch.tensor(round(RELEVANCE_NOISE * steps), device=sketches.device)
+            ratio = self._noise_to_signal(t)
+            alpha = 1 / math.sqrt(1 + ratio**2)
+            for _ in range(RELEVANCE_SAMPLES):
+                noise = randn_tensor(shape, generator, sketches.device, sketches.dtype)
+                x = alpha * (sketches + ratio * noise[regions.picture])[rows]
+                prompts = regions.prompt[rows + others]
+                answers = self._unet_in_chunks(
+                    torch.cat([x, x]), t, prompts, asked, numbers, chunk_size
+                )
+                own, other = answers.chunk(2)
+                relevance[rows] += (own - other).square().sum(1).sqrt() / RELEVANCE_SAMPLES
+        return relevance
+
+    def _collages(
+        self,
+        layouts: list[Layout],
+        method: Method,
+        sketches: Float[Tensor, "regions channels height width"],
+        relevance: Float[Tensor, "regions height width"],
+        regions: Regions,
+        chunk_size: int | None,
+    ) -> Float[Tensor, "pictures channels height width"]:
+        """The latents of each background's picture with the layers' objects in their places."""
+        factor = self.vae.config.scaling_factor
+        parts = (sketches / factor).split(chunk_size or len(sketches))
+        decoded = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
+        decoded = (decoded / 2 + 0.5).clamp(0, 1)
+        size = decoded.shape[-2:]
+        collages: dict[int, Tensor] = {}
+        for picture, one in zip(decoded, regions.entries, strict=True):
+            if not one.layer:
+                collages[one.picture] = picture
+        backgrounds = dict(collages)
+        entries = list(zip(decoded, relevance, regions.entries, strict=True))
+        if method.overlap == "small_over_large":
+            areas = {
+                (one.picture, one.layer): float(_layer_of(layouts, one).cells(*size).float().mean())
+                for one in regions.entries
+                if one.layer
+            }
+            entries.sort(
+                key=lambda entry: areas.get((entry[2].picture, entry[2].layer), 2.0), reverse=True
+            )
+        for picture, relevant, one in entries:
+            layer = _layer_of(layouts, one)
+            if layer is None:
+                continue
+            background = backgrounds[one.picture]
+            if layer.bounding_box == FULL:  # what fills the canvas is in its place
+                mask = torch.ones_like(picture[0], dtype=torch.bool)
+            else:
+                mask = object_pixels(picture, background, relevant)
+            cells = layer.cells(*size).to(picture.device)
+            where = mask, layer.bounding_box, cells
+            behind = collages[one.picture]
+            if method.overlap in ("mean", "weighted"):
+                share = layouts[one.picture].masks(*size, overlap=method.overlap)[one.layer]
+                alone = pasted(background, picture, *where)
+                collages[one.picture] = behind + share.to(behind) * (alone - background)
+            else:
+                collages[one.picture] = pasted(behind, picture, *where)
+        images = 2 * torch.stack([collages[n] for n in range(len(layouts))]) - 1
+        parts = images.to(self.vae.dtype).split(chunk_size or len(images))
+        return torch.cat([self.vae.encode(part).latent_dist.mean for part in parts]) * factor
+
+    @contextlib.contextmanager
+    def _ddim(self) -> Iterator[DDIMScheduler]:
+        """Inside, the pipeline's scheduler is DDIM with the same noise schedule."""
+        own = self.scheduler
+        self.scheduler = DDIMScheduler.from_config(
+            own.config, timestep_spacing="leading", clip_sample=False, set_alpha_to_one=False
+        )
+        try:
+            yield self.scheduler
+        finally:
+            self.scheduler = own
+
+    def _begin_at(self, step: int) -> None:
+        """Let the scheduler know that its first step is a later one."""
+        if isinstance(self.scheduler, PNDMScheduler):
+            self.scheduler.counter = step  # it counts its predictions; see also `_restart_pndm`
+        elif hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(step)
+            self.scheduler._step_index = None  # it may have been asked for the first step's unit
 
     # -------------------------------------------------------------- vision guidance
 
@@ -871,6 +1041,10 @@ class _Texts:
             embeddings = pipe.encode_prompt(text, self.latents.device, 1, False, lora_scale=scale)
             self.known[text] = embeddings[0][0].to(self.latents)
         return self.known[text]
+
+
+def _layer_of(layouts: list[Layout], region: Region) -> Layer | None:
+    return layouts[region.picture].layers[region.layer - 1] if region.layer else None
 
 
 def _one_each(negative_prompt: str | Sequence[str] | None, layouts: list[Layout]) -> list[str]:

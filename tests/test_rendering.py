@@ -27,7 +27,7 @@ from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.guidance import constant_delta, vision_guidance
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import METHODS, Method
-from lrd_helpers.placement import placed
+from lrd_helpers.placement import object_pixels, pasted, placed
 from lrd_helpers.rendering import LayeredRenderingPipeline
 
 SCHEDULERS = [
@@ -203,7 +203,7 @@ def test_zero_terminal_snr_stays_finite(pipe, kind, steps, method) -> None:
 def test_no_object_is_looked_for_in_what_is_not_finite(pipe) -> None:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ZERO_SNR)  # ε of ε alone
     with pytest.raises(ValueError, match="are not finite, so no object can be found in them"):
-        latents_of(pipe, TWO, method=METHODS["default"], num_inference_steps=3)
+        latents_of(pipe, TWO, method=Method(fuse="placed"), num_inference_steps=3)
 
 
 # ------------------------------------------------------------------ what the U-Net is asked
@@ -591,6 +591,157 @@ def test_placing_costs_no_call(pipe, monkeypatch) -> None:
     latents_of(pipe, TWO, method=PLACED)
     # Alone: 3 + 3 rows, before and after placing; general.
     assert [len(x) for x in recorded.inputs] == [6, 6, 6, 2, 2]
+
+
+COLLAGE = replace(METHODS["default"], sketch_steps=3, layered_fraction=0.6)
+
+
+@torch.no_grad()
+def collage_by_hand(pipe, layout: Layout, steps: int = 5, begin: int = 3) -> Tensor:
+    encode = lambda text: pipe.encode_prompt(text, "cpu", 1, False)[0]  # noqa: E731
+
+    def score(x: Tensor, t: Tensor, text: str) -> Tensor:
+        unconditional, conditional = (pipe.unet(x, t, encode(one)).sample for one in ("", text))
+        return unconditional + 5.0 * (conditional - unconditional)
+
+    generator, scheduler, factor = seeded(), pipe.scheduler, pipe.vae.config.scaling_factor
+    table = scheduler.alphas_cumprod
+    x_T = torch.randn(1, 4, 4, 4, generator=generator)
+    prompts = [f"{layer.prompt} {layout.background}" for layer in layout.layers]
+    sketches = {}
+    scheduler.set_timesteps(COLLAGE.sketch_steps)
+    for text in [layout.background, *prompts]:
+        x = x_T
+        for t in scheduler.timesteps:
+            x = scheduler.step(score(x, t, text), t, x).prev_sample
+        sketches[text] = x
+    noises = torch.randn(2, 1, 4, 4, 4, generator=generator)
+    decode = lambda z: (pipe.vae.decode(z / factor).sample[0] / 2 + 0.5).clamp(0, 1)  # noqa: E731
+    background = canvas = decode(sketches[layout.background])
+    for text, layer in zip(prompts, layout.layers, strict=True):
+        relevance = 0
+        for noise in noises:
+            x = table[400].sqrt() * sketches[text] + (1 - table[400]).sqrt() * noise
+            own, other = (
+                pipe.unet(x, 400, encode(one)).sample for one in (text, layout.background)
+            )
+            relevance = relevance + (own - other).square().sum(1).sqrt()[0] / 2
+        picture = decode(sketches[text])
+        mask = object_pixels(picture, background, relevance)
+        canvas = pasted(canvas, picture, mask, layer.box, layer.cells(*canvas.shape[-2:]))
+    z = pipe.vae.encode(2 * canvas[None] - 1).latent_dist.mean * factor
+    scheduler.set_timesteps(steps)
+    t = scheduler.timesteps[begin]
+    fresh = torch.randn(1, 4, 4, 4, generator=generator)
+    x = table[t].sqrt() * z + (1 - table[t]).sqrt() * fresh
+    for t in scheduler.timesteps[begin:]:
+        x = scheduler.step(score(x, t, layout.caption), t, x).prev_sample
+    return x
+
+
+def test_a_collage_of_sketches_by_hand(pipe) -> None:
+    out = latents_of(pipe, TWO, method=COLLAGE)
+    assert torch.allclose(out, collage_by_hand(pipe, TWO), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [(one, {}) for one in (*SCHEDULERS, UniPCMultistepScheduler)]
+    + [(PNDMScheduler, {"skip_prk_steps": True})],
+)
+def test_a_collage_with_every_scheduler(pipe, scheduler, options) -> None:
+    pipe.scheduler = own = scheduler.from_config(pipe.scheduler.config, **options)
+    options = {"num_inference_steps": 25, "method": COLLAGE}
+    seeds = lambda: [seeded(1), seeded(2)]  # noqa: E731
+    whole = latents_of(pipe, [TWO, ONE], generator=seeds(), **options)
+    assert pipe.scheduler is own
+    assert whole.isfinite().all()
+    second = latents_of(pipe, ONE, generator=[seeded(2)], chunk_size=1, **options)
+    assert torch.allclose(whole[1:], second, atol=1e-3)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    other = latents_of(pipe, [TWO, ONE], generator=seeds(), **options)
+    assert 0.5 < float(whole.std() / other.std()) < 2, "in the latents' units, not Euler's"
+
+
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, UniPCMultistepScheduler])
+def test_the_collage_is_what_the_picture_goes_on_from(pipe, monkeypatch, scheduler) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pictures = []
+    for added in (0.0, 3.0):
+        collages = lambda self, layouts, *rest, added=added: torch.full(  # noqa: E731
+            (len(layouts), 4, 4, 4), added
+        )
+        monkeypatch.setattr(LayeredRenderingPipeline, "_collages", collages)
+        pictures.append(latents_of(pipe, TWO, method=COLLAGE, num_inference_steps=25))
+    assert (pictures[1] - pictures[0]).mean() > 1
+
+
+def test_what_a_collage_costs(pipe, monkeypatch) -> None:
+    recorded = Recorded(pipe, monkeypatch)
+    latents_of(pipe, TWO, method=COLLAGE)
+    # Sketches of the background and two layers, twice two prompts for each layer, the caption.
+    assert [len(x) for x in recorded.inputs] == [6, 6, 6, 4, 4, 2, 2]
+
+
+def test_a_collage_that_nothing_follows(pipe) -> None:
+    steps = []
+    note = lambda pipeline, step, timestep, tensors: steps.append(step) or tensors  # noqa: E731
+    everything = latents_of(
+        pipe, TWO, method=COLLAGE, layered_fraction=1.0, callback_on_step_end=note
+    )
+    assert everything.isfinite().all()
+    assert not steps
+    latents_of(pipe, TWO, method=COLLAGE, callback_on_step_end=note)
+    assert steps == [3, 4], "the numbers of the steps that are made"
+
+
+def test_what_fills_the_canvas_is_not_looked_for(pipe, monkeypatch) -> None:
+    looked_at = []
+
+    def nowhere(picture, background, relevance):
+        looked_at.append(picture)
+        return torch.ones_like(picture[0], dtype=torch.bool)
+
+    monkeypatch.setattr("lrd_helpers.rendering.object_pixels", nowhere)
+    everywhere = Layer("a yellow star", (0, 0, 1, 1))
+    latents_of(pipe, replace(TWO, layers=[everywhere, TWO.layers[0]]), method=COLLAGE)
+    assert len(looked_at) == 1
+
+
+@pytest.mark.parametrize(
+    ("overlap", "seen"),
+    [
+        ("over", [0.5, 1.0, 1.0]),
+        ("small_over_large", [0.5, 0.5, 1.0]),
+        ("mean", [0.5, 0.75, 1.0]),
+    ],
+)
+def test_who_is_in_front_in_a_collage(pipe, monkeypatch, overlap, seen) -> None:
+    """Left the first layer alone, in the middle both, right the second one alone."""
+    layers = [Layer("a red car", (0, 0, 0.5, 1)), Layer("a yellow star", (0.25, 0, 1, 1))]
+    layout = replace(TWO, layers=layers)
+    made = []
+    values = torch.tensor([0.0, 0.5, 1.0])  # background, first, second
+    decoded = values[:, None, None, None].expand(3, 3, 32, 32)
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, return_dict: (2 * decoded - 1,))
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: made.append(x / 2 + 0.5) or encode(x))
+    monkeypatch.setattr(
+        "lrd_helpers.rendering.object_pixels",
+        lambda picture, *rest: torch.ones_like(picture[0], dtype=torch.bool),
+    )
+    latents_of(pipe, layout, method=replace(COLLAGE, overlap=overlap))
+    columns = made[0][0, 0, 16, [3, 12, 28]]
+    assert columns.tolist() == pytest.approx(seen, abs=1e-6)
+
+
+def test_predictions_that_are_not_finite_make_no_collage(pipe, monkeypatch) -> None:
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: (forward(*a, **k)[0] * torch.nan,))
+    own = pipe.scheduler
+    with pytest.raises(ValueError, match="are not finite, so no object can be found"):
+        latents_of(pipe, TWO, method=COLLAGE)
+    assert pipe.scheduler is own
 
 
 def test_start_and_end_of_a_layer(pipe, monkeypatch) -> None:
