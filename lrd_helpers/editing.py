@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 DIFFERENT = 0.15
 """A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
 
+PLACING = Method(fuse="placed", layered_fraction=0.52, background_in_prompts=True)
+"""How an object is drawn into a picture: its sketch is moved while it is latents.
+
+These are then put together with the picture's own. (A collage of finished sketches has a background
+of its own.)
+"""
+
 SEAM = 2
 """Half of the pixels over which the new picture fades into the old one, where it may change."""
 
@@ -216,7 +223,7 @@ def replace_object(
     layer: Layer,
     *,
     background: str,
-    method: str | Method = "default",
+    method: str | Method = PLACING,
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     generator: torch.Generator | None = None,

@@ -64,11 +64,14 @@ class LayerTrace:
     Attributes:
         guidance: ξ^i, in units of x_T ~ N(0, I); 0 for the background.
         x0: at each layered step the clean latents each layer's prediction speaks of,
-            x̂_0 = (x_t − σ ε̂^i) / α; NaN where a layer took no part.
+            x̂_0 = (x_t − σ ε̂^i) / α; NaN where a layer took no part. With fuse="collage" the steps
+            are those of the sketches.
+        collage: with fuse="collage" the clean latents that the last steps go on from, else None.
     """
 
     guidance: Float[Tensor, "layers+1 channels height width"]
     x0: Float[Tensor, "steps layers+1 channels height width"]
+    collage: Float[Tensor, "channels height width"] | None = None
 
 
 @dataclass
@@ -145,9 +148,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
         For the first part of the steps the U-Net looks at x_t + ξ^i for each layer i and for the
         background (ξ = 0), and its answers are put together by the visible masks; then ordinary
-        classifier-free guidance with the caption gives texture and coherence. By default the layers
-        run alone first, their objects are moved into place, and they are put together once; each
-        such choice has a name in `Method`.
+        classifier-free guidance with the caption gives texture and coherence. By default, in place
+        of the first part, each layer is sketched alone, its object is moved into place, and the
+        collage is noised; each such choice has a name in `Method`.
 
         A constant δ comes from `Layer.colour`, else from the colour word of the layer's prompt; a
         layer without either has ξ = 0 and is composed by its mask alone. ξ is built on the layer's
@@ -181,8 +184,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent".
             output_layers: also return each layer's ξ and predictions.
             return_dict: False gives a tuple (images, nsfw_content_detected, masks, layers).
-            callback_on_step_end: called as f(pipe, step, timestep, {"latents": …}) after each step;
-                it may return other latents, set `pipe._interrupt`, change `pipe._guidance_scale`.
+            callback_on_step_end: called as f(pipe, step, timestep, {"latents": …}) after each step
+                (by default the first is number 17 of 25: sketches are not its business); it may
+                return other latents, set `pipe._interrupt`, change `pipe._guidance_scale`.
                 While each layer runs alone it sees them put together; what it returns is then the
                 picture that every layer goes on from.
             callback_on_step_end_tensor_inputs: which tensors the callback gets; only "latents".
@@ -325,6 +329,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             own_arguments = step_arguments | {"generator": several}
 
         predictions: list[tuple[Regions, Tensor]] = []
+        collages = [None] * pictures
         warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
         begin, total = 0, num_inference_steps
         if method.fuse == "collage" and layered_steps:
@@ -391,7 +396,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     progress_bar.update()
         if len(latents) != pictures:  # interrupted before the layers were put together
             latents = regions.composed(latents, pictures)
-        traces = _traces(layouts, fields, predictions, latents) if output_layers else None
+        traces = None
+        if output_layers:
+            traces = _traces(layouts, fields, predictions, collages, latents)
         return latents, traces
 
     def _phases(
@@ -1107,10 +1114,11 @@ def _traces(
     layouts: list[Layout],
     fields: list[list[Tensor | None]],
     predictions: list[tuple[Regions, Tensor]],
+    collages: Sequence[Tensor | None],
     latents: Tensor,
 ) -> list[LayerTrace]:
     traces = []
-    for number, layout in enumerate(layouts):
+    for number, (layout, collage) in enumerate(zip(layouts, collages, strict=True)):
         x0 = latents.new_full(
             (len(predictions), len(layout.layers) + 1, *latents.shape[1:]), math.nan
         )
@@ -1118,5 +1126,5 @@ def _traces(
             for row, region in enumerate(regions.entries):
                 if region.picture == number:
                     x0[step, region.layer] = predicted[row]
-        traces.append(LayerTrace(stacked([None, *fields[number]], latents), x0))
+        traces.append(LayerTrace(stacked([None, *fields[number]], latents), x0, collage))
     return traces

@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from lrd_helpers.placement import moved, object_box, object_mask, otsu_threshold, placed
+from lrd_helpers.mask import tight_box
+from lrd_helpers.placement import (
+    moved,
+    object_box,
+    object_mask,
+    object_pixels,
+    otsu_threshold,
+    pasted,
+    placed,
+)
 
 
 def test_otsu_divides_two_groups() -> None:
@@ -71,3 +80,66 @@ def test_the_object_comes_into_its_box_and_the_background_stays() -> None:
     # Ten cells wide before and after, of which the outermost half cell is cut off on each side.
     row = canvas[6, 2:12]
     assert row == pytest.approx(1.05 + (torch.arange(10) + 0.5) * 0.09 - 0.05, abs=1e-4)
+
+
+def scene_with_an_object() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A picture with a disc, the same without it and with its horizon two pixels higher, R."""
+    without = torch.zeros(3, 128, 128)
+    without[:, 80:] = 0.6
+    picture = torch.zeros(3, 128, 128)
+    picture[:, 78:] = 0.6
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    disc = (x - 40) ** 2 + (y - 50) ** 2 < 15**2
+    picture[0] = torch.where(disc, 0.7, picture[0])
+    relevance = torch.full((16, 16), 0.1)
+    relevance[4:9, 3:8] = 1.0
+    return picture, without, disc
+
+
+def test_an_object_is_found_beside_a_line_that_differs_more() -> None:
+    picture, without, disc = scene_with_an_object()
+    everywhere = torch.ones(16, 16)
+    found = object_pixels(picture, without, everywhere)
+    assert (found & disc).sum() / (found | disc).sum() > 0.9, "the horizon is thin"
+    # A cloud that is another one is not thin, but no matter of the prompt.
+    picture[:, 10:26, 60:120] = 1.0
+    assert not (object_pixels(picture, without, everywhere) & disc).any()
+    relevance = torch.full((16, 16), 0.01)
+    relevance[4:9, 3:8] = 1.0
+    found = object_pixels(picture, without, relevance)
+    assert (found & disc).sum() / (found | disc).sum() > 0.9
+
+
+def test_two_equal_pictures_have_no_object_but_the_whole_canvas() -> None:
+    same = torch.zeros(3, 128, 128)
+    assert object_pixels(same, same, torch.ones(16, 16)).all()
+
+
+@pytest.mark.parametrize("side", [32, 128, 512])
+def test_objects_are_found_at_any_size(side) -> None:
+    picture = torch.zeros(3, side, side)
+    low, high = side // 4, side // 2
+    picture[1, low:high, low:high] = 1.0
+    found = object_pixels(picture, torch.zeros_like(picture), torch.ones(4, 4))
+    rim = max(3, side // 40)
+    assert found[low + rim : high - rim, low + rim : high - rim].all()
+    assert found.sum() <= (high - low + 2 * rim) ** 2
+
+
+def test_what_is_pasted_fills_its_box_and_no_more_than_it_may() -> None:
+    picture, _, disc = scene_with_an_object()
+    canvas = torch.full((3, 128, 128), 0.25)
+    box = (0.5, 0.25, 0.75, 0.75)
+    cells = torch.zeros(128, 128, dtype=torch.bool)
+    cells[32:96, 64:96] = True
+    made = pasted(canvas, picture, disc, box, cells)
+    changed = (made - canvas).abs().sum(0) > 0.2
+    x0, y0, x1, y1 = tight_box(changed)
+    assert (x0, y0, x1, y1) == pytest.approx(box, abs=0.03)
+    assert made[0, 64, 80] == pytest.approx(0.7)
+    assert (made[:, :28] == 0.25).all()
+    half = cells.clone()
+    half[64:] = False
+    above = pasted(canvas, picture, disc, box, half)
+    assert torch.equal(above[:, :60], made[:, :60])
+    assert (above[:, 68:] == 0.25).all(), "below it may cover nothing"

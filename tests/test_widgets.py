@@ -432,3 +432,9 @@ def test_the_history_keeps_the_last_renders_to_go_back_to(studio):
 def test_a_method_brings_its_own_layered_part(studio):
     studio._sliders["method"].value = "authors"
     assert studio.settings.layered_fraction == pytest.approx(15 / 51)
+
+
+def test_the_strength_of_no_guidance_cannot_be_set(studio):
+    assert studio._sliders["strength"].disabled, "the default has no ξ"
+    studio._sliders["method"].value = "paper"
+    assert not studio._sliders["strength"].disabled

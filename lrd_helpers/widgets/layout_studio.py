@@ -350,6 +350,7 @@ class LayoutStudio(ipywidgets.VBox):
                 layout={"width": "300px"},
             ),
         }
+        self._sliders["strength"].disabled = not (method.inside or method.outside)
         self._sliders["method"].observe(self._take_fraction, "value")
         self._render_button = ipywidgets.Button(description="Render", button_style="primary")
         self._cancel_button = ipywidgets.Button(description="Cancel", disabled=True)
@@ -386,7 +387,9 @@ class LayoutStudio(ipywidgets.VBox):
         self._below.add_class("lrd-below")
 
     def _take_fraction(self, change: dict[str, Any]) -> None:
-        self._sliders["layered_fraction"].value = METHODS[change["new"]].layered_fraction
+        method = METHODS[change["new"]]
+        self._sliders["layered_fraction"].value = method.layered_fraction
+        self._sliders["strength"].disabled = not (method.inside or method.outside)
 
     def _show(self, made: Render | None = None) -> None:
         """Show a render: its picture, its words, its IoUs, and its place in the strip."""
