@@ -144,10 +144,14 @@ def ablations(base: str = "default") -> list[str]:
     """One factor at a time around one of our methods, as names for `methods_named`.
 
     Every other name that a choice can have, no for yes, numbers at half and at twice what they are
-    (shares at most 1), no ξ at all. A choice that changes nothing there is left out.
+    (shares at most 1), no ξ at all (or, where there is none, λ = 0.1). A choice that changes
+    nothing there is left out.
     """
     method, names = METHODS[base], []
     unused = {"attention"}
+    guided = method.inside or method.outside
+    if not guided:
+        unused |= {"delta", "inside", "outside", "guide", "early_repeats", "top_k", "weighted"}
     if method.delta == "constant":
         unused |= {"top_k", "weighted"}
     if method.guide != "noise":
@@ -173,7 +177,7 @@ def ablations(base: str = "default") -> list[str]:
             with contextlib.suppress(ValueError):  # what does not go with the other choices
                 replace(method, **{choice: one})
                 names.append(f"{choice}={one:.4g}" if type(one) is float else f"{choice}={one}")
-    names.append("inside=0,outside=0")
+    names.append("inside=0,outside=0" if guided else "inside=0.1,outside=0.1")
     return names if base == "default" else [f"{base},{name}" for name in names]
 
 

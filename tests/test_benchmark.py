@@ -343,7 +343,9 @@ def test_ablations_change_one_choice_at_a_time(base) -> None:
     assert changed[-1] <= {"inside", "outside"}
     assert all(len(one) == 1 for one in changed[:-1])
     every = set.union(*changed)
-    assert every >= {"delta", "inside", "guide", "fuse", "layered_fraction", "overlap"}
+    assert every >= {"inside", "fuse", "layered_fraction", "overlap"}
+    guided = METHODS[base].inside or METHODS[base].outside
+    assert ({"delta", "guide"} <= every) == bool(guided), "without ξ they change nothing"
     assert every >= {"negative_objects", "background_in_prompts"}
     assert ("top_k" in every) == (METHODS[base].delta != "constant"), "where it changes something"
     assert len(set(names)) == len(names)
