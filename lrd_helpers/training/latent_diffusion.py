@@ -232,9 +232,11 @@ class LatentDiffusionTraining(nn.Module):
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = stratified_timesteps(
-            len(latents), self.scheduler.config.num_train_timesteps, generator
-        )
+        steps = self.scheduler.config.num_train_timesteps
+        if self.training:
+            timesteps = stratified_timesteps(len(latents), steps, generator)
+        else:
+            timesteps = torch.randint(steps, (len(latents),), generator=generator)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         text = self.encoded_text(captions)
         unet = self.trained_unet if self.training else self.unet
