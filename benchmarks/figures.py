@@ -42,7 +42,7 @@ FIGURES = REPOSITORY / "figures"
 INK, PAPER = "#202020", "#ffffff"
 NOTEBOOKS = {
     "style": ("04_conditioning", "styles-figure"),
-    "collage": ("08_layered_rendering", "collage-figure"),
+    "collage": ("08_layered_rendering", "sketches-figure"),
     "gallery": ("08_layered_rendering", "gallery-figure"),
     "editing": ("10_editing", "edits-figure"),
 }

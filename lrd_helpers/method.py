@@ -39,7 +39,9 @@ class Method:
             that there is no ξ: where an object comes up does not matter if it is moved. "collage":
             each layer is drawn alone to the end in a few steps, its object is found in that picture
             and moved into its box, all of them on the background's picture; the collage gets the
-            noise of the first step that is not layered, and the caption goes on from there.
+            noise of the first step that is not layered, and the caption goes on from there. Where
+            all layers (of all pictures) fill the canvas there is nothing to move, and "placed" and
+            "collage" are "steps".
         placed_at: with fuse="placed": after which share of the steps, in (0, 1], that happens. The
             layered steps do not end before.
         sketch_steps: with fuse="collage": in how many steps of DDIM a layer is drawn alone.

@@ -86,6 +86,7 @@ def object_pixels(
         D = ‖picture − background‖ √R, the norm over the colours, the mean of 3 × 3 pixels
         M = the connected part of {D ≥ Otsu's threshold}, without thin lines, of the largest sum
 
+    Parts with at most four pixels (of 128) between them are one.
     A line such as a horizon that is a little higher is thinner than 3 pixels (of 128), or R is
     small there.
 

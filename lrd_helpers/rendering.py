@@ -42,6 +42,9 @@ with quiet_libraries():
         rescale_noise_cfg,
         retrieve_timesteps,
     )
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import (
+        retrieve_latents,
+    )
     from diffusers.utils import BaseOutput
     from diffusers.utils.torch_utils import randn_tensor
 
@@ -173,7 +176,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             inside: in place of the method's strength of +δ where the layer is.
             outside: in place of the method's strength of −δ where it is not.
             layered_fraction: in place of the method's part of the steps that is layered.
-            chunk_size: at most so many samples go through the U-Net at once; None: all.
+            chunk_size: at most so many samples go through the U-Net at once; None: all. Through the
+                autoencoder never more than there are pictures.
             eta: η of DDIM, for schedulers that have it.
             generator: where the noise comes from; a list has one for each picture.
             latents: the initial noise ~ N(0, I), instead of drawing it.
@@ -204,6 +208,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         self._check_layouts(layouts, method, height, width)
         self._check_sampling(
             layouts,
+            method,
             height,
             width,
             num_inference_steps if timesteps is None and sigmas is None else 1,
@@ -333,18 +338,27 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
         begin, total = 0, num_inference_steps
         if method.fuse == "collage" and layered_steps:
-            begin = layered_steps
-            total += method.sketch_steps - begin // self.scheduler.order
+            begin, order = layered_steps, self.scheduler.order
+            total = method.sketch_steps + sum(
+                i == len(timesteps) - 1 or (i + 1 > warm_up and (i + 1) % order == 0)
+                for i in range(begin, len(timesteps))
+            )
         with self.progress_bar(total=total) as progress_bar:
             if begin:
                 noise = self.scheduler.scale_model_input(latents, timesteps[0])
                 sketches, predictions = self._sketches(
                     noise, first, method, chunk_size, progress_bar
                 )
-                relevance = self._relevance(sketches, first, pictures, chunk_size, generator)
-                collages = self._collages(layouts, method, sketches, relevance, first, chunk_size)
-                self._begin_at(begin)
-                latents = self._noised(collages, timesteps[begin:], whole_pictures, generator)
+                if self.interrupt:
+                    backgrounds = [n for n, one in enumerate(first.entries) if not one.layer]
+                    latents = sketches[backgrounds]
+                else:
+                    relevance = self._relevance(sketches, first, pictures, chunk_size, generator)
+                    collages = self._collages(
+                        layouts, method, sketches, relevance, first, chunk_size
+                    )
+                    self._begin_at(begin)
+                    latents = self._noised(collages, timesteps[begin:], whole_pictures, generator)
             for i, t in enumerate(timesteps[begin:], start=begin):
                 if self.interrupt:
                     continue
@@ -416,6 +430,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         if method.fuse == "collage" and layered_steps:
             order = self.scheduler.order
             layered_steps = max(1, round(method.layered_fraction * steps / order)) * order
+            if method.layered_fraction == 1:
+                layered_steps = steps  # also where that is half a step
             if isinstance(self.scheduler, PNDMScheduler):
                 # Its first steps are of another kind, and it cannot begin among them.
                 own = 1 if self.scheduler.config.skip_prk_steps else self.scheduler.pndm_order * 3
@@ -587,12 +603,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
         What should fill the canvas is in its place already.
         """
-        if not x0.isfinite().all():
-            raise ValueError(
-                f"the {type(self.unet).__name__}'s predictions are not finite, so no object can be "
-                "found in them; use float32, a scheduler that the model was trained for, or a "
-                "method with fuse='steps'"
-            )
+        self._check_finite(x0, f"the {type(self.unet).__name__}'s predictions")
         backgrounds = {one.picture: x0[n] for n, one in enumerate(regions.entries) if not one.layer}
         canvases = []
         for picture, one in zip(x0, regions.entries, strict=True):
@@ -644,13 +655,15 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 predictions.append((regions, self._x0(x, scores, t)))
                 x = scheduler.step(scores, t, x, return_dict=False)[0]
                 progress_bar.update()
-        if not x.isfinite().all():
-            raise ValueError(
-                f"the {type(self.unet).__name__}'s predictions are not finite, so no object can be "
-                "found in them; use float32, a scheduler that the model was trained for, or a "
-                "method with fuse='steps'"
-            )
+        self._check_finite(x, f"the {type(self.unet).__name__}'s predictions")
         return x, predictions
+
+    def _check_finite(self, values: Tensor, what: str) -> None:
+        if not values.isfinite().all():
+            raise ValueError(
+                f"{what} are not finite, so no object can be found in them; use float32, a "
+                "scheduler that the model was trained for, or a method with fuse='steps'"
+            )
 
     def _relevance(
         self,
@@ -667,11 +680,11 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         backgrounds = {one.picture: n for n, one in enumerate(regions.entries) if not one.layer}
         rows = [n for n, one in enumerate(regions.entries) if one.layer]
         others = [backgrounds[regions.entries[n].picture] for n in rows]
-        relevance = torch.zeros_like(sketches[:, 0])
+        relevance = torch.zeros_like(sketches[:, 0], dtype=torch.float32)
         if not rows:
             return relevance
         shape = (pictures, *sketches.shape[1:])
-        asked = [regions.entries[n].prompt for n in rows + others]
+        asked = [None] * (2 * len(rows))  # not for whoever looks at the attention to a prompt
         numbers = [regions.entries[n].picture for n in rows + others]
         with self._ddim() as scheduler:
             steps = scheduler.config.num_train_timesteps
@@ -686,7 +699,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     torch.cat([x, x]), t, prompts, asked, numbers, chunk_size
                 )
                 own, other = answers.chunk(2)
-                relevance[rows] += (own - other).square().sum(1).sqrt() / RELEVANCE_SAMPLES
+                difference = (own - other).float().square().sum(1).sqrt()
+                relevance[rows] += difference / RELEVANCE_SAMPLES
         return relevance
 
     def _collages(
@@ -700,8 +714,10 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     ) -> Float[Tensor, "pictures channels height width"]:
         """The latents of each background's picture with the layers' objects in their places."""
         factor = self.vae.config.scaling_factor
-        parts = (sketches / factor).split(chunk_size or len(sketches))
+        most = min(chunk_size or len(layouts), len(layouts))  # as many as the last decoding takes
+        parts = (sketches / factor).to(self.vae.dtype).split(most)
         decoded = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
+        self._check_finite(decoded, f"the {type(self.vae).__name__}'s pictures")
         decoded = (decoded / 2 + 0.5).clamp(0, 1)
         size = decoded.shape[-2:]
         collages: dict[int, Tensor] = {}
@@ -738,15 +754,20 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             else:
                 collages[one.picture] = pasted(behind, picture, *where)
         images = 2 * torch.stack([collages[n] for n in range(len(layouts))]) - 1
-        parts = images.to(self.vae.dtype).split(chunk_size or len(images))
-        return torch.cat([self.vae.encode(part).latent_dist.mean for part in parts]) * factor
+        encoded = [
+            retrieve_latents(self.vae.encode(part), sample_mode="argmax")
+            for part in images.to(self.vae.dtype).split(most)
+        ]
+        return (torch.cat(encoded) * factor).to(sketches)
 
     @contextlib.contextmanager
     def _ddim(self) -> Iterator[DDIMScheduler]:
         """Inside, the pipeline's scheduler is DDIM with the same noise schedule."""
         own = self.scheduler
+        # Only a model of zero terminal SNR has learned to begin at the very end.
+        spacing = "trailing" if own.config.get("rescale_betas_zero_snr") else "leading"
         self.scheduler = DDIMScheduler.from_config(
-            own.config, timestep_spacing="leading", clip_sample=False, set_alpha_to_one=False
+            own.config, timestep_spacing=spacing, clip_sample=False, set_alpha_to_one=False
         )
         try:
             yield self.scheduler
@@ -912,6 +933,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     def _check_sampling(
         self,
         layouts: list[Layout],
+        method: Method,
         height: int,
         width: int,
         num_inference_steps: int,
@@ -946,6 +968,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 f"num_inference_steps is {num_inference_steps}, but should be between 1 and "
                 f"{self.scheduler.config.num_train_timesteps}, the steps the model was trained with"
             )
+        most = self.scheduler.config.num_train_timesteps - 1
+        if method.fuse == "collage" and method.sketch_steps > most:
+            raise ValueError(f"sketch_steps is {method.sketch_steps}, but should be at most {most}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}, but should be ≥ 1")
         if chunk_size is not None and chunk_size < 1:

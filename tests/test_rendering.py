@@ -1,4 +1,5 @@
 import copy
+import io
 import re
 import warnings
 from dataclasses import replace
@@ -22,6 +23,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch import Tensor
+from tqdm import tqdm
 
 from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.guidance import constant_delta, vision_guidance
@@ -683,6 +685,51 @@ def test_what_a_collage_costs(pipe, monkeypatch) -> None:
     assert [len(x) for x in recorded.inputs] == [6, 6, 6, 4, 4, 2, 2]
 
 
+def test_sketches_have_fewer_steps_than_the_training(pipe) -> None:
+    with pytest.raises(ValueError, match="sketch_steps is 1000, but should be at most 999"):
+        latents_of(pipe, TWO, method=replace(COLLAGE, sketch_steps=1000))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "fraction"),
+    [
+        (DDIMScheduler, {}, 0.68),
+        (HeunDiscreteScheduler, {}, 0.68),
+        (HeunDiscreteScheduler, {}, 1.0),
+        (PNDMScheduler, {"skip_prk_steps": True}, 0.68),
+        (PNDMScheduler, {}, 0.68),
+    ],
+)
+def test_the_progress_bar_ends_where_it_should(
+    pipe, monkeypatch, scheduler, options, fraction
+) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    bars = []
+
+    def bar(total: int) -> tqdm:
+        bars.append(tqdm(total=total, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(pipe, "progress_bar", bar)
+    method = replace(COLLAGE, layered_fraction=fraction)
+    latents_of(pipe, TWO, method=method, num_inference_steps=25)
+    assert bars[0].total == bars[0].n
+    assert bars[0].n > 3 or fraction == 1
+
+
+def test_interrupted_while_it_sketches(pipe, monkeypatch) -> None:
+    recorded = Recorded(pipe, monkeypatch)
+    scores = pipe._scores
+
+    def stop(*arguments):
+        pipe._interrupt = True
+        return scores(*arguments)
+
+    monkeypatch.setattr(pipe, "_scores", stop)
+    assert latents_of(pipe, TWO, method=COLLAGE).shape == (1, 4, 4, 4)
+    assert len(recorded.inputs) == 1
+
+
 def test_a_collage_that_nothing_follows(pipe) -> None:
     steps = []
     note = lambda pipeline, step, timestep, tensors: steps.append(step) or tensors  # noqa: E731
@@ -723,7 +770,8 @@ def test_who_is_in_front_in_a_collage(pipe, monkeypatch, overlap, seen) -> None:
     made = []
     values = torch.tensor([0.0, 0.5, 1.0])  # background, first, second
     decoded = values[:, None, None, None].expand(3, 3, 32, 32)
-    monkeypatch.setattr(pipe.vae, "decode", lambda z, return_dict: (2 * decoded - 1,))
+    rows = iter(2 * decoded - 1)
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, return_dict: (next(rows)[None],))
     encode = pipe.vae.encode
     monkeypatch.setattr(pipe.vae, "encode", lambda x: made.append(x / 2 + 0.5) or encode(x))
     monkeypatch.setattr(

@@ -303,7 +303,7 @@ class LatentCache:
             return {"latents": latents, "classes": cell_classes(rendering, factor).byte()}
 
         shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
-        name = f"latents-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
+        name = f"latents-classes-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
         file = options.run / f"{name}.safetensors"
         kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
         self.latents, self.classes = kept["latents"], kept["classes"]
