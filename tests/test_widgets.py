@@ -276,7 +276,7 @@ def test_render_is_the_pipeline_s_picture_and_what_is_known_about_it(pipe):
     generator = torch.Generator().manual_seed(0)
     plain = pipe(CARS, num_inference_steps=3, generator=generator).images[0]
     assert made.image.tobytes() == plain.tobytes()
-    assert steps == [1, 2, 3]
+    assert steps == [3], "the sketches stand for the first two"
     assert made.ious == [1, 0]
     assert made.found == [(0, 0.5, 0.5, 1), None]
     assert set(made.attention) == {"a", "red", "car", "and", "yellow", "star", "at", "night"}
@@ -289,11 +289,11 @@ def test_every_setting_changes_the_picture(pipe):
         for settings in (
             QUICK,
             replace(QUICK, seed=1),
-            replace(QUICK, steps=4),
+            replace(QUICK, steps=10),
             replace(QUICK, guidance_scale=9.0),
             replace(QUICK, layered_fraction=1.0),
-            replace(QUICK, strength=0.0),
             replace(QUICK, method="authors"),
+            replace(QUICK, method="authors", strength=0.0),
         )
     }
     assert len(pictures) == 7

@@ -116,7 +116,8 @@ def render(
         pipe: draws it.
         settings: how; `Settings()` by default.
         detector: finds the layers in the picture; without one there are no IoUs.
-        on_step: called with the number of steps done after each; what it raises ends the render.
+        on_step: called with the number of steps done after each (the default's sketches stand for
+            the first ones); what it raises ends the render.
 
     Raises:
         ValueError: what the pipeline refuses.
