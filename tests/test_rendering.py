@@ -71,6 +71,15 @@ def latents_of(pipe: LayeredRenderingPipeline, layouts: object, **options: objec
     return pipe(layouts, **options).images
 
 
+def nearly_same(first: Tensor, second: Tensor, unlike: Tensor) -> bool:
+    """Whether two pictures differ by under a hundredth of what an unlike one differs by.
+
+    Batches of other sizes are rounded otherwise, on some processors visibly: a pixel of a pasted
+    object's outline may then be another one.
+    """
+    return bool((first - second).abs().mean() < 0.01 * (first - unlike).abs().mean())
+
+
 class Recorded:
     """Notes what the U-Net is given, call by call."""
 
@@ -543,7 +552,7 @@ def test_placing_with_every_scheduler(pipe, scheduler) -> None:
     ratio = float(whole.abs().max() / plain.abs().max())
     assert 0.8 < ratio < 1.25, "in units of the latents, whatever the scheduler's"
     second = latents_of(pipe, ONE, generator=[seeded(2)], chunk_size=1, **options)
-    assert torch.allclose(whole[1:], second, atol=1e-3)
+    assert nearly_same(whole[1:], second, unlike=whole[:1])
 
 
 @pytest.mark.parametrize(
@@ -663,7 +672,7 @@ def test_a_collage_with_every_scheduler(pipe, scheduler, options) -> None:
     assert pipe.scheduler is own
     assert whole.isfinite().all()
     second = latents_of(pipe, ONE, generator=[seeded(2)], chunk_size=1, **options)
-    assert torch.allclose(whole[1:], second, atol=1e-3)
+    assert nearly_same(whole[1:], second, unlike=whole[:1])
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     other = latents_of(pipe, [TWO, ONE], generator=seeds(), **options)
     assert 0.5 < float(whole.std() / other.std()) < 2, "in the latents' units, not Euler's"
@@ -831,8 +840,7 @@ def test_every_preset(pipe, name, scheduler) -> None:
         drawn[str(options)] = latents_of(pipe, TWO, height=64, width=48, method=name, **options)
     first, chunked, unguided = drawn.values()
     assert first.isfinite().all()
-    assert torch.allclose(first, chunked, atol=1e-3)
-    assert not torch.allclose(first, unguided, atol=1e-3)
+    assert nearly_same(first, chunked, unlike=unguided)
 
 
 def test_presets_are_what_the_facts_say() -> None:

@@ -395,6 +395,10 @@ def test_timesteps_of_a_batch_cover_the_range():
     assert torch.equal(drawn, latent_diffusion.stratified_timesteps(50, 1000, seeded(0)))
     many = torch.cat([latent_diffusion.stratified_timesteps(3, 10, seeded(i)) for i in range(1000)])
     assert many.bincount(minlength=10).tolist() == pytest.approx([300] * 10, abs=60)
+    middle = latent_diffusion.stratified_timesteps(10_000, 1000, seeded(0), spread=1.2)
+    logits = torch.logit((middle + 0.5) / 1000)
+    assert float(logits.mean()) == pytest.approx(0, abs=0.02)
+    assert float(logits.std()) == pytest.approx(1.2, abs=0.02)
 
 
 def test_what_stands_in_each_cell():
@@ -458,6 +462,7 @@ def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_enco
 def test_seeing_that_cannot_work_exits_with_2(capsys):
     for arguments, message in [
         (["--see", "-1"], "--see -1: a weight cannot be negative"),
+        (["--spread", "0"], "--spread 0: it must be more than 0"),
         (["--see", "0.1", "--data", "shards.tar"], "nobody knows what stands where"),
     ]:
         with pytest.raises(SystemExit, match="2"):
