@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 DIFFERENT = 0.15
 """A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
 
-PLACING = Method(fuse="placed", layered_fraction=0.52, background_in_prompts=True)
-"""How an object is drawn into a picture: its sketch is moved while it is latents.
-
-These are then put together with the picture's own. (A collage of finished sketches has a background
-of its own.)
-"""
-
 SEAM = 2
 """Half of the pixels over which the new picture fades into the old one, where it may change."""
 
@@ -223,13 +216,16 @@ def replace_object(
     layer: Layer,
     *,
     background: str,
-    method: str | Method = PLACING,
+    method: str | Method = "default",
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     generator: torch.Generator | None = None,
     keep_pixels: bool = True,
 ) -> Edited:
     """Draw an object in the place of another one; everything outside of the two stays.
+
+    The old one is removed first. With fuse="collage", as by default, a sketch of the new one is
+    then pasted into the picture, which is noised and denoised where it may change.
 
     Args:
         pipe: draws it, and stays as it is.
@@ -247,27 +243,29 @@ def replace_object(
         EditError: a picture of another shape than the model's.
         ValueError: what layered rendering refuses.
     """
-    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
-    cells = inversion.latents.shape[-2:]
-    changing = _grown(layer.cells(*cells) > 0)
+    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    removed = None
     if old is not None:
-        changing = changing | _touched(_region(old), *cells, pipe.vae_scale_factor)
+        removed = remove(pipe, image, old, background=background, generator=generator, **options)
+        image = removed.image
+    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
+    inside = _grown(layer.cells(*inversion.latents.shape[-2:]) > 0)
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
     # Not from_pipe: that casts the shared models to float32.
     editor = LayeredRenderingPipeline(
         **pipe.components | {"scheduler": _ddim(pipe)}, requires_safety_checker=False
     )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    method = method_named(method)
-    # While a layer draws alone, anywhere, there is nothing yet to be put back. (Once it is placed
-    # there is: the object then grows into this picture, not into one of the background's.)
-    _, _, alone_steps, place_step = editor._phases([layout], method, num_inference_steps)
-    anywhere = place_step or alone_steps
+    method, layered_steps, alone_steps, _ = editor._phases(
+        [layout], method_named(method), num_inference_steps
+    )
+    pasting = method.fuse == "collage" and layered_steps > 0
     known = inversion.latents.flip(0)
-    inside = changing.to(known.device)
+    inside = inside.to(known.device)
 
     def keep(_: Any, step: int, __: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        if step + 1 < anywhere:
+        # While a layer draws alone, anywhere, there is nothing yet to be put back.
+        if step + 1 < alone_steps:
             return {}
         return {"latents": torch.where(inside, values["latents"], known[step + 1])}
 
@@ -277,14 +275,17 @@ def replace_object(
         method=method,
         height=inversion.image.height,
         width=inversion.image.width,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
         generator=generator,
-        latents=noise if anywhere else torch.where(inside, noise, known[:1]),
+        latents=noise if pasting or alone_steps else torch.where(inside, noise, known[:1]),
+        canvas=inversion.image if pasting else None,
         output_type="latent",
         callback_on_step_end=keep,
+        **options,
     ).images
-    return _edited(_decoded(pipe, latents), inversion.image, changing, keep_pixels)
+    edited = _edited(_decoded(pipe, latents), inversion.image, inside, keep_pixels)
+    if removed is None:
+        return edited
+    return replace(edited, before=removed.before, changed=edited.changed | removed.changed)
 
 
 def remove(

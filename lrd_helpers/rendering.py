@@ -139,6 +139,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Float[Tensor, "pictures channels height_ width_"] | None = None,
+        canvas: Image.Image | Sequence[Image.Image] | None = None,
         prompt_embeds: Mapping[str, Float[Tensor, "tokens features"]] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
         output_type: str = "pil",
@@ -181,6 +182,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             eta: η of DDIM, for schedulers that have it.
             generator: where the noise comes from; a list has one for each picture.
             latents: the initial noise ~ N(0, I), instead of drawing it.
+            canvas: with fuse="collage" the picture that objects are pasted onto, instead of the
+                background's sketch; one for each layout.
             prompt_embeds: texts that are not to be encoded, with their embeddings: every text that
                 the U-Net is asked, so with `background_in_prompts` "a red car at night", not
                 "a red car".
@@ -217,6 +220,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             latents,
             callback_on_step_end_tensor_inputs,
         )
+        canvas = [canvas] if isinstance(canvas, Image.Image) else canvas
+        self._check_canvas(canvas, layouts, height, width)
         negatives = _one_each(negative_prompt, layouts)
         self._check_texts(layouts, prompt_embeds or {})
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
@@ -228,6 +233,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         # One entry a picture: layout 0, layout 0, …, layout 1, … as StableDiffusionPipeline does.
         layouts = [layout for layout in layouts for _ in range(num_images_per_prompt)]
         negatives = [negative for negative in negatives for _ in range(num_images_per_prompt)]
+        if canvas is not None:
+            canvas = [image for image in canvas for _ in range(num_images_per_prompt)]
+            canvas = self.image_processor.preprocess(canvas) / 2 + 0.5
 
         timesteps, num_inference_steps = retrieve_timesteps(
             self.scheduler, num_inference_steps, device, timesteps, sigmas
@@ -252,6 +260,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 timesteps,
                 num_inference_steps,
                 latents,
+                canvas,
                 _Texts(self, dict(prompt_embeds or {}), latents),
                 chunk_size,
                 generator,
@@ -290,6 +299,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         timesteps: Tensor,
         num_inference_steps: int,
         latents: Float[Tensor, "pictures channels height width"],
+        canvas: Float[Tensor, "pictures 3 _height _width"] | None,
         texts: _Texts,
         chunk_size: int | None,
         generator: torch.Generator | list[torch.Generator] | None,
@@ -300,6 +310,11 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         method, layered_steps, alone_steps, place_step = self._phases(
             layouts, method, len(timesteps)
         )
+        if canvas is not None and not (method.fuse == "collage" and layered_steps):
+            raise ValueError(
+                "canvas: nothing would be pasted onto it; that takes fuse='collage', a "
+                "layered_fraction above 0 and a layer that does not fill the picture"
+            )
         pictures, size = len(layouts), latents.shape[-2:]
         whole_pictures = torch.arange(pictures, device=latents.device)
         plan = parts_of_steps(layouts, negatives, method, len(timesteps), layered_steps, size)
@@ -355,7 +370,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 else:
                     relevance = self._relevance(sketches, first, pictures, chunk_size, generator)
                     collages = self._collages(
-                        layouts, method, sketches, relevance, first, chunk_size
+                        layouts, method, sketches, relevance, first, canvas, chunk_size
                     )
                     self._begin_at(begin)
                     latents = self._noised(collages, timesteps[begin:], whole_pictures, generator)
@@ -710,9 +725,10 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         sketches: Float[Tensor, "regions channels height width"],
         relevance: Float[Tensor, "regions height width"],
         regions: Regions,
+        canvas: Float[Tensor, "pictures 3 _height _width"] | None,
         chunk_size: int | None,
     ) -> Float[Tensor, "pictures channels height width"]:
-        """The latents of each background's picture with the layers' objects in their places."""
+        """The latents of each canvas, or background, with the layers' objects in their places."""
         factor = self.vae.config.scaling_factor
         most = min(chunk_size or len(layouts), len(layouts))  # as many as the last decoding takes
         parts = (sketches / factor).to(self.vae.dtype).split(most)
@@ -724,7 +740,10 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         for picture, one in zip(decoded, regions.entries, strict=True):
             if not one.layer:
                 collages[one.picture] = picture
-        backgrounds = dict(collages)
+        backgrounds = dict(collages)  # by these the objects are found
+        if canvas is not None:
+            collages = dict(enumerate(canvas.to(decoded)))
+        empty = dict(collages)
         entries = list(zip(decoded, relevance, regions.entries, strict=True))
         if method.overlap == "small_over_large":
             areas = {
@@ -749,8 +768,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             behind = collages[one.picture]
             if method.overlap in ("mean", "weighted"):
                 share = layouts[one.picture].masks(*size, overlap=method.overlap)[one.layer]
-                alone = pasted(background, picture, *where)
-                collages[one.picture] = behind + share.to(behind) * (alone - background)
+                below = empty[one.picture]
+                alone = pasted(below, picture, *where)
+                collages[one.picture] = behind + share.to(behind) * (alone - below)
             else:
                 collages[one.picture] = pasted(behind, picture, *where)
         images = 2 * torch.stack([collages[n] for n in range(len(layouts))]) - 1
@@ -995,6 +1015,29 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 )
             if not latents.isfinite().all():
                 raise ValueError("latents has values that are not finite (NaN or infinite)")
+
+    def _check_canvas(
+        self,
+        canvas: Sequence[Image.Image] | None,
+        layouts: list[Layout],
+        height: int,
+        width: int,
+    ) -> None:
+        if canvas is None:
+            return
+        if not all(isinstance(image, Image.Image) for image in canvas):
+            kinds = ", ".join(sorted({type(image).__name__ for image in canvas}))
+            raise ValueError(f"canvas has {kinds}, but should have PIL images")
+        if len(canvas) != len(layouts):
+            raise ValueError(
+                f"canvas has {len(canvas)} pictures for {len(layouts)} layouts; give one for each"
+            )
+        for image in canvas:
+            if image.size != (width, height):
+                raise ValueError(
+                    f"canvas is {image.width} × {image.height}, but the picture will be {width} × "
+                    f"{height}; resize it"
+                )
 
     def _check_texts(self, layouts: list[Layout], prompt_embeds: Mapping[str, Tensor]) -> None:
         """Refuse embeddings of another size; warn of words that the model does not know."""
