@@ -156,8 +156,6 @@ def ablations(base: str = "default") -> list[str]:
         unused |= {"top_k", "weighted"}
     if method.guide != "noise":
         unused |= {"early_repeats"}
-    if method.fuse != "placed":
-        unused |= {"placed_at"}
     if method.fuse != "collage":
         unused |= {"sketch_steps"}
     for choice, value in vars(method).items():
@@ -167,7 +165,7 @@ def ablations(base: str = "default") -> list[str]:
             others = [one for one in get_args(CHOICES[choice]) if one != value]
         elif isinstance(value, bool):
             others = [not value]
-        elif choice in ("placed_at", "layered_fraction"):
+        elif choice == "layered_fraction":
             others = sorted({value / 2, min(1.0, 2 * value)} - {value})
         else:
             others = [one for one in (value / 2, 2 * value) if one != value]

@@ -256,10 +256,9 @@ def replace_object(
         **pipe.components | {"scheduler": _ddim(pipe)}, requires_safety_checker=False
     )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    method, layered_steps, alone_steps, _ = editor._phases(
+    method, layered_steps, alone_steps = editor._phases(
         [layout], method_named(method), num_inference_steps
     )
-    pasting = method.fuse == "collage" and layered_steps > 0
     known = inversion.latents.flip(0)
     inside = inside.to(known.device)
 
@@ -276,8 +275,8 @@ def replace_object(
         height=inversion.image.height,
         width=inversion.image.width,
         generator=generator,
-        latents=noise if pasting or alone_steps else torch.where(inside, noise, known[:1]),
-        canvas=inversion.image if pasting else None,
+        latents=noise if alone_steps else torch.where(inside, noise, known[:1]),
+        canvas=inversion.image if method.fuse == "collage" and layered_steps else None,
         output_type="latent",
         callback_on_step_end=keep,
         **options,

@@ -11,7 +11,7 @@ from lrd_helpers.layout import Overlap
 
 Delta = Literal["constant", "dynamic", "decoded"]
 Guide = Literal["steps", "noise"]
-Fuse = Literal["steps", "once", "placed", "collage"]
+Fuse = Literal["steps", "once", "collage"]
 CHOICES = {"delta": Delta, "guide": Guide, "fuse": Fuse, "overlap": Overlap}
 
 
@@ -34,16 +34,11 @@ class Method:
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
             same everywhere.
         fuse: the layers are put together at all "steps"; or each runs alone and they are put
-            together "once", after the last layered step; or, "placed", as with "once", but after
-            the first of these steps each layer's object is found and moved into its box. Before
-            that there is no ξ: where an object comes up does not matter if it is moved. "collage":
-            each layer is drawn alone to the end in a few steps, its object is found in that picture
-            and moved into its box, all of them on the background's picture; the collage gets the
-            noise of the first step that is not layered, and the caption goes on from there. Where
-            all layers (of all pictures) fill the canvas there is nothing to move, and "placed" and
-            "collage" are "steps".
-        placed_at: with fuse="placed": after which share of the steps, in (0, 1], that happens. The
-            layered steps do not end before.
+            together "once", after the last layered step; or, "collage", each is drawn alone to
+            the end in a few steps, its object is found in that picture and moved into its box, all
+            of them on the background's picture; the collage gets the noise of the first step that
+            is not layered, and the caption goes on from there. Where all layers (of all pictures)
+            fill the canvas there is nothing to move, and "collage" is "steps".
         sketch_steps: with fuse="collage": in how many steps of DDIM a layer is drawn alone.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0). With
             fuse="collage" these steps are not made: the sketches take their place.
@@ -61,7 +56,6 @@ class Method:
     top_k: int = 20
     weighted: bool = False
     fuse: Fuse = "steps"
-    placed_at: float = 0.32
     sketch_steps: int = 10
     layered_fraction: float = 0.6
     overlap: Overlap = "over"
@@ -80,11 +74,6 @@ class Method:
             raise ValueError(
                 f"layered_fraction is {self.layered_fraction}, but should be between 0 (no layered "
                 "step) and 1 (all steps)"
-            )
-        if not 0 < self.placed_at <= 1:
-            raise ValueError(
-                f"placed_at is {self.placed_at}, but should be a share of the steps above 0, at "
-                "most 1"
             )
         for name in ("top_k", "sketch_steps"):
             if getattr(self, name) < 1:

@@ -1,10 +1,8 @@
 """Putting objects where they belong: find what a layer draws alone, move it into the layer's place.
 
-A layer that runs alone draws its object wherever the noise suggests. There it can be found, and
-moved: as pixels, after a quick drawing to the end (`object_pixels`, `pasted`); or as latents, early
-in the sampling, when the picture is still blurred (`object_mask`, `placed`). The model then goes on
-in the new place. A collage that is noised and denoised: Collage Diffusion (Sarukkai et al. 2023),
-SDEdit (Meng et al. 2022).
+A layer that is drawn alone has its object wherever the noise suggests. There it can be found
+(`object_pixels`) and moved (`pasted`), and the model goes on in the new place. A collage that is
+noised and denoised: Collage Diffusion (Sarukkai et al. 2023), SDEdit (Meng et al. 2022).
 """
 
 from __future__ import annotations
@@ -22,13 +20,6 @@ REFERENCE_PIXELS = 128  # the side of pictures for which a number of pixels is m
 RIM = 2
 """How many pixels (of 128) around an object are pasted with it: outlines are dark, and thin."""
 
-MARGIN = 0.05
-"""A share of the object's box that is cut off on every side, so that it comes out larger.
-
-What is placed shrinks a little while the model goes on: without this, objects fill 92 % of the
-width and height of their boxes.
-"""
-
 
 def otsu_threshold(values: Float[Tensor, "height width"]) -> float:
     """Otsu's threshold: between two groups of values, each as uniform as can be.
@@ -44,36 +35,6 @@ def otsu_threshold(values: Float[Tensor, "height width"]) -> float:
     difference = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
     best = int((below * above * difference.square()).argmax())
     return float(ordered[best] + ordered[best + 1]) / 2
-
-
-def object_mask(
-    with_object: Float[Tensor, "channels height width"],
-    without: Float[Tensor, "channels height width"],
-) -> Bool[Tensor, "height width"]:
-    """Where a layer's picture differs from the background's.
-
-        D = ‖x̂_0(layer) − x̂_0(background)‖, the norm over the channels
-        M = the connected part of {D ≥ Otsu's threshold} with the largest sum of D
-
-    Args:
-        with_object: x̂_0 of a layer alone.
-        without: x̂_0 of the background, from the same noise.
-    """
-    difference = (with_object - without).float().square().sum(0).sqrt()
-    parts = connected_regions(difference >= otsu_threshold(difference))
-    return max(parts, key=lambda part: float(difference[part].sum()))
-
-
-def object_box(mask: Bool[Tensor, "height width"]) -> Box:
-    """The box around an `object_mask`, less `MARGIN` on the sides that are not the canvas' own."""
-    x0, y0, x1, y1 = tight_box(mask)
-    width, height = MARGIN * (x1 - x0), MARGIN * (y1 - y0)
-    return (
-        x0 + width * (x0 > 0),
-        y0 + height * (y0 > 0),
-        x1 - width * (x1 < 1),
-        y1 - height * (y1 < 1),
-    )
 
 
 def object_pixels(
@@ -128,26 +89,6 @@ def moved(
     return functional.grid_sample(
         picture[None].float(), grid, padding_mode="border", align_corners=False
     )[0].to(picture)
-
-
-def placed(
-    background: Float[Tensor, "channels height width"],
-    picture: Float[Tensor, "channels height width"],
-    box: Box,
-    cells: Bool[Tensor, "height width"],
-) -> Float[Tensor, "channels height width"]:
-    """x̂_0 of the background with a layer's object in its place.
-
-    What lies around the object comes along: cut out at its outline, some of it would stay behind.
-
-    Args:
-        background: x̂_0 of the background.
-        picture: x̂_0 of the layer alone.
-        box: where the object should be.
-        cells: what it may cover there.
-    """
-    source = object_box(object_mask(picture, background))
-    return torch.where(cells, moved(picture, source, box), background)
 
 
 def pasted(

@@ -104,11 +104,11 @@ def regions_of(
         own = negative if layer.negative_prompt is None else layer.negative_prompt
         prompt = asked_prompt(layer, layout, method)
         regions.append(Region(number, n + 1, prompt, own, mask))
-    # What is hidden completely costs nothing. The background is needed to place objects on.
+    # What is hidden completely costs nothing. The background is needed to find objects by.
     return [
         region
         for region in regions
-        if region.mask.any() or (method.fuse in ("placed", "collage") and not region.layer)
+        if region.mask.any() or (method.fuse == "collage" and not region.layer)
     ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import json
 import math
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from lrd_helpers.guidance import (
 )
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import Method, method_named
-from lrd_helpers.placement import object_pixels, pasted, placed
+from lrd_helpers.placement import object_pixels, pasted
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
 from lrd_helpers.sampling import MOST_NOISE, noise_level
@@ -234,7 +233,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         layouts = [layout for layout in layouts for _ in range(num_images_per_prompt)]
         negatives = [negative for negative in negatives for _ in range(num_images_per_prompt)]
         if canvas is not None:
-            canvas = [image for image in canvas for _ in range(num_images_per_prompt)]
+            canvas = [
+                image.convert("RGB") for image in canvas for _ in range(num_images_per_prompt)
+            ]
             canvas = self.image_processor.preprocess(canvas) / 2 + 0.5
 
         timesteps, num_inference_steps = retrieve_timesteps(
@@ -307,16 +308,13 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         callback_on_step_end: Callable[..., dict[str, Any]] | None,
         output_layers: bool,
     ) -> tuple[Tensor, list[LayerTrace] | None]:
-        method, layered_steps, alone_steps, place_step = self._phases(
-            layouts, method, len(timesteps)
-        )
+        method, layered_steps, alone_steps = self._phases(layouts, method, len(timesteps))
         if canvas is not None and not (method.fuse == "collage" and layered_steps):
             raise ValueError(
                 "canvas: nothing would be pasted onto it; that takes fuse='collage', a "
                 "layered_fraction above 0 and a layer that does not fill the picture"
             )
         pictures, size = len(layouts), latents.shape[-2:]
-        whole_pictures = torch.arange(pictures, device=latents.device)
         plan = parts_of_steps(layouts, negatives, method, len(timesteps), layered_steps, size)
         looked_at = _looked_at(layouts, method) if layered_steps else []
         texts.check(plan, [layer.prompt for _, layer in looked_at])
@@ -324,14 +322,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         if layered_steps:
             fields = self._fields(layouts, method, latents, timesteps[0], texts, chunk_size)
         # All at once, so that an offloaded text encoder is fetched once and not between two steps.
-        parts = _encoded(
-            plan, fields, method, layered_steps, alone_steps, place_step, texts, latents
-        )
-        fresh = {
-            name: copy.copy(value)
-            for name, value in vars(self.scheduler).items()
-            if not name.endswith("_index") and not isinstance(value, (Tensor, dict))
-        }
+        parts = _encoded(plan, fields, method, layered_steps, alone_steps, texts, latents)
         first = parts[0]
         if method.guide == "noise" and layered_steps:
             fields_of_rows = stacked(
@@ -373,7 +364,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                         layouts, method, sketches, relevance, first, canvas, chunk_size
                     )
                     self._begin_at(begin)
-                    latents = self._noised(collages, timesteps[begin:], whole_pictures, generator)
+                    latents = self._noised(collages, timesteps[begin:], generator)
             for i, t in enumerate(timesteps[begin:], start=begin):
                 if self.interrupt:
                     continue
@@ -391,7 +382,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                     predictions.append((regions, self._x0(x, scores, t)))
                 # Φ_t = Σ_i M^i ⊙ […]                                             (Eq. 8b)
                 prediction = scores if by_itself else regions.composed(scores, pictures)
-                if (place_step and i in (place_step, alone_steps)) or (begin and i == begin):
+                if begin and i == begin:
                     self._restart_pndm(prediction)
                 # x_{t−1} = α̃ x_t + β̃ Φ_t + σ ε                                  (Eq. 8a)
                 arguments = own_arguments if by_itself else step_arguments
@@ -403,10 +394,6 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 ):
                     again = EARLY_REPEAT * fields_of_rows / self._unit(latents, timesteps[i + 1])
                     latents = latents + (again if by_itself else first.composed(again, pictures))
-                if i == place_step - 1:
-                    canvases = self._placed(layouts, self._x0(x, scores, t), regions)
-                    latents = self._noised(canvases, timesteps[i + 1 :], regions.picture, generator)
-                    self._restart_memory(fresh, i + 1)
                 if by_itself and i == alone_steps - 1:
                     by_itself = False
                     self._compose_memory(regions, latents.shape, pictures)
@@ -430,18 +417,13 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             traces = _traces(layouts, fields, predictions, collages, latents)
         return latents, traces
 
-    def _phases(
-        self, layouts: list[Layout], method: Method, steps: int
-    ) -> tuple[Method, int, int, int]:
-        """The method, and how many steps are layered, in how many of these each layer is alone, and
-        after how many of those the objects are placed (0: they are not).
-        """
-        if method.fuse in ("placed", "collage") and not any(
+    def _phases(self, layouts: list[Layout], method: Method, steps: int) -> tuple[Method, int, int]:
+        """The method, and how many steps are layered, and in how many each layer is alone."""
+        if method.fuse == "collage" and not any(
             layer.bounding_box != FULL for layout in layouts for layer in layout.layers
         ):
             method = replace(method, fuse="steps")  # what fills the canvas is in its place
         layered_steps = round(method.layered_fraction * steps)
-        place_step = 0
         if method.fuse == "collage" and layered_steps:
             order = self.scheduler.order
             layered_steps = max(1, round(method.layered_fraction * steps / order)) * order
@@ -452,18 +434,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 own = 1 if self.scheduler.config.skip_prk_steps else self.scheduler.pndm_order * 3
                 layered_steps = max(layered_steps, own + 1)
             layered_steps = min(layered_steps, steps)
-        if method.fuse == "placed" and layered_steps:
-            # A scheduler of order 2 has two timesteps for one step, and PNDM begins with pairs or
-            # groups of four: none is cut in half by the placing.
-            order = self.scheduler.order
-            place_step = max(1, round(method.placed_at * steps / order)) * order
-            if isinstance(self.scheduler, PNDMScheduler):
-                group = 2 if self.scheduler.config.skip_prk_steps else 4
-                place_step = math.ceil(place_step / group) * group
-            place_step = min(place_step, steps)
-            layered_steps = max(layered_steps, place_step)
         alone_steps = 0 if method.fuse == "steps" else layered_steps
-        return method, layered_steps, alone_steps, place_step
+        return method, layered_steps, alone_steps
 
     def _scores(
         self,
@@ -587,17 +559,6 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             if isinstance(value, (Tensor, list)):
                 setattr(self.scheduler, name, composed(value))
 
-    def _restart_memory(self, fresh: dict[str, Any], step: int) -> None:
-        """Earlier predictions are of objects that were elsewhere: forget them, and go on at `step`.
-
-        PNDM counts its predictions instead of its steps: see `_restart_pndm`.
-        """
-        if not hasattr(self.scheduler, "_step_index"):
-            return
-        for name, value in fresh.items():
-            setattr(self.scheduler, name, copy.copy(value))
-        self.scheduler._step_index = step
-
     def _restart_pndm(self, prediction: Tensor) -> None:
         """PNDM cannot do without earlier predictions: let the first new one stand for them.
 
@@ -608,42 +569,19 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
 
     # -------------------------------------------------------------- objects into their places
 
-    def _placed(
-        self,
-        layouts: list[Layout],
-        x0: Float[Tensor, "regions channels height width"],
-        regions: Regions,
-    ) -> Float[Tensor, "regions channels height width"]:
-        """x̂_0 of each layer: the background's, with the layer's object in its place.
-
-        What should fill the canvas is in its place already.
-        """
-        self._check_finite(x0, f"the {type(self.unet).__name__}'s predictions")
-        backgrounds = {one.picture: x0[n] for n, one in enumerate(regions.entries) if not one.layer}
-        canvases = []
-        for picture, one in zip(x0, regions.entries, strict=True):
-            layer = _layer_of(layouts, one)
-            if layer and layer.bounding_box != FULL:
-                cells = layer.cells(*x0.shape[-2:]).to(x0.device)
-                picture = placed(backgrounds[one.picture], picture, layer.bounding_box, cells)
-            canvases.append(picture)
-        return torch.stack(canvases)
-
     def _noised(
         self,
-        canvases: Float[Tensor, "regions channels height width"],
+        collages: Float[Tensor, "pictures channels height width"],
         timesteps: Tensor,
-        picture: Int[Tensor, "regions"],
         generator: torch.Generator | list[torch.Generator] | None,
-    ) -> Float[Tensor, "regions channels height width"]:
-        """The clean latents at the first of the remaining timesteps; a picture has one noise."""
+    ) -> Float[Tensor, "pictures channels height width"]:
+        """The clean latents at the first of the remaining timesteps."""
         if not len(timesteps):
-            return canvases
+            return collages
         ratio = self._noise_to_signal(timesteps[0])
         alpha = 1 / math.sqrt(1 + ratio**2)
-        shape = (int(picture.max()) + 1, *canvases.shape[1:])
-        noise = randn_tensor(shape, generator, canvases.device, canvases.dtype)[picture]
-        return (alpha * canvases + ratio * alpha * noise) / self._unit(canvases, timesteps[0])
+        noise = randn_tensor(collages.shape, generator, collages.device, collages.dtype)
+        return (alpha * collages + ratio * alpha * noise) / self._unit(collages, timesteps[0])
 
     # -------------------------------------------------------------- a collage of sketches
 
@@ -1155,7 +1093,6 @@ def _encoded(
     method: Method,
     layered_steps: int,
     alone_steps: int,
-    place_step: int,
     texts: _Texts,
     latents: Tensor,
 ) -> list[Regions]:
@@ -1164,8 +1101,7 @@ def _encoded(
     parts = []
     for step, entries in enumerate(plan):
         alone = step < alone_steps
-        # Where an object comes up alone does not matter if it is moved afterwards.
-        guided = method.guide == "steps" and place_step <= step < layered_steps
+        guided = method.guide == "steps" and step < layered_steps
         key = id(entries), alone, guided
         if key not in made:
             if guided:

@@ -318,7 +318,7 @@ def test_methods_have_names_and_changes() -> None:
         ("best", "there is no method 'best'; there are default, paper, authors, unofficial, plain"),
         ("fuze=once", "default has no choice 'fuze'; it has delta, inside, outside"),
         ("plain,inside=1", "plain has no choice 'inside'; it has none"),
-        ("fuse=sometimes", "fuse is 'sometimes', but should be one of steps, once, placed"),
+        ("fuse=sometimes", "fuse is 'sometimes', but should be one of steps, once, collage"),
         ("inside=much", "inside is 'much', but should be a number"),
         ("top_k=1.5", "top_k is '1.5', but should be a whole number"),
         ("negative_objects=1", "negative_objects is '1', but should be True or False"),

@@ -4,12 +4,9 @@ import torch
 from lrd_helpers.mask import tight_box
 from lrd_helpers.placement import (
     moved,
-    object_box,
-    object_mask,
     object_pixels,
     otsu_threshold,
     pasted,
-    placed,
 )
 
 
@@ -28,30 +25,6 @@ def test_otsu_divides_two_groups() -> None:
     assert otsu_threshold(values) == pytest.approx(float(ordered[cut - 1] + ordered[cut]) / 2)
 
 
-def test_the_object_is_where_the_pictures_differ() -> None:
-    without = torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(0))
-    with_object = without.clone()
-    with_object[:, 3:8, 2:6] += 1.0
-    with_object[:, 4, 4] += 3.0  # one cell that stands out hides none of the others
-    with_object[:, 11, 11] += 2.5  # a speck elsewhere: large, but alone
-    mask = torch.zeros(12, 12, dtype=torch.bool)
-    mask[3:8, 2:6] = True
-    assert torch.equal(object_mask(with_object, without), mask)
-
-
-def test_two_equal_pictures_leave_the_whole_canvas() -> None:
-    same = torch.zeros(4, 5, 5)
-    assert object_mask(same, same).all(), "nothing stands out, so nothing is left out"
-
-
-def test_the_box_of_an_object_is_a_little_smaller_but_not_at_the_edge() -> None:
-    mask = torch.zeros(20, 20, dtype=torch.bool)
-    mask[4:14, 5:15] = True
-    assert object_box(mask) == pytest.approx((0.275, 0.225, 0.725, 0.675))
-    mask[:, 5:15] = True
-    assert object_box(mask) == pytest.approx((0.275, 0, 0.725, 1))
-
-
 def test_moving_to_the_same_box_changes_nothing() -> None:
     picture = torch.randn(4, 6, 9, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(
@@ -67,19 +40,6 @@ def test_moving_by_whole_cells_is_a_shift_and_stretching_by_two_repeats() -> Non
     wide = moved(ramp, (0.25, 0.0, 0.75, 1.0), (0.0, 0.0, 1.0, 1.0))
     # Cell centres 0.5/8, 1.5/8, … show what was at 2.25, 2.75, … cells.
     assert torch.allclose(wide[0, 0], torch.arange(8) / 2 + 1.75, atol=1e-4)
-
-
-def test_the_object_comes_into_its_box_and_the_background_stays() -> None:
-    background = torch.zeros(1, 20, 20)
-    picture = background.clone()
-    picture[:, 8:18, 6:16] = 1.0 + torch.arange(10) / 10  # brighter to the right
-    cells = torch.zeros(20, 20, dtype=torch.bool)
-    cells[2:12, 2:12] = True
-    canvas = placed(background, picture, (0.1, 0.1, 0.6, 0.6), cells)[0]
-    assert (canvas[~cells] == 0).all()
-    # Ten cells wide before and after, of which the outermost half cell is cut off on each side.
-    row = canvas[6, 2:12]
-    assert row == pytest.approx(1.05 + (torch.arange(10) + 0.5) * 0.09 - 0.05, abs=1e-4)
 
 
 def scene_with_an_object() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
 )
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,7 +30,8 @@ from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.guidance import constant_delta, vision_guidance
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import METHODS, Method
-from lrd_helpers.placement import object_pixels, pasted, placed
+from lrd_helpers.metrics import picture_of, pixels_of
+from lrd_helpers.placement import object_pixels, pasted
 from lrd_helpers.rendering import LayeredRenderingPipeline
 
 SCHEDULERS = [
@@ -214,7 +216,7 @@ def test_zero_terminal_snr_stays_finite(pipe, kind, steps, method) -> None:
 def test_no_object_is_looked_for_in_what_is_not_finite(pipe) -> None:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ZERO_SNR)  # ε of ε alone
     with pytest.raises(ValueError, match="are not finite, so no object can be found in them"):
-        latents_of(pipe, TWO, method=Method(fuse="placed"), num_inference_steps=3)
+        latents_of(pipe, TWO, method="default", num_inference_steps=3)
 
 
 # ------------------------------------------------------------------ what the U-Net is asked
@@ -488,122 +490,6 @@ def test_generators_of_their_own_with_layers_alone(pipe) -> None:
     assert torch.allclose(both[1:], second, atol=1e-4)
 
 
-PLACED = Method(fuse="placed", placed_at=0.4, inside=0.1, outside=0.3, background_in_prompts=True)
-
-
-@torch.no_grad()
-def placed_by_hand(
-    pipe, layout: Layout, steps: int = 5, alone: int = 2, layered: int = 3
-) -> Tensor:
-    encode = lambda text: pipe.encode_prompt(text, "cpu", 1, False)[0]  # noqa: E731
-
-    def score(x: Tensor, text: str) -> Tensor:
-        unconditional, conditional = (pipe.unet(x, t, encode(one)).sample for one in ("", text))
-        return unconditional + 5.0 * (conditional - unconditional)
-
-    generator, scheduler = seeded(), pipe.scheduler
-    scheduler.set_timesteps(steps)
-    table = scheduler.alphas_cumprod
-    x_T = torch.randn(1, 4, 4, 4, generator=generator)
-    prompts = [f"{layer.prompt} {layout.background}" for layer in layout.layers]
-    clean = {}
-    for text in [layout.background, *prompts]:
-        x = x_T
-        for t in scheduler.timesteps[:alone]:
-            last, noise = x, score(x, text)
-            x = scheduler.step(noise, t, x).prev_sample
-        clean[text] = ((last - (1 - table[t]).sqrt() * noise) / table[t].sqrt())[0]
-    t = scheduler.timesteps[alone]
-    fresh = torch.randn(1, 4, 4, 4, generator=generator)
-    visible, background = layout.masks(4, 4), clean[layout.background]
-    whole = torch.zeros_like(x)
-    for text, layer, mask in zip(
-        [layout.background, *prompts], [None, *layout.layers], visible, strict=True
-    ):
-        canvas, xi = background, 0
-        if layer:
-            cells = layer.cells(4, 4)
-            canvas = placed(background, clean[text], layer.box, cells)
-            delta = constant_delta(pipe.vae, layer.prompt.split()[1])
-            xi = vision_guidance(delta, cells.float(), 0.1, 0.3)
-        x = table[t].sqrt() * canvas + (1 - table[t]).sqrt() * fresh
-        for each in scheduler.timesteps[alone:layered]:
-            noise = score(x + xi, text) if layer else score(x, text)
-            x = scheduler.step(noise, each, x).prev_sample
-        whole = whole + mask * x
-    for t in scheduler.timesteps[layered:]:
-        whole = scheduler.step(score(whole, layout.caption), t, whole).prev_sample
-    return whole
-
-
-def test_objects_put_into_their_places_by_hand(pipe) -> None:
-    expected = placed_by_hand(pipe, TWO)
-    assert torch.allclose(latents_of(pipe, TWO, method=PLACED), expected, atol=1e-3)
-
-
-@pytest.mark.parametrize("scheduler", [*SCHEDULERS, UniPCMultistepScheduler])
-def test_placing_with_every_scheduler(pipe, scheduler) -> None:
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    options = {"num_inference_steps": 6, "method": PLACED}
-    seeds = lambda: [seeded(1), seeded(2)]  # noqa: E731
-    whole = latents_of(pipe, [TWO, ONE], generator=seeds(), **options)
-    assert whole.isfinite().all()
-    plain = latents_of(pipe, [TWO, ONE], generator=seeds(), layered_fraction=0, **options)
-    ratio = float(whole.abs().max() / plain.abs().max())
-    assert 0.8 < ratio < 1.25, "in units of the latents, whatever the scheduler's"
-    second = latents_of(pipe, ONE, generator=[seeded(2)], chunk_size=1, **options)
-    assert nearly_same(whole[1:], second, unlike=whole[:1])
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "options"),
-    [(one, {}) for one in SCHEDULERS] + [(PNDMScheduler, {"skip_prk_steps": True})],
-)
-@pytest.mark.parametrize("steps", [4, 6, 25])
-def test_what_is_placed_is_what_the_picture_goes_on_from(
-    pipe, monkeypatch, scheduler, options, steps
-) -> None:
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
-    pictures = []
-    for added in (0.0, 3.0):
-        monkeypatch.setattr(
-            "lrd_helpers.rendering.placed",
-            lambda back, own, box, cells, added=added: back + added * cells,
-        )
-        pictures.append(latents_of(pipe, TWO, method=PLACED, num_inference_steps=steps))
-    inside = (TWO.layers[0].cells(4, 4) | TWO.layers[1].cells(4, 4)).expand(1, 4, 4, 4)
-    assert (pictures[1] - pictures[0])[inside].mean() > 1
-
-
-def test_placing_at_the_last_step_decodes_the_sketch(pipe) -> None:
-    method = replace(PLACED, placed_at=1.0)
-    assert latents_of(pipe, TWO, method=method).isfinite().all()
-
-
-def test_placing_on_a_canvas_full_of_layers(pipe) -> None:
-    layers = [Layer("a red car", (0, 0, 0.5, 1)), Layer("a yellow star", (0.5, 0, 1, 1))]
-    layout = Layout("a red car and a yellow star", layers=layers)
-    assert latents_of(pipe, layout, method=PLACED).isfinite().all()
-
-
-def test_what_fills_the_canvas_is_not_moved(pipe, monkeypatch) -> None:
-    moved = []
-    monkeypatch.setattr(
-        "lrd_helpers.rendering.placed", lambda back, own, box, cells: moved.append(box) or own
-    )
-    everywhere = Layer("a yellow star", (0, 0, 1, 1))
-    layout = replace(TWO, layers=[everywhere, TWO.layers[0]])
-    latents_of(pipe, layout, method=PLACED)
-    assert moved == [TWO.layers[0].box]
-
-
-def test_placing_costs_no_call(pipe, monkeypatch) -> None:
-    recorded = Recorded(pipe, monkeypatch)
-    latents_of(pipe, TWO, method=PLACED)
-    # Alone: 3 + 3 rows, before and after placing; general.
-    assert [len(x) for x in recorded.inputs] == [6, 6, 6, 2, 2]
-
-
 COLLAGE = replace(METHODS["default"], sketch_steps=3, layered_fraction=0.6)
 
 
@@ -794,6 +680,46 @@ def test_who_is_in_front_in_a_collage(pipe, monkeypatch, overlap, seen) -> None:
     latents_of(pipe, layout, method=replace(COLLAGE, overlap=overlap))
     columns = made[0][0, 0, 16, [3, 12, 28]]
     assert columns.tolist() == pytest.approx(seen, abs=1e-6)
+
+
+@pytest.mark.parametrize("overlap", ["over", "mean"])
+def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
+    pixels = torch.rand(2, 3, 32, 32, generator=seeded())
+    canvas = [picture_of(one) for one in pixels]
+    made = []
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: made.append(x / 2 + 0.5) or encode(x))
+    options = {"method": replace(COLLAGE, overlap=overlap)}
+    both = latents_of(pipe, [TWO, ONE], canvas=canvas, **options)
+    for collage, image, layout in zip(torch.cat(made), canvas, [TWO, ONE], strict=True):
+        # A rim of one pixel (of 32) goes with what is pasted.
+        covered = sum(layer.cells(32, 32).float() for layer in layout.layers)
+        outside = torch.nn.functional.max_pool2d(covered[None], 3, 1, 1)[0] == 0
+        assert torch.allclose(collage[:, outside], pixels_of(image)[:, outside], atol=1e-6)
+        assert not torch.allclose(collage[:, ~outside], pixels_of(image)[:, ~outside], atol=0.1)
+    several = [seeded(1), seeded(2)]
+    twice = latents_of(
+        pipe, TWO, canvas=canvas[0], num_images_per_prompt=2, generator=several, **options
+    )
+    one = latents_of(pipe, TWO, canvas=canvas[0], generator=[seeded(2)], **options)
+    assert nearly_same(twice[1:], one, unlike=both[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"canvas": torch.zeros(3, 32, 32)}, "canvas has Tensor, but should have PIL images"),
+        ({"canvas": [Image.new("RGB", (32, 32))] * 2}, "canvas has 2 pictures for 1 layouts"),
+        ({"canvas": Image.new("RGB", (32, 40))}, "canvas is 32 × 40, but the picture will be 32"),
+        ({"canvas": Image.new("RGB", (32, 32)), "method": Method()}, "nothing would be pasted"),
+        ({"canvas": Image.new("RGB", (32, 32)), "layered_fraction": 0}, "nothing would be pasted"),
+    ],
+)
+def test_a_canvas_that_cannot_be_pasted_onto(pipe, monkeypatch, options, message) -> None:
+    recorded = Recorded(pipe, monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        latents_of(pipe, TWO, **{"method": COLLAGE} | options)
+    assert not recorded.inputs
 
 
 def test_predictions_that_are_not_finite_make_no_collage(pipe, monkeypatch) -> None:
@@ -1283,8 +1209,7 @@ def test_bad_arguments_are_refused_before_the_first_call(
     [
         ({"delta": "static"}, "delta is 'static', but should be one of constant, dynamic, decoded"),
         ({"guide": "never"}, "guide is 'never', but should be one of steps, noise"),
-        ({"fuse": 1}, "fuse is 1, but should be one of steps, once, placed"),
-        ({"placed_at": 0}, "placed_at is 0, but should be a share of the steps above 0, at most 1"),
+        ({"fuse": 1}, "fuse is 1, but should be one of steps, once, collage"),
         ({"overlap": "under"}, "overlap is 'under', but should be one of over, small_over_large"),
         ({"top_k": 0}, "top_k is 0, but should be ≥ 1"),
         ({"weighted": True}, "weighted needs attention maps: set delta to 'dynamic' or 'decoded'"),
