@@ -921,6 +921,11 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 f"{scheduler}'s prediction_type is {self._prediction_type!r}, but should be "
                 "'epsilon', 'v_prediction' or 'sample'"
             )
+        if method.fuse == "collage" and scheduler == "LMSDiscreteScheduler":
+            raise ValueError(
+                f"{scheduler} counts on predictions of all earlier steps, and with fuse='collage' "
+                "these are not made; use EulerDiscreteScheduler, or a method with fuse='steps'"
+            )
         if not 1 <= num_inference_steps <= self.scheduler.config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}, but should be between 1 and "

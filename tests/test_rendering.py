@@ -722,6 +722,15 @@ def test_a_canvas_that_cannot_be_pasted_onto(pipe, monkeypatch, options, message
     assert not recorded.inputs
 
 
+def test_a_scheduler_that_needs_the_first_steps_makes_no_collage(pipe) -> None:
+    # LMS itself needs scipy.
+    name = "LMSDiscreteScheduler"
+    pipe.scheduler = type(name, (EulerDiscreteScheduler,), {}).from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match=f"{name} counts on predictions of all earlier steps"):
+        latents_of(pipe, TWO, method=COLLAGE)
+    assert latents_of(pipe, TWO).isfinite().all()
+
+
 def test_predictions_that_are_not_finite_make_no_collage(pipe, monkeypatch) -> None:
     forward = pipe.unet.forward
     monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: (forward(*a, **k)[0] * torch.nan,))
