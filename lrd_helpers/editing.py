@@ -26,9 +26,10 @@ from lrd_helpers.metrics import Detector, picture_of, pixels_of
 from lrd_helpers.placement import moved
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.sampling import ddim_like
 
 with quiet_libraries():
-    from diffusers import DDIMInverseScheduler, DDIMScheduler
+    from diffusers import DDIMInverseScheduler
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -113,7 +114,7 @@ def invert(
         EditError: a picture of another shape than the model's.
     """
     image = fitted(pipe, image)
-    scheduler = DDIMInverseScheduler.from_config(_ddim(pipe).config)
+    scheduler = DDIMInverseScheduler.from_config(ddim_like(pipe.scheduler).config)
     scheduler.set_timesteps(num_inference_steps, device=pipe._execution_device)
     x = _encoded(pipe, image)
     latents, texts = [x], _texts(pipe, prompt, "", guidance_scale)
@@ -155,7 +156,7 @@ def redraw(
     known = inversion.latents.flip(0)  # x_T … x_0
     steps = len(known) - 1
     first = steps - max(1, round(share * steps))
-    scheduler = _ddim(pipe)
+    scheduler = ddim_like(pipe.scheduler)
     scheduler.set_timesteps(steps, device=known.device)
     everywhere = torch.ones(known.shape[-2:], dtype=torch.bool, device=known.device)
     changing = everywhere if changing is None else changing.to(known.device)
@@ -253,7 +254,7 @@ def replace_object(
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
     # Not from_pipe: that casts the shared models to float32.
     editor = LayeredRenderingPipeline(
-        **pipe.components | {"scheduler": _ddim(pipe)}, requires_safety_checker=False
+        **pipe.components | {"scheduler": ddim_like(pipe.scheduler)}, requires_safety_checker=False
     )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     method, layered_steps, alone_steps = editor._phases(
@@ -471,16 +472,6 @@ def _edited(
         share = functional.avg_pool2d(core, width, 1, SEAM)
         new = picture_of(pixels_of(new) * share + pixels_of(before) * (1 - share))
     return Edited(new, before, changed)
-
-
-def _ddim(pipe: StableDiffusionPipeline) -> DDIMScheduler:
-    """DDIM with the pipeline's noise schedule, whatever scheduler it has."""
-    return DDIMScheduler.from_config(
-        pipe.scheduler.config,
-        timestep_spacing="leading",
-        clip_sample=False,
-        set_alpha_to_one=False,
-    )
 
 
 def _noise(

@@ -31,7 +31,7 @@ from lrd_helpers.method import Method, method_named
 from lrd_helpers.placement import object_pixels, pasted
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
-from lrd_helpers.sampling import MOST_NOISE, noise_level
+from lrd_helpers.sampling import MOST_NOISE, ddim_like, noise_level
 from lrd_helpers.vocabulary import nearest_words, unknown_words
 
 with quiet_libraries():
@@ -724,9 +724,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         own = self.scheduler
         # Only a model of zero terminal SNR has learned to begin at the very end.
         spacing = "trailing" if own.config.get("rescale_betas_zero_snr") else "leading"
-        self.scheduler = DDIMScheduler.from_config(
-            own.config, timestep_spacing=spacing, clip_sample=False, set_alpha_to_one=False
-        )
+        self.scheduler = ddim_like(own, spacing)
         try:
             yield self.scheduler
         finally:

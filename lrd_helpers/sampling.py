@@ -22,10 +22,21 @@ from lrd_helpers.layout import Layout
 from lrd_helpers.quiet import quiet_libraries
 
 with quiet_libraries():
+    from diffusers import DDIMScheduler
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, StableDiffusionPipeline
+
+
+def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> DDIMScheduler:
+    """DDIM with the noise schedule of another scheduler."""
+    return DDIMScheduler.from_config(
+        scheduler.config,
+        timestep_spacing=timestep_spacing,
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
 
 
 @dataclass(frozen=True)
