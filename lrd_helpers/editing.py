@@ -244,6 +244,7 @@ def replace_object(
         EditError: a picture of another shape than the model's.
         ValueError: what layered rendering refuses.
     """
+    method = method_named(method)
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     removed = None
     if old is not None:
@@ -257,9 +258,7 @@ def replace_object(
         **pipe.components | {"scheduler": ddim_like(pipe.scheduler)}, requires_safety_checker=False
     )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    method, layered_steps, alone_steps = editor._phases(
-        [layout], method_named(method), num_inference_steps
-    )
+    method, layered_steps, alone_steps = editor._phases([layout], method, num_inference_steps)
     known = inversion.latents.flip(0)
     inside = inside.to(known.device)
 
