@@ -1,9 +1,9 @@
 """Editing a picture: insert, replace, remove or move an object, and keep the rest.
 
 LRDiff shows edits, but not how they are made. Here is the natural way. DDIM inversion gives the
-picture's own latents at every noise level. What is to change is drawn anew, by layered rendering;
-and after each step everything else is put back to the picture's own latents (blended latent
-diffusion: Avrahami, Fried, Lischinski 2023, Algorithm 1).
+picture's own latents at every noise level. A hole is drawn anew; a new object is a sketch, pasted
+onto the picture and finished by the last steps; and after each step everything else is put back to
+the picture's own latents (blended latent diffusion: Avrahami, Fried, Lischinski 2023, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def replace_object(
     Args:
         pipe: draws it, and stays as it is.
         image: as for `invert`.
-        old: where the old object is, such as `find` gives; None: only the layer's own place.
+        old: where the old object is, such as `find` gives; None: nothing is removed first.
         layer: the new one, and where.
         background: what the place shows, "on grass".
         method: of layered rendering; see `LayeredRenderingPipeline`.
@@ -246,18 +246,20 @@ def replace_object(
     """
     method = method_named(method)
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    removed = None
-    if old is not None:
-        removed = remove(pipe, image, old, background=background, generator=generator, **options)
-        image = removed.image
-    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
-    inside = _grown(layer.cells(*inversion.latents.shape[-2:]) > 0)
+    image, removed = fitted(pipe, image), None
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
     # Not from_pipe: that casts the shared models to float32.
     editor = LayeredRenderingPipeline(
         **pipe.components | {"scheduler": ddim_like(pipe.scheduler)}, requires_safety_checker=False
     )
     editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    editor._check_layouts([layout], method, image.height, image.width)  # before anything is drawn
+    if old is not None:
+        # With the old pixels put back: through the autoencoder the picture goes only once.
+        removed = remove(pipe, image, old, background=background, generator=generator, **options)
+        image = removed.image
+    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
+    inside = _grown(layer.cells(*inversion.latents.shape[-2:]) > 0)
     method, layered_steps, alone_steps = editor._phases([layout], method, num_inference_steps)
     known = inversion.latents.flip(0)
     inside = inside.to(known.device)

@@ -36,9 +36,9 @@ class Method:
         fuse: the layers are put together at all "steps"; or each runs alone and they are put
             together "once", after the last layered step; or, "collage", each is drawn alone to
             the end in a few steps, its object is found in that picture and moved into its box, all
-            of them on the background's picture; the collage gets the noise of the first step that
-            is not layered, and the caption goes on from there. Where all layers (of all pictures)
-            fill the canvas there is nothing to move, and "collage" is "steps".
+            of them on the background's picture (or a `canvas`); the collage gets the noise of the
+            first step that is not layered, and the caption goes on from there. Where all layers (of
+            all pictures) fill the canvas there is nothing to move, and "collage" is "steps".
         sketch_steps: with fuse="collage": in how many steps of DDIM a layer is drawn alone.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0). With
             fuse="collage" these steps are not made: the sketches take their place.

@@ -104,7 +104,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
     otherwise: `from_pipe(pipe, torch_dtype=torch.float16)`.
 
     Best with DDIM. PNDM, the scheduler in many Stable Diffusion folders, extrapolates from four
-    predictions, and here these change with places and prompts: on storybook it obeys much less.
+    predictions, and here these change with the prompts: on storybook it obeys much less.
     """
 
     _callback_tensor_inputs = ["latents"]
@@ -182,7 +182,9 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             generator: where the noise comes from; a list has one for each picture.
             latents: the initial noise ~ N(0, I), instead of drawing it.
             canvas: with fuse="collage" the picture that objects are pasted onto, instead of the
-                background's sketch; one for each layout.
+                background's sketch; of the size that is drawn, one for each layout, whose
+                `background` says what it shows. The last steps change all of it, unless a callback
+                puts back what should stay: see `lrd_helpers.editing`.
             prompt_embeds: texts that are not to be encoded, with their embeddings: every text that
                 the U-Net is asked, so with `background_in_prompts` "a red car at night", not
                 "a red car".
@@ -219,7 +221,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             latents,
             callback_on_step_end_tensor_inputs,
         )
-        canvas = [canvas] if isinstance(canvas, Image.Image) else canvas
+        if canvas is not None and not isinstance(canvas, (list, tuple)):
+            canvas = [canvas]
         self._check_canvas(canvas, layouts, height, width)
         negatives = _one_each(negative_prompt, layouts)
         self._check_texts(layouts, prompt_embeds or {})
@@ -309,7 +312,14 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         output_layers: bool,
     ) -> tuple[Tensor, list[LayerTrace] | None]:
         method, layered_steps, alone_steps = self._phases(layouts, method, len(timesteps))
-        if canvas is not None and not (method.fuse == "collage" and layered_steps):
+        pasting = method.fuse == "collage" and layered_steps > 0
+        if pasting and type(self.scheduler).__name__ == "LMSDiscreteScheduler":
+            raise ValueError(
+                "LMSDiscreteScheduler counts on predictions of all earlier steps, and with fuse="
+                "'collage' these are not made; use EulerDiscreteScheduler, or a method with "
+                "fuse='steps'"
+            )
+        if canvas is not None and not pasting:
             raise ValueError(
                 "canvas: nothing would be pasted onto it; that takes fuse='collage', a "
                 "layered_fraction above 0 and a layer that does not fill the picture"
@@ -343,7 +353,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         collages = [None] * pictures
         warm_up = len(timesteps) - num_inference_steps * self.scheduler.order
         begin, total = 0, num_inference_steps
-        if method.fuse == "collage" and layered_steps:
+        if pasting:
             begin, order = layered_steps, self.scheduler.order
             total = method.sketch_steps + sum(
                 i == len(timesteps) - 1 or (i + 1 > warm_up and (i + 1) % order == 0)
@@ -560,10 +570,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 setattr(self.scheduler, name, composed(value))
 
     def _restart_pndm(self, prediction: Tensor) -> None:
-        """PNDM cannot do without earlier predictions: let the first new one stand for them.
-
-        It extrapolates further than others, so a change of place or of prompt does more harm.
-        """
+        """PNDM cannot do without earlier predictions: let the collage's first stand for them."""
         if isinstance(self.scheduler, PNDMScheduler):
             self.scheduler.ets = [prediction] * 3
 
@@ -919,11 +926,6 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 f"{scheduler}'s prediction_type is {self._prediction_type!r}, but should be "
                 "'epsilon', 'v_prediction' or 'sample'"
             )
-        if method.fuse == "collage" and scheduler == "LMSDiscreteScheduler":
-            raise ValueError(
-                f"{scheduler} counts on predictions of all earlier steps, and with fuse='collage' "
-                "these are not made; use EulerDiscreteScheduler, or a method with fuse='steps'"
-            )
         if not 1 <= num_inference_steps <= self.scheduler.config.num_train_timesteps:
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}, but should be between 1 and "
@@ -974,6 +976,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 f"canvas has {len(canvas)} pictures for {len(layouts)} layouts; give one for each"
             )
         for image in canvas:
+            if image.has_transparency_data:
+                raise ValueError("canvas is transparent in places; lay it on a colour first")
             if image.size != (width, height):
                 raise ValueError(
                     f"canvas is {image.width} × {image.height}, but the picture will be {width} × "

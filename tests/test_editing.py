@@ -293,6 +293,18 @@ def test_pictures_of_other_sizes_and_modes(pipe, image):
         invert(pipe, image, **STEPS)
 
 
+def test_what_layered_rendering_refuses_is_refused_before_anything_is_drawn(
+    pipe, image, monkeypatch
+):
+    calls = []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: calls.append(a) or forward(*a, **k))
+    star = Layer("a yellow star", BOX, start=0.2)
+    with pytest.raises(ValueError, match="layer 1 'a yellow star' has a start or an end"):
+        replace_object(pipe, image, BOX, star, background="on grass", **STEPS)
+    assert not calls
+
+
 def test_a_failure_on_the_way_leaves_the_pipeline_as_it_was(pipe, image):
     scheduler, unet = pipe.scheduler, pipe.unet
     with pytest.raises(ValueError, match="method is 'none'"):

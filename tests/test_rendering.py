@@ -709,6 +709,8 @@ def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
     ("options", "message"),
     [
         ({"canvas": torch.zeros(3, 32, 32)}, "canvas has Tensor, but should have PIL images"),
+        ({"canvas": "page.png"}, "canvas has str, but should have PIL images"),
+        ({"canvas": Image.new("RGBA", (32, 32))}, "canvas is transparent in places"),
         ({"canvas": [Image.new("RGB", (32, 32))] * 2}, "canvas has 2 pictures for 1 layouts"),
         ({"canvas": Image.new("RGB", (32, 40))}, "canvas is 32 × 40, but the picture will be 32"),
         ({"canvas": Image.new("RGB", (32, 32)), "method": Method()}, "nothing would be pasted"),
@@ -729,6 +731,9 @@ def test_a_scheduler_that_needs_the_first_steps_makes_no_collage(pipe) -> None:
     with pytest.raises(ValueError, match=f"{name} counts on predictions of all earlier steps"):
         latents_of(pipe, TWO, method=COLLAGE)
     assert latents_of(pipe, TWO).isfinite().all()
+    everywhere = Layout("a car", layers=[Layer("a car", (0, 0, 1, 1))])
+    for layout, fraction in ((everywhere, 0.6), (TWO, 0.0)):  # nothing is pasted
+        assert latents_of(pipe, layout, method=COLLAGE, layered_fraction=fraction).isfinite().all()
 
 
 def test_predictions_that_are_not_finite_make_no_collage(pipe, monkeypatch) -> None:

@@ -462,7 +462,8 @@ def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_enco
 def test_seeing_that_cannot_work_exits_with_2(capsys):
     for arguments, message in [
         (["--see", "-1"], "--see -1: a weight cannot be negative"),
-        (["--spread", "0"], "--spread 0: it must be more than 0"),
+        (["--spread", "0"], "--spread 0: it must be a number above 0"),
+        (["--spread", "inf"], "--spread inf: it must be a number above 0"),
         (["--see", "0.1", "--data", "shards.tar"], "nobody knows what stands where"),
     ]:
         with pytest.raises(SystemExit, match="2"):

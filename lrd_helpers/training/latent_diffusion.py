@@ -9,6 +9,7 @@ place of a pretrained encoder). With --data, pictures and captions come from web
 """
 
 import argparse
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -485,8 +486,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--see is for storybook scenes: of --data nobody knows what stands where")
     if options.see < 0:
         parser.error(f"--see {options.see:g}: a weight cannot be negative")
-    if options.spread is not None and not options.spread > 0:
-        parser.error(f"--spread {options.spread:g}: it must be more than 0")
+    if options.spread is not None and not 0 < options.spread < math.inf:
+        parser.error(f"--spread {options.spread:g}: it must be a number above 0")
     if not (options.autoencoder / "config.json").exists():
         parser.error(
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
