@@ -24,6 +24,7 @@ from lrd_helpers.editing import (
 )
 from lrd_helpers.layout import Layer, LayoutError
 from lrd_helpers.mask import Mask
+from lrd_helpers.method import Method
 from lrd_helpers.metrics import Detection, picture_of, pixels_of
 from lrd_helpers.rendering import LayeredRenderingPipeline
 
@@ -291,6 +292,27 @@ def test_pictures_of_other_sizes_and_modes(pipe, image):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         invert(pipe, image, **STEPS)
+
+
+def test_a_new_object_is_pasted_into_the_picture_without_the_old_one(pipe, image, monkeypatch):
+    canvases = []
+    draw = LayeredRenderingPipeline.__call__
+
+    def noting(self, *arguments, **options):
+        canvases.append(options["canvas"])
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(LayeredRenderingPipeline, "__call__", noting)
+    star, corner = Layer("a yellow star", BOX), (0.0, 0.0, 0.25, 0.25)
+    options = STEPS | {"background": "on grass"}
+    insert(pipe, image, star, generator=seeded(), **options)
+    replaced = replace_object(pipe, image, corner, star, generator=seeded(), **options)
+    emptied = remove(pipe, image, corner, generator=seeded(), **options)
+    insert(pipe, image, star, method=Method(), generator=seeded(), **options)
+    assert canvases[0].tobytes() == image.tobytes()
+    assert canvases[1].tobytes() == emptied.image.tobytes() != image.tobytes()
+    assert canvases[2] is None, "without a collage there is nothing to paste"
+    assert replaced.before is image
 
 
 def test_what_layered_rendering_refuses_is_refused_before_anything_is_drawn(
