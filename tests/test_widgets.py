@@ -406,6 +406,32 @@ def test_cancel_and_what_is_outdated_leave_no_picture(studio):
     assert [made.settings.seed for made in studio.renders] == [7]
 
 
+@pytest.mark.parametrize("by", ["cancel", "start"])
+def test_a_render_also_stops_while_it_sketches(studio, monkeypatch, by):
+    asked, forward = [], studio.pipe.unet.forward
+
+    def first_call_meets_the_button(*inputs, **more):
+        asked.append(inputs)
+        if len(asked) == 1:
+            getattr(studio, by)()
+        return forward(*inputs, **more)
+
+    monkeypatch.setattr(studio.pipe.unet, "forward", first_call_meets_the_button)
+    studio.start()
+    first = studio._thread
+    first.join()
+    if by == "cancel":
+        assert len(asked) == 1
+        assert "Cancelled" in studio._message.value
+    studio.wait()
+    assert len(studio.renders) == (by == "start")
+    dropped_and_next = len(asked)
+    if by == "start":
+        studio.start()
+        studio.wait()
+        assert len(asked) == 2 * dropped_and_next - 1, "the one that was dropped asked once"
+
+
 def test_live_mode_waits_for_a_pause_and_for_prompts(pipe, monkeypatch):
     monkeypatch.setattr("lrd_helpers.widgets.layout_studio.PAUSE", 0.05)
     studio = LayoutStudio(pipe, CARS, detector=finds_what_was_asked, settings=QUICK, live=True)

@@ -241,6 +241,7 @@ class LayoutStudio(ipywidgets.VBox):
         except LayoutError as error:
             self._say(str(error), bad=True)
             return
+        self._drop()
         job = self._job = object()
         self._render_button.disabled, self._cancel_button.disabled = not self._live.value, False
         self._progress.value, self._progress.max = 0, self.settings.steps
@@ -254,6 +255,7 @@ class LayoutStudio(ipywidgets.VBox):
     def cancel(self, *_: Any) -> None:
         """Stop the render that runs, if one does."""
         if self._job is not None:
+            self._drop()
             self._finish("Cancelled.")
 
     def wait(self, seconds: float | None = None) -> None:
@@ -295,6 +297,11 @@ class LayoutStudio(ipywidgets.VBox):
             self._word = self._word if self._word in made.attention else None
             self._finish(" ".join([f"{made.seconds:.1f} s.", *made.remarks]))
             self._show(made)
+
+    def _drop(self) -> None:
+        """The render that runs ends at its next step, also while it sketches."""
+        if self._job is not None:
+            self._job, self.pipe._interrupt = None, True
 
     def _finish(self, text: str, *, bad: bool = False) -> None:
         self._job = None
