@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import nn
 
 from lrd_helpers.storybook import (
@@ -24,6 +25,7 @@ from lrd_helpers.storybook import (
     Scene,
     StorybookDataset,
     render_scenes,
+    sample_scene,
     seeded,
 )
 from lrd_helpers.training import (
@@ -370,13 +372,14 @@ def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path, text_enco
         for encoder in (None, text_encoder)
     ]
     losses = [
-        float(pupil((latents, captions, captions, None), seeded(0))["mse"]) for pupil in pupils
+        float(pupil(latent_diffusion.Batch(latents, captions, captions), seeded(0))["mse"])
+        for pupil in pupils
     ]
     assert losses[0] == pytest.approx(0, abs=1e-9)
     assert losses[1] > 1e-6
     assert pupils[1].state_dict().keys() == first.state_dict().keys(), "the teacher is not saved"
     # The teacher reads the caption that leaves nothing out.
-    shortened = latents, ["", ""], captions, None
+    shortened = latent_diffusion.Batch(latents, ["", ""], captions)
     assert float(pupils[0](shortened, seeded(0))["mse"]) > 1e-6
 
 
@@ -429,12 +432,8 @@ def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_enco
     trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder, see=0.5)
     rendering = StorybookDataset(2, seed=5, sticker_count=2).batch(0)
     latents = torch.randn(2, 4, 16, 16, generator=seeded(0))
-    batch = (
-        latents,
-        rendering.captions,
-        rendering.captions,
-        latent_diffusion.cell_classes(rendering),
-    )
+    classes = latent_diffusion.cell_classes(rendering)
+    batch = latent_diffusion.Batch(latents, rendering.captions, rendering.captions, classes)
     optimizer = torch.optim.AdamW(trainee.seeing.parameters(), 1e-2)
     seen = []
     for _ in range(25):  # what sees learns even from features of random weights
@@ -459,8 +458,70 @@ def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_enco
     assert again.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_a_flawed_scene_has_one_mistake():
+    changes = []
+    for number in range(200):
+        scene = sample_scene(seeded(number), sticker_count=2)
+        wrong = latent_diffusion.flawed(scene, seeded(number, 1))
+        assert wrong == latent_diffusion.flawed(scene, seeded(number, 1))
+        assert (wrong.place, wrong.place_numbers) == (scene.place, scene.place_numbers)
+        left = [one for one in wrong.stickers if one not in scene.stickers]
+        gone = [one for one in scene.stickers if one not in wrong.stickers]
+        assert len(left) <= 1
+        assert len(gone) <= 1
+        again = any(one.sticker == two.sticker for one in left for two in scene.stickers)
+        changes.append((len(left), len(gone), again))
+    assert {change[:2] for change in changes} >= {(1, 0), (0, 1), (1, 1)}
+    assert sum(change[:2] == (0, 0) for change in changes) < 6, "by chance the same colour again"
+    assert changes.count((1, 0, True)) > 30, "a thing twice"
+    assert changes.count((1, 0, False)) > 60, "a thing that nobody asked for"
+    assert len(latent_diffusion.flawed(Scene("at sea", (), "at sea"), seeded(0)).stickers) == 1
+
+
+def test_a_ghost_is_noise_to_be_taken_away(text_encoder):
+    latents = torch.randn(64, 4, 16, 16, generator=seeded(0))
+    noisy = []
+
+    def clean_scene_known(given, timesteps, text):
+        noisy.append((given, timesteps))
+        alpha = trainee.scheduler.alphas_cumprod[timesteps][:, None, None, None]
+        eps = (given - alpha.sqrt() * latents) / (1 - alpha).sqrt()
+        return UNet2DConditionOutput(eps)
+
+    for ghosts in (0.5, 0.0):
+        trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder, ghosts=ghosts)
+        trainee.trained_unet = clean_scene_known
+        batch = latent_diffusion.Batch(latents, ["a car"] * 64, ["a car"] * 64, None, latents + 1)
+        assert float(trainee(batch, seeded(1))["mse"]) < 1e-8, "asked for is the scene, not a ghost"
+    (with_ghosts, timesteps), (without, same_timesteps) = noisy
+    assert torch.equal(timesteps, same_timesteps)
+    assert 0.3 < (with_ghosts != without).flatten(1).any(1).float().mean() < 0.7
+
+    # With no noise but the ghost, and a flaw of 1 everywhere, what is left over is its strength.
+    trainee.ghosts = 1.0
+    strongest = 0.0
+    for number in range(20):
+        trainee(batch, seeded(number))
+        given, timesteps = noisy[-1]
+        alpha = trainee.scheduler.alphas_cumprod[timesteps]
+        ghost = (given / alpha.sqrt()[:, None, None, None] - latents).mean((1, 2, 3))
+        noise = ((1 - alpha) / alpha).sqrt() / 32  # of the mean of 4 × 16 × 16 numbers
+        assert (ghost > -5 * noise).all()
+        assert (ghost < 0.5 + 5 * noise).all()
+        quiet = (timesteps > 200) & (timesteps < 400)
+        strongest = max(strongest, float(ghost[quiet].max()))
+        assert ghost[quiet].mean() > 0.1
+    assert 0.4 < strongest < 0.6
+    before = len(noisy)
+    trainee.eval().unet.forward = clean_scene_known
+    trainee(latent_diffusion.Batch(latents, ["a car"] * 64, ["a car"] * 64), seeded(0))
+    assert len(noisy) == before + 1, "judged without ghosts"
+
+
 def test_seeing_that_cannot_work_exits_with_2(capsys):
     for arguments, message in [
+        (["--ghosts", "1.5"], "--ghosts 1.5: it must be a share, from 0 to 1"),
+        (["--ghosts", "0.5", "--data", "shards.tar"], "--data cannot be drawn once more"),
         (["--see", "-1"], "--see -1: a weight cannot be negative"),
         (["--spread", "0"], "--spread 0: it must be a number above 0"),
         (["--spread", "inf"], "--spread inf: it must be a number above 0"),
@@ -484,7 +545,7 @@ def test_only_training_steps_run_compiled(monkeypatch, text_encoder):
     monkeypatch.setattr(torch, "compile", compiled)
     trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder)
     names = trainee.state_dict().keys()
-    batch = torch.zeros(1, 4, 16, 16), ["a red car"], ["a red car"], None
+    batch = latent_diffusion.Batch(torch.zeros(1, 4, 16, 16), ["a red car"], ["a red car"])
     trainee.compile_unet()
     assert trainee.state_dict().keys() == names
     trainee(batch, seeded(0))["loss"].backward()
@@ -570,10 +631,15 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
 
     def scenes(*shares):
         told = argparse.Namespace(
-            seed=1, cache=64, run=tmp_path, sticker_shares=shares, mixed_precision="no"
+            seed=1,
+            cache=64,
+            run=tmp_path,
+            sticker_shares=shares,
+            mixed_precision="no",
+            ghosts=0.0,
         )
         cache = latent_diffusion.LatentCache(vae, told, 0, 1)
-        assert len(cache.latents) == len(cache.scenes) == 64
+        assert len(cache.kept["latents"]) == len(cache.scenes) == 64
         return [len(scene.stickers) for scene in cache.scenes]
 
     assert set(scenes(0, 0, 1, 0, 0)) == {2}

@@ -5,16 +5,19 @@ text encoder, a tenth of the captions left empty for classifier-free guidance; l
 min-SNR, γ = 5 (Hang et al. 2023), or by --weighting. Latents are encoded once and kept; captions
 are drawn anew at every visit, so that one scene teaches several. With --see, features of the U-Net
 also have to tell what stands in each cell (after REPA, Yu et al. 2024, with the renderer's truth in
-place of a pretrained encoder). With --data, pictures and captions come from webdataset shards.
+place of a pretrained encoder). With --ghosts, faint flawed versions of a scene stand in its noise,
+as the steps of sampling leave them. With --data, pictures and captions come from webdataset shards.
 """
 
 import argparse
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import (
@@ -34,6 +37,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from lrd_helpers.storybook import (
     COLOURS,
     STICKERS,
+    PlacedSticker,
     Rendering,
     Scene,
     StorybookDataset,
@@ -44,6 +48,7 @@ from lrd_helpers.storybook import (
     seeded,
 )
 from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
+from lrd_helpers.storybook.stickers import aspect_ratio
 from lrd_helpers.training import loop
 from lrd_helpers.training.latent_cache import encoded_once
 from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
@@ -57,8 +62,16 @@ SEEING_BLOCKS = (0, 1)  # the U-Net's up-blocks whose features are asked what st
 
 Latents = Float[Tensor, "batch 4 height width"]
 Classes = Int[Tensor, "batch height width"]
-Batch = tuple[Latents, list[str], list[str], Classes | None]
-"""Latents, captions, the captions that leave nothing out, and (if known) what each cell shows."""
+
+
+class Batch(NamedTuple):
+    """What is learned from in one step."""
+
+    latents: Latents
+    captions: list[str]
+    whole_captions: list[str]  # that leave nothing out
+    classes: Classes | None = None  # what each cell shows, if known
+    flawed: Latents | None = None  # the same scenes with one mistake each, see `flawed`
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -116,6 +129,37 @@ def cell_classes(rendering: Rendering, factor: int = 8) -> Int[Tensor, "batch he
     return kinds.gather(1, winner.flatten(1)).view_as(winner)
 
 
+def flawed(scene: Scene, generator: torch.Generator) -> Scene:
+    """The scene with one of the mistakes that a U-Net makes: a thing too much (in three of four
+    cases: one of those there are once more, or any), one too few, one in another colour (one time
+    in eight by chance the same), or one moved.
+    """
+    draw, *numbers = torch.rand(7, generator=generator).tolist()
+    stickers = list(scene.stickers)
+    kind = int(torch.randint(len(STICKERS) * len(COLOURS), (), generator=generator))
+    sticker, colour = STICKERS[kind // len(COLOURS)], list(COLOURS)[kind % len(COLOURS)]
+    longest = 0.16 * (0.66 / 0.16) ** numbers[0]
+    size = (longest * min(1, aspect_ratio(sticker)), longest * min(1, 1 / aspect_ratio(sticker)))
+    centre = tuple(side / 2 + (1 - side) * at for side, at in zip(size, numbers[1:3], strict=True))
+    one = int(numbers[3] * len(stickers))
+    if not stickers or draw < 0.5:
+        stickers.insert(
+            int(numbers[4] * (len(stickers) + 1)), PlacedSticker(sticker, colour, centre, size)
+        )
+    elif draw < 0.75:
+        stickers.insert(
+            int(numbers[4] * (len(stickers) + 1)),
+            replace(stickers[one], centre=centre, flip=numbers[5] < 0.5),
+        )
+    elif draw < 0.85:
+        del stickers[one]
+    elif draw < 0.95:
+        stickers[one] = replace(stickers[one], colour=colour)
+    else:
+        stickers[one] = replace(stickers[one], centre=centre)
+    return replace(scene, stickers=tuple(stickers))
+
+
 class LatentDiffusionTraining(nn.Module):
     """A U-Net with the noise-prediction loss, and the text encoder that it reads.
 
@@ -132,6 +176,10 @@ class LatentDiffusionTraining(nn.Module):
         weighting: see `loss_weights`.
         see: weight of the loss of seeing; with 0 there is none, and nothing that sees.
         spread: of the timesteps learned from, see `stratified_timesteps`.
+        ghosts: share of the pictures in whose noise a flawed version of the scene shines through,
+            less than half as strong as the scene itself. The sampler of DDIM keeps as "noise" what
+            an earlier step has drawn and a later one takes back; pure Gaussian noise never shows
+            the U-Net that.
     """
 
     def __init__(
@@ -143,12 +191,13 @@ class LatentDiffusionTraining(nn.Module):
         weighting: str = "min-snr",
         see: float = 0.0,
         spread: float | None = None,
+        ghosts: float = 0.0,
     ) -> None:
         super().__init__()
         # In a list: its weights are not part of this model.
         self.teachers = [LatentDiffusionTraining(teacher).eval()] if teacher else []
         self.scheduler = noise_schedule()
-        self.weighting, self.see, self.spread = weighting, see, spread
+        self.weighting, self.see, self.spread, self.ghosts = weighting, see, spread, ghosts
         if start_from is not None:
             single = {"torch_dtype": torch.float32}
             self.tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
@@ -233,7 +282,7 @@ class LatentDiffusionTraining(nn.Module):
         return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        latents, captions, whole_captions, classes = batch
+        latents, captions, whole_captions, classes, flawed = batch
         device = self.unet.device
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
@@ -243,6 +292,12 @@ class LatentDiffusionTraining(nn.Module):
             timesteps = stratified_timesteps(len(latents), steps, generator, self.spread)
         else:
             timesteps = torch.randint(steps, (len(latents),), generator=generator)
+        snr = compute_snr(self.scheduler, timesteps)
+        if self.ghosts and self.training:
+            draws, strength = torch.rand(2, len(latents), 1, 1, 1, generator=generator)
+            # In units of the noise; in units of x_0 it is at most half at any noise level.
+            strength = 0.5 * strength * snr.sqrt().clamp(max=1)[:, None, None, None]
+            noise = noise + (draws < self.ghosts) * strength * (flawed - latents)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         text = self.encoded_text(captions)
         unet = self.trained_unet if self.training else self.unet
@@ -258,7 +313,7 @@ class LatentDiffusionTraining(nn.Module):
                 target = teacher.unet(noisy.to(device), timesteps.to(device), known).sample.float()
         squares = (prediction - target).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
-        snr = compute_snr(self.scheduler, timesteps).to(device)
+        snr = snr.to(device)
         loss = (loss_weights(snr, self.weighting) * squares).mean()
         losses = {"loss": loss, "mse": squares.mean()}
         if self.see and self.training:
@@ -305,14 +360,18 @@ class LatentCache:
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
                 rendering = render_scenes(scenes(number))
                 latents = encoded(vae, rendering.images).half()
+                known = {"latents": latents}
+                if options.ghosts:
+                    generator = seeded(options.seed, 3, number)
+                    wrong = [flawed(scene, generator) for scene in rendering.scenes]
+                    known["flawed"] = encoded(vae, render_scenes(wrong).images).half()
             factor = rendering.images.shape[-1] // latents.shape[-1]
-            return {"latents": latents, "classes": cell_classes(rendering, factor).byte()}
+            return known | {"classes": cell_classes(rendering, factor).byte()}
 
         shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
         name = f"latents-classes-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
-        file = options.run / f"{name}.safetensors"
-        kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
-        self.latents, self.classes = kept["latents"], kept["classes"]
+        file = options.run / f"{name}{'-flawed' if options.ghosts else ''}.safetensors"
+        self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
         self.scenes = [scene for number in numbers for scene in scenes(number)]
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -322,11 +381,12 @@ class LatentCache:
             generator = seeded(self.options.seed, 2, number, self.reader)
             rows = torch.randint(len(self.scenes), (self.options.batch_size,), generator=generator)
             chosen = [self.scenes[row] for row in rows.tolist()]
-            yield (
-                self.latents[rows].float(),
+            yield Batch(
+                self.kept["latents"][rows].float(),
                 [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
                 [caption_of(scene.stickers, scene.place) for scene in chosen],
-                self.classes[rows].long(),
+                self.kept["classes"][rows].long(),
+                self.kept["flawed"][rows].float() if self.options.ghosts else None,
             )
             number += 1
 
@@ -351,7 +411,7 @@ def shard_batches(
     stream = islice(pairs, start * batch_size, None)
     while True:
         pictures, captions = zip(*islice(stream, batch_size), strict=True)
-        yield encoded(vae, torch.stack(pictures)), list(captions), list(captions), None
+        yield Batch(encoded(vae, torch.stack(pictures)), list(captions), list(captions))
 
 
 @torch.no_grad()
@@ -383,7 +443,7 @@ def evaluate(
     if not batches:
         return {}  # too few pairs for one in a hundred
     losses = [
-        trainee((encoded(vae, images), captions, captions, None), seeded(number))["loss"]
+        trainee(Batch(encoded(vae, images), captions, captions), seeded(number))["loss"]
         * len(captions)
         for number, (images, captions) in enumerate(batches)
     ]
@@ -455,6 +515,14 @@ def main(arguments: list[str] | None = None) -> None:
         "quarter more of those between 200 and 800 (without: all are equally probable)",
     )
     parser.add_argument(
+        "--ghosts",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the pictures in whose noise a faint flawed version of the scene stands: a thing "
+        "too much, say, as the steps of sampling leave behind (storybook scenes only)",
+    )
+    parser.add_argument(
         "--compile",
         action="store_true",
         help="torch.compile the U-Net: minutes of waiting first, then a quarter more steps "
@@ -484,6 +552,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--only and --least-side are for --data; storybook scenes are all good")
     if options.data and options.see:
         parser.error("--see is for storybook scenes: of --data nobody knows what stands where")
+    if not 0 <= options.ghosts <= 1:
+        parser.error(f"--ghosts {options.ghosts:g}: it must be a share, from 0 to 1")
+    if options.data and options.ghosts:
+        parser.error("--ghosts is for storybook scenes: --data cannot be drawn once more")
     if options.see < 0:
         parser.error(f"--see {options.see:g}: a weight cannot be negative")
     if options.spread is not None and not 0 < options.spread < math.inf:
@@ -513,6 +585,7 @@ def main(arguments: list[str] | None = None) -> None:
         weighting=options.weighting,
         see=options.see,
         spread=options.spread,
+        ghosts=options.ghosts,
     )
     if options.compile:
         trainee.compile_unet()
