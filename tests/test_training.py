@@ -629,16 +629,20 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
         norm_num_groups=2,
     )
 
-    def scenes(*shares):
+    def cached(shares, ghosts=0.0):
         told = argparse.Namespace(
             seed=1,
             cache=64,
+            batch_size=16,
             run=tmp_path,
             sticker_shares=shares,
             mixed_precision="no",
-            ghosts=0.0,
+            ghosts=ghosts,
         )
-        cache = latent_diffusion.LatentCache(vae, told, 0, 1)
+        return latent_diffusion.LatentCache(vae, told, 0, 1)
+
+    def scenes(*shares):
+        cache = cached(shares)
         assert len(cache.kept["latents"]) == len(cache.scenes) == 64
         return [len(scene.stickers) for scene in cache.scenes]
 
@@ -647,6 +651,14 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
     counts = scenes(0, 1, 0, 0, 3)
     assert set(counts) == {1, 4}
     assert 0.6 < counts.count(4) / 64 < 0.9
+
+    # And each with a mistake, if ghosts are asked for: not the file without them.
+    plain, haunted = (next(cached((0, 0, 1, 0, 0), g).batches(0)) for g in (0.0, 0.5))
+    assert plain.flawed is None
+    assert torch.equal(haunted.latents, plain.latents)
+    assert haunted.captions == plain.captions
+    assert haunted.flawed.shape == haunted.latents.shape
+    assert (haunted.flawed != haunted.latents).flatten(1).any(1).sum() >= 14
 
 
 @pytest.mark.parametrize("shares", [["-1", "1", "1", "1", "1"], ["0"] * 5])
