@@ -462,8 +462,8 @@ def test_a_flawed_scene_has_one_mistake():
     changes = []
     for number in range(200):
         scene = sample_scene(seeded(number), sticker_count=2)
-        wrong = latent_diffusion.flawed(scene, seeded(number, 1))
-        assert wrong == latent_diffusion.flawed(scene, seeded(number, 1))
+        wrong = latent_diffusion.flawed_scene(scene, seeded(number, 1))
+        assert wrong == latent_diffusion.flawed_scene(scene, seeded(number, 1))
         assert (wrong.place, wrong.place_numbers) == (scene.place, scene.place_numbers)
         left = [one for one in wrong.stickers if one not in scene.stickers]
         gone = [one for one in scene.stickers if one not in wrong.stickers]
@@ -475,7 +475,8 @@ def test_a_flawed_scene_has_one_mistake():
     assert sum(change[:2] == (0, 0) for change in changes) < 6, "by chance the same colour again"
     assert changes.count((1, 0, True)) > 30, "a thing twice"
     assert changes.count((1, 0, False)) > 60, "a thing that nobody asked for"
-    assert len(latent_diffusion.flawed(Scene("at sea", (), "at sea"), seeded(0)).stickers) == 1
+    bare = Scene("at sea", (), "at sea")
+    assert len(latent_diffusion.flawed_scene(bare, seeded(0)).stickers) == 1
 
 
 def test_a_ghost_is_noise_to_be_taken_away(text_encoder):

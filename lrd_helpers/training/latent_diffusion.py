@@ -71,7 +71,7 @@ class Batch(NamedTuple):
     captions: list[str]
     whole_captions: list[str]  # that leave nothing out
     classes: Classes | None = None  # what each cell shows, if known
-    flawed: Latents | None = None  # the same scenes with one mistake each, see `flawed`
+    flawed: Latents | None = None  # the same scenes with one mistake each, see `flawed_scene`
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -129,7 +129,7 @@ def cell_classes(rendering: Rendering, factor: int = 8) -> Int[Tensor, "batch he
     return kinds.gather(1, winner.flatten(1)).view_as(winner)
 
 
-def flawed(scene: Scene, generator: torch.Generator) -> Scene:
+def flawed_scene(scene: Scene, generator: torch.Generator) -> Scene:
     """The scene with one of the mistakes that a U-Net makes: a thing too much (in three of four
     cases: one of those there are once more, or any), one too few, one in another colour (one time
     in eight by chance the same), or one moved.
@@ -177,9 +177,9 @@ class LatentDiffusionTraining(nn.Module):
         see: weight of the loss of seeing; with 0 there is none, and nothing that sees.
         spread: of the timesteps learned from, see `stratified_timesteps`.
         ghosts: share of the pictures in whose noise a flawed version of the scene shines through,
-            less than half as strong as the scene itself. The sampler of DDIM keeps as "noise" what
-            an earlier step has drawn and a later one takes back; pure Gaussian noise never shows
-            the U-Net that.
+            less than half as strong as the scene itself. DDIM keeps as "noise" what an earlier
+            step has drawn and a later one takes back, and Gaussian noise never shows the U-Net
+            that. (It did not close the gap to sampling with new noise: see README.md beside this.)
     """
 
     def __init__(
@@ -363,7 +363,7 @@ class LatentCache:
                 known = {"latents": latents}
                 if options.ghosts:
                     generator = seeded(options.seed, 3, number)
-                    wrong = [flawed(scene, generator) for scene in rendering.scenes]
+                    wrong = [flawed_scene(scene, generator) for scene in rendering.scenes]
                     known["flawed"] = encoded(vae, render_scenes(wrong).images).half()
             factor = rendering.images.shape[-1] // latents.shape[-1]
             return known | {"classes": cell_classes(rendering, factor).byte()}
