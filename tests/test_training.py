@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from safetensors.torch import save_file
 from torch import nn
 
 from lrd_helpers.storybook import (
@@ -458,8 +459,8 @@ def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_enco
     assert again.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_a_flawed_scene_has_one_mistake():
-    changes = []
+def test_a_flawed_scene_has_one_mistake_that_its_caption_tells():
+    changes, again_smaller = [], []
     for number in range(200):
         scene = sample_scene(seeded(number), sticker_count=2)
         wrong = latent_diffusion.flawed_scene(scene, seeded(number, 1))
@@ -470,11 +471,18 @@ def test_a_flawed_scene_has_one_mistake():
         assert len(left) <= 1
         assert len(gone) <= 1
         again = any(one.sticker == two.sticker for one in left for two in scene.stickers)
+        again_smaller += [
+            max(one.size) < max(two.size)
+            for one in left
+            for two in scene.stickers
+            if (one.sticker, one.colour) == (two.sticker, two.colour)
+        ]
         changes.append((len(left), len(gone), again))
     assert {change[:2] for change in changes} >= {(1, 0), (0, 1), (1, 1)}
     assert sum(change[:2] == (0, 0) for change in changes) < 6, "by chance the same colour again"
     assert changes.count((1, 0, True)) > 30, "a thing twice"
     assert changes.count((1, 0, False)) > 60, "a thing that nobody asked for"
+    assert sum(again_smaller) > 0.9 * len(again_smaller), "or else it could not be told which"
     bare = Scene("at sea", (), "at sea")
     assert len(latent_diffusion.flawed_scene(bare, seeded(0)).stickers) == 1
 
@@ -484,7 +492,7 @@ def test_a_ghost_is_noise_to_be_taken_away(text_encoder):
     noisy = []
 
     def clean_scene_known(given, timesteps, text):
-        noisy.append((given, timesteps))
+        noisy.append((given, timesteps, text))
         alpha = trainee.scheduler.alphas_cumprod[timesteps][:, None, None, None]
         eps = (given - alpha.sqrt() * latents) / (1 - alpha).sqrt()
         return UNet2DConditionOutput(eps)
@@ -494,35 +502,70 @@ def test_a_ghost_is_noise_to_be_taken_away(text_encoder):
         trainee.trained_unet = clean_scene_known
         batch = latent_diffusion.Batch(latents, ["a car"] * 64, ["a car"] * 64, None, latents + 1)
         assert float(trainee(batch, seeded(1))["mse"]) < 1e-8, "asked for is the scene, not a ghost"
-    (with_ghosts, timesteps), (without, same_timesteps) = noisy
+    (with_ghosts, timesteps, _), (without, same_timesteps, _) = noisy
     assert torch.equal(timesteps, same_timesteps)
-    assert 0.3 < (with_ghosts != without).flatten(1).any(1).float().mean() < 0.7
+    assert 0.3 < (with_ghosts != without).flatten(1).any(1).float().mean() < 0.6
 
     # With no noise but the ghost, and a flaw of 1 everywhere, what is left over is its strength.
     trainee.ghosts = 1.0
-    strongest = 0.0
+    empty = trainee.encoded_text([""])
+    strengths = []
     for number in range(20):
         trainee(batch, seeded(number))
-        given, timesteps = noisy[-1]
+        given, timesteps, text = noisy[-1]
         alpha = trainee.scheduler.alphas_cumprod[timesteps]
         ghost = (given / alpha.sqrt()[:, None, None, None] - latents).mean((1, 2, 3))
         noise = ((1 - alpha) / alpha).sqrt() / 32  # of the mean of 4 × 16 × 16 numbers
         assert (ghost > -5 * noise).all()
-        assert (ghost < 0.5 + 5 * noise).all()
-        quiet = (timesteps > 200) & (timesteps < 400)
-        strongest = max(strongest, float(ghost[quiet].max()))
-        assert ghost[quiet].mean() > 0.1
-    assert 0.4 < strongest < 0.6
+        assert (ghost < 1 + 5 * noise).all()
+        read = (text != empty).flatten(1).any(1)
+        assert 0 < (~read).sum() < 20
+        assert (ghost.abs() < 5 * noise)[~read].all(), "an empty caption tells nothing"
+        strengths.append(ghost[read & (timesteps > 200) & (timesteps < 400)])
+    strengths = torch.cat(strengths)
+    assert 0.4 < (strengths > 0.85).float().mean() < 0.7, "half are whole, and some by chance"
+    assert 0.15 < (strengths < 0.5).float().mean() < 0.35
     before = len(noisy)
     trainee.eval().unet.forward = clean_scene_known
     trainee(latent_diffusion.Batch(latents, ["a car"] * 64, ["a car"] * 64), seeded(0))
     assert len(noisy) == before + 1, "judged without ghosts"
 
 
+def test_lessons_are_learned_beside_the_scenes(text_encoder):
+    trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder, see=0.5)
+    tokens = trainee.tokenizer(["a red car", "a fish"], padding="max_length", return_tensors="pt")
+    states, predictions = torch.randn(2, 2, 4, 16, 16, generator=seeded(0))
+    lessons = latent_diffusion.Lessons(
+        states, torch.tensor([801, 121]), predictions, tokens.input_ids
+    )
+    latents = torch.randn(4, 4, 16, 16, generator=seeded(1))
+    captions = ["a car"] * 4
+    classes = torch.zeros(4, 16, 16, dtype=torch.long)
+    batch = latent_diffusion.Batch(latents, captions, captions, classes, None, lessons)
+    with torch.no_grad():
+        without = trainee(batch._replace(lessons=None), seeded(2))
+        losses = trainee(batch, seeded(2))
+    assert float(losses["mse"]) == pytest.approx(float(without["mse"]), rel=1e-4)
+    assert float(losses["seen"]) == pytest.approx(float(without["seen"]), rel=1e-4)
+    more = float(losses["loss"] - without["loss"])
+    assert more == pytest.approx(
+        latent_diffusion.LESSON_WEIGHT * float(losses["lessons"]), rel=1e-3
+    )
+
+    text = trainee.text_encoder(lessons.tokens)[0]
+    with torch.no_grad():
+        own = trainee.unet(states, lessons.timesteps, text).sample
+    known = batch._replace(lessons=lessons._replace(predictions=own))
+    with torch.no_grad():
+        assert float(trainee(known, seeded(2))["lessons"]) < 1e-8
+    assert "lessons" not in trainee.eval()(batch, seeded(2))
+
+
 def test_seeing_that_cannot_work_exits_with_2(capsys):
     for arguments, message in [
         (["--ghosts", "1.5"], "--ghosts 1.5: it must be a share, from 0 to 1"),
         (["--ghosts", "0.5", "--data", "shards.tar"], "--data cannot be drawn once more"),
+        (["--lessons", "x", "--data", "shards.tar"], "--lessons are of storybook captions"),
         (["--see", "-1"], "--see -1: a weight cannot be negative"),
         (["--spread", "0"], "--spread 0: it must be a number above 0"),
         (["--spread", "inf"], "--spread inf: it must be a number above 0"),
@@ -630,7 +673,7 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
         norm_num_groups=2,
     )
 
-    def cached(shares, ghosts=0.0):
+    def cached(shares, ghosts=0.0, lessons=None):
         told = argparse.Namespace(
             seed=1,
             cache=64,
@@ -639,6 +682,7 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
             sticker_shares=shares,
             mixed_precision="no",
             ghosts=ghosts,
+            lessons=lessons,
         )
         return latent_diffusion.LatentCache(vae, told, 0, 1)
 
@@ -660,6 +704,27 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
     assert haunted.captions == plain.captions
     assert haunted.flawed.shape == haunted.latents.shape
     assert (haunted.flawed != haunted.latents).flatten(1).any(1).sum() >= 14
+
+    # And lessons, one for every two scenes.
+    assert plain.lessons is None
+    with pytest.raises(OSError, match="no lessons there; python -m lrd_helpers.training.repair"):
+        cached((0, 0, 1, 0, 0), lessons=tmp_path)
+    for number in range(2):
+        kept = {
+            "states": torch.full((3, 4, 2, 2), number).half(),
+            "timesteps": torch.tensor([1, 2, 3]),
+            "predictions": torch.full((3, 4, 2, 2), number).half(),
+            "tokens": torch.full((3, 5), number),
+        }
+        save_file(kept, tmp_path / f"lessons-{number}-of-2.safetensors")
+    cache = cached((0, 0, 1, 0, 0), lessons=tmp_path)
+    batches = [batch for _, batch in zip(range(3), cache.batches(0), strict=False)]
+    assert all(len(batch.lessons.states) == 8 for batch in batches)
+    assert {int(token) for batch in batches for token in batch.lessons.tokens[:, 0]} == {0, 1}
+    assert batches[0].lessons.states.dtype == torch.float32
+    assert torch.equal(
+        batches[0].lessons.states[:, 0, 0, 0].long(), batches[0].lessons.tokens[:, 0]
+    )
 
 
 @pytest.mark.parametrize("shares", [["-1", "1", "1", "1", "1"], ["0"] * 5])

@@ -5,8 +5,9 @@ text encoder, a tenth of the captions left empty for classifier-free guidance; l
 min-SNR, γ = 5 (Hang et al. 2023), or by --weighting. Latents are encoded once and kept; captions
 are drawn anew at every visit, so that one scene teaches several. With --see, features of the U-Net
 also have to tell what stands in each cell (after REPA, Yu et al. 2024, with the renderer's truth in
-place of a pretrained encoder). With --ghosts, faint flawed versions of a scene stand in its noise,
-as the steps of sampling leave them. With --data, pictures and captions come from webdataset shards.
+place of a pretrained encoder). With --ghosts, flawed versions of a scene stand in its noise, which
+teaches to take back what the caption does not name. With --lessons, it is corrected where `repair`
+found its drawings to go wrong. With --data, pictures and captions come from webdataset shards.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.training_utils import compute_snr
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -58,10 +60,20 @@ MIN_SNR_GAMMA = 5.0
 LEAST_SNR = 0.04  # "root-snr" weighs what is noisier than this no more: there is little to see
 EMPTY_CAPTIONS = 0.1
 CACHE_BATCH = 64
+LESSON_WEIGHT = 8.0  # lessons have no noise in them: what is left of their loss is small
 SEEING_BLOCKS = (0, 1)  # the U-Net's up-blocks whose features are asked what stands where
 
 Latents = Float[Tensor, "batch 4 height width"]
 Classes = Int[Tensor, "batch height width"]
+
+
+class Lessons(NamedTuple):
+    """What a U-Net should have predicted at states that its own drawing came to, see `repair`."""
+
+    states: Latents
+    timesteps: Int[Tensor, "batch"]
+    predictions: Latents  # of the noise, given the caption
+    tokens: Int[Tensor, "batch length"]  # of the caption
 
 
 class Batch(NamedTuple):
@@ -72,6 +84,7 @@ class Batch(NamedTuple):
     whole_captions: list[str]  # that leave nothing out
     classes: Classes | None = None  # what each cell shows, if known
     flawed: Latents | None = None  # the same scenes with one mistake each, see `flawed_scene`
+    lessons: Lessons | None = None
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -130,33 +143,34 @@ def cell_classes(rendering: Rendering, factor: int = 8) -> Int[Tensor, "batch he
 
 
 def flawed_scene(scene: Scene, generator: torch.Generator) -> Scene:
-    """The scene with one of the mistakes that a U-Net makes: a thing too much (in three of four
-    cases: one of those there are once more, or any), one too few, one in another colour (one time
-    in eight by chance the same), or one moved.
+    """The scene with one of the mistakes that a U-Net makes, of those that a caption tells: a thing
+    too much (in three of ten cases one of those there are, smaller, once more), one too few, or
+    one in another colour (one time in eight by chance the same).
     """
     draw, *numbers = torch.rand(7, generator=generator).tolist()
     stickers = list(scene.stickers)
     kind = int(torch.randint(len(STICKERS) * len(COLOURS), (), generator=generator))
     sticker, colour = STICKERS[kind // len(COLOURS)], list(COLOURS)[kind % len(COLOURS)]
-    longest = 0.16 * (0.66 / 0.16) ** numbers[0]
-    size = (longest * min(1, aspect_ratio(sticker)), longest * min(1, 1 / aspect_ratio(sticker)))
-    centre = tuple(side / 2 + (1 - side) * at for side, at in zip(size, numbers[1:3], strict=True))
     one = int(numbers[3] * len(stickers))
-    if not stickers or draw < 0.5:
-        stickers.insert(
-            int(numbers[4] * (len(stickers) + 1)), PlacedSticker(sticker, colour, centre, size)
+    if not stickers or draw < 0.8:
+        longest = 0.16 * (0.5 / 0.16) ** numbers[0]
+        size = (
+            longest * min(1, aspect_ratio(sticker)),
+            longest * min(1, 1 / aspect_ratio(sticker)),
         )
-    elif draw < 0.75:
-        stickers.insert(
-            int(numbers[4] * (len(stickers) + 1)),
-            replace(stickers[one], centre=centre, flip=numbers[5] < 0.5),
+        more = PlacedSticker(sticker, colour, (0.5, 0.5), size)
+        if stickers and draw < 0.25:
+            # Smaller, so that the two can be told apart: which of two alike is one too much?
+            smaller = tuple((0.4 + 0.5 * numbers[0]) * side for side in stickers[one].size)
+            more = replace(stickers[one], size=smaller, flip=numbers[5] < 0.5)
+        centre = tuple(
+            side / 2 + (1 - side) * at for side, at in zip(more.size, numbers[1:3], strict=True)
         )
-    elif draw < 0.85:
+        stickers.insert(int(numbers[4] * (len(stickers) + 1)), replace(more, centre=centre))
+    elif draw < 0.9:
         del stickers[one]
-    elif draw < 0.95:
-        stickers[one] = replace(stickers[one], colour=colour)
     else:
-        stickers[one] = replace(stickers[one], centre=centre)
+        stickers[one] = replace(stickers[one], colour=colour)
     return replace(scene, stickers=tuple(stickers))
 
 
@@ -177,9 +191,10 @@ class LatentDiffusionTraining(nn.Module):
         see: weight of the loss of seeing; with 0 there is none, and nothing that sees.
         spread: of the timesteps learned from, see `stratified_timesteps`.
         ghosts: share of the pictures in whose noise a flawed version of the scene shines through,
-            less than half as strong as the scene itself. DDIM keeps as "noise" what an earlier
-            step has drawn and a later one takes back, and Gaussian noise never shows the U-Net
-            that. (It did not close the gap to sampling with new noise: see README.md beside this.)
+            half of them as strong as the scene itself, the others less. Asked for is the scene
+            without the flaw: so the U-Net learns to take back what the caption does not name,
+            which Gaussian noise never shows it, but its own steps of sampling do. Of pictures
+            whose caption is left empty nobody could tell; they have none.
     """
 
     def __init__(
@@ -248,7 +263,7 @@ class LatentDiffusionTraining(nn.Module):
         total = 0.0
         stickers = 1 + len(STICKERS)
         for number, head in self.seeing.items():
-            answers = head(self.features.pop(int(number))).float()
+            answers = head(self.features.pop(int(number))[: len(classes)]).float()
             stride = classes.shape[-1] // answers.shape[-1]
             truth = classes[:, stride // 2 :: stride, stride // 2 :: stride].to(answers.device)
             sticker = torch.where(truth > 0, 1 + (truth - 1) // len(COLOURS), 0)
@@ -282,7 +297,7 @@ class LatentDiffusionTraining(nn.Module):
         return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        latents, captions, whole_captions, classes, flawed = batch
+        latents, captions, whole_captions, classes, flawed, lessons = batch
         device = self.unet.device
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
@@ -294,14 +309,22 @@ class LatentDiffusionTraining(nn.Module):
             timesteps = torch.randint(steps, (len(latents),), generator=generator)
         snr = compute_snr(self.scheduler, timesteps)
         if self.ghosts and self.training:
-            draws, strength = torch.rand(2, len(latents), 1, 1, 1, generator=generator)
-            # In units of the noise; in units of x_0 it is at most half at any noise level.
-            strength = 0.5 * strength * snr.sqrt().clamp(max=1)[:, None, None, None]
-            noise = noise + (draws < self.ghosts) * strength * (flawed - latents)
+            draws, strength, whole = torch.rand(3, len(latents), generator=generator)
+            strength = torch.where(whole < 0.5, 1.0, strength)
+            # In units of the noise; in units of x_0 it is `strength` until little noise is left.
+            strength = strength * snr.sqrt().clamp(max=2) * (draws < self.ghosts) * ~empty
+            noise = noise + strength[:, None, None, None] * (flawed - latents)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         text = self.encoded_text(captions)
         unet = self.trained_unet if self.training else self.unet
-        prediction = unet(noisy.to(device), timesteps.to(device), text).sample.float()
+        if lessons is None or not self.training:
+            prediction = unet(noisy.to(device), timesteps.to(device), text).sample.float()
+        else:
+            states = torch.cat([noisy, lessons.states]).to(device)
+            read = torch.cat([text, self.text_encoder(lessons.tokens.to(device))[0]])
+            at = torch.cat([timesteps, lessons.timesteps]).to(device)
+            answers = unet(states, at, read).sample.float()
+            prediction, corrected = answers[: len(noisy)], answers[len(noisy) :]
         target = noise.to(device)
         for teacher in self.teachers:
             with torch.no_grad():
@@ -316,6 +339,11 @@ class LatentDiffusionTraining(nn.Module):
         snr = snr.to(device)
         loss = (loss_weights(snr, self.weighting) * squares).mean()
         losses = {"loss": loss, "mse": squares.mean()}
+        if lessons is not None and self.training:
+            errors = (corrected - lessons.predictions.to(device)).square().flatten(1).mean(1)
+            weights = loss_weights(compute_snr(self.scheduler, lessons.timesteps), self.weighting)
+            losses["lessons"] = (weights.to(device) * errors).mean()
+            losses["loss"] = loss = loss + LESSON_WEIGHT * losses["lessons"]
         if self.see and self.training:
             seen = self._loss_of_seeing(classes)
             losses |= {
@@ -337,6 +365,24 @@ def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiff
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def read_lessons(folder: Path) -> Lessons:
+    """All that the processes of `repair` wrote into a folder.
+
+    Raises:
+        OSError: there are none.
+    """
+    files = sorted(folder.glob("lessons-*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder}: no lessons there; python -m lrd_helpers.training.repair"
+        )
+    parts = [load_file(file) for file in files]
+    known = {name: torch.cat([part[name] for part in parts]) for name in Lessons._fields}
+    return Lessons(
+        **{n: one.float() if one.is_floating_point() else one for n, one in known.items()}
     )
 
 
@@ -373,6 +419,7 @@ class LatentCache:
         file = options.run / f"{name}{'-flawed' if options.ghosts else ''}.safetensors"
         self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
         self.scenes = [scene for number in numbers for scene in scenes(number)]
+        self.lessons = read_lessons(options.lessons) if options.lessons else None
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Batch number n depends on (seed, n, reader) alone."""
@@ -381,12 +428,18 @@ class LatentCache:
             generator = seeded(self.options.seed, 2, number, self.reader)
             rows = torch.randint(len(self.scenes), (self.options.batch_size,), generator=generator)
             chosen = [self.scenes[row] for row in rows.tolist()]
+            lessons = None
+            if self.lessons is not None:
+                few = (self.options.batch_size // 2,)
+                taken = torch.randint(len(self.lessons.states), few, generator=generator)
+                lessons = Lessons(*(part[taken] for part in self.lessons))
             yield Batch(
                 self.kept["latents"][rows].float(),
                 [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
                 [caption_of(scene.stickers, scene.place) for scene in chosen],
                 self.kept["classes"][rows].long(),
                 self.kept["flawed"][rows].float() if self.options.ghosts else None,
+                lessons,
             )
             number += 1
 
@@ -519,8 +572,15 @@ def main(arguments: list[str] | None = None) -> None:
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="of the pictures in whose noise a faint flawed version of the scene stands: a thing "
-        "too much, say, as the steps of sampling leave behind (storybook scenes only)",
+        help="of the pictures in whose noise a flawed version of the scene stands: a thing too "
+        "much, say, that is to be taken back (storybook scenes only)",
+    )
+    parser.add_argument(
+        "--lessons",
+        type=Path,
+        metavar="FOLDER",
+        help="what `python -m lrd_helpers.training.repair` found; one for every two scenes is "
+        "learned with them (storybook scenes only)",
     )
     parser.add_argument(
         "--compile",
@@ -554,6 +614,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--see is for storybook scenes: of --data nobody knows what stands where")
     if not 0 <= options.ghosts <= 1:
         parser.error(f"--ghosts {options.ghosts:g}: it must be a share, from 0 to 1")
+    if options.data and options.lessons:
+        parser.error("--lessons are of storybook captions: they do not go with --data")
     if options.data and options.ghosts:
         parser.error("--ghosts is for storybook scenes: --data cannot be drawn once more")
     if options.see < 0:
@@ -629,6 +691,8 @@ def main(arguments: list[str] | None = None) -> None:
     if streams:
         data = f"{len(streams[0].shards)} shards: {streams[0].summary()}"
         print(data)
+    if options.lessons:
+        data = f"{data or loop.own_data(options)}; and lessons from its own mistakes"
     if options.teacher:
         data = f"{data or loop.own_data(options)}; learned were an older U-Net's predictions"
     trainee.unet.set_attn_processor(AttnProcessor2_0())
