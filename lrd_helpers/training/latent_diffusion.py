@@ -416,7 +416,7 @@ class LatentCache:
 
         shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
         name = f"latents-classes-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
-        file = options.run / f"{name}{'-flawed' if options.ghosts else ''}.safetensors"
+        file = options.run / f"{name}{'-with-flaws' if options.ghosts else ''}.safetensors"
         self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
         self.scenes = [scene for number in numbers for scene in scenes(number)]
         self.lessons = read_lessons(options.lessons) if options.lessons else None
