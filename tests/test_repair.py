@@ -121,6 +121,9 @@ def test_the_command_writes_what_the_training_reads(tmp_path, capsys):
     assert [file.name for file in (tmp_path / "lessons").iterdir()] == [
         "lessons-0-of-1.safetensors"
     ]
+    with pytest.raises(SystemExit):
+        repair.main(["--pictures", "1", "--output", str(tmp_path / "lessons")])
+    assert "it has lessons already; name another folder" in capsys.readouterr().err
 
 
 def test_options_that_cannot_work_exit_with_2(tmp_path, capsys):
@@ -129,6 +132,6 @@ def test_options_that_cannot_work_exit_with_2(tmp_path, capsys):
         (["--from", str(tmp_path / "none")], "no such folder"),
     ]:
         with pytest.raises(SystemExit) as stopped:
-            repair.main(arguments)
+            repair.main(["--output", str(tmp_path), *arguments])
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err

@@ -717,10 +717,14 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
             "tokens": torch.full((3, 5), number),
         }
         save_file(kept, tmp_path / f"lessons-{number}-of-2.safetensors")
+    (tmp_path / "other").mkdir()
     cache = cached((0, 0, 1, 0, 0), lessons=tmp_path)
     batches = [batch for _, batch in zip(range(3), cache.batches(0), strict=False)]
     assert all(len(batch.lessons.states) == 8 for batch in batches)
     assert {int(token) for batch in batches for token in batch.lessons.tokens[:, 0]} == {0, 1}
+    save_file({"cat": torch.zeros(1)}, tmp_path / "other" / "lessons-0-of-1.safetensors")
+    with pytest.raises(ValueError, match=r"lessons-0-of-1.safetensors: no lessons, it holds cat"):
+        cached((0, 0, 1, 0, 0), lessons=tmp_path / "other")
     assert batches[0].lessons.states.dtype == torch.float32
     assert torch.equal(
         batches[0].lessons.states[:, 0, 0, 0].long(), batches[0].lessons.tokens[:, 0]

@@ -373,6 +373,7 @@ def read_lessons(folder: Path) -> Lessons:
 
     Raises:
         OSError: there are none.
+        ValueError: a file of that name holds something else.
     """
     files = sorted(folder.glob("lessons-*.safetensors"))
     if not files:
@@ -380,6 +381,9 @@ def read_lessons(folder: Path) -> Lessons:
             f"{folder}: no lessons there; python -m lrd_helpers.training.repair"
         )
     parts = [load_file(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if set(part) != set(Lessons._fields):
+            raise ValueError(f"{file}: no lessons, it holds {', '.join(sorted(part)) or 'nothing'}")
     known = {name: torch.cat([part[name] for part in parts]) for name in Lessons._fields}
     return Lessons(
         **{n: one.float() if one.is_floating_point() else one for n, one in known.items()}
@@ -393,6 +397,8 @@ class LatentCache:
         self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
     ) -> None:
         self.options, self.reader = options, reader
+        # First, since encoding takes minutes, and there may be none.
+        self.lessons = read_lessons(options.lessons) if options.lessons else None
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
         shares = torch.tensor(options.sticker_shares, dtype=torch.float)
 
@@ -419,7 +425,6 @@ class LatentCache:
         file = options.run / f"{name}{'-with-flaws' if options.ghosts else ''}.safetensors"
         self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
         self.scenes = [scene for number in numbers for scene in scenes(number)]
-        self.lessons = read_lessons(options.lessons) if options.lessons else None
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Batch number n depends on (seed, n, reader) alone."""
@@ -430,7 +435,7 @@ class LatentCache:
             chosen = [self.scenes[row] for row in rows.tolist()]
             lessons = None
             if self.lessons is not None:
-                few = (self.options.batch_size // 2,)
+                few = (max(1, self.options.batch_size // 2),)
                 taken = torch.randint(len(self.lessons.states), few, generator=generator)
                 lessons = Lessons(*(part[taken] for part in self.lessons))
             yield Batch(

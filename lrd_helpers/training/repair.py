@@ -260,6 +260,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.pictures < 1:
         parser.error(f"--pictures {options.pictures}: it must be at least 1")
+    if list(options.output.glob("lessons-*.safetensors")):
+        # Those of another U-Net or number of processes would be learned along with the new ones.
+        parser.error(f"--output {options.output}: it has lessons already; name another folder")
     if not options.start_from.is_dir():
         parser.error(f"--from {options.start_from}: no such folder")
     pipe = StableDiffusionPipeline.from_pretrained(options.start_from, torch_dtype=torch.float32)
