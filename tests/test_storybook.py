@@ -205,6 +205,14 @@ def test_a_data_loader_gives_the_same_stream_with_workers():
         assert torch.equal(one.images, other.images)
 
 
+def test_a_stream_of_more_stickers():
+    stream = StorybookDataset(200, seed=2, sticker_shares=(0.0, 2.0, 0.0, 1.0, 0.0))
+    counts = [len(scene.stickers) for scene in stream.scenes(0)]
+    assert set(counts) == {1, 3}
+    assert 0.55 < counts.count(1) / 200 < 0.78
+    assert stream.scenes(0) == stream.scenes(0)
+
+
 def test_shares_of_sticker_counts_and_places():
     drawn = [sample_scene(seeded(5, i)) for i in range(2000)]
     counts = torch.tensor([len(one.stickers) for one in drawn]).bincount(minlength=5) / 2000

@@ -679,7 +679,7 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
             cache=64,
             batch_size=16,
             run=tmp_path,
-            sticker_shares=shares,
+            sticker_shares=[float(share) for share in shares],
             mixed_precision="no",
             ghosts=ghosts,
             lessons=lessons,

@@ -1,7 +1,7 @@
 """Scenes: which stickers stand where, the caption, and the picture with the exact truth of it."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -261,7 +261,9 @@ class StorybookDataset(IterableDataset):
         start: the first batch to yield, counted for this reader.
         reader, readers: this reader's number and how many there are.
         styles: drawn from with equal chance.
-        sticker_count: fixed, or None for the world's own shares.
+        sticker_count: fixed, or None for the shares.
+        sticker_shares: of scenes with 0, 1, 2, 3 and 4 stickers, only their ratio counts; None for
+            the world's own.
         size: of the pictures, in pixels.
     """
 
@@ -275,19 +277,25 @@ class StorybookDataset(IterableDataset):
         readers: int = 1,
         styles: tuple[str, ...] = ("flat",),
         sticker_count: int | None = None,
+        sticker_shares: Sequence[float] | None = None,
         size: int = IMAGE_SIZE,
     ) -> None:
         self.batch_size, self.seed, self.start, self.size = batch_size, seed, start, size
         self.reader, self.readers = reader, readers
         self.styles, self.sticker_count = styles, sticker_count
+        self.sticker_shares = sticker_shares
 
     def scenes(self, number: int) -> list[Scene]:
         """The scenes of batch `number`, counted over all readers, not yet rendered."""
         generator = seeded(self.seed, number)
         styles = torch.randint(len(self.styles), (self.batch_size,), generator=generator)
+        counts = [self.sticker_count] * self.batch_size
+        if self.sticker_shares is not None:
+            shares = torch.tensor(self.sticker_shares, dtype=torch.float)
+            counts = torch.multinomial(shares, self.batch_size, True, generator=generator).tolist()
         return [
-            sample_scene(generator, sticker_count=self.sticker_count, style=self.styles[style])
-            for style in styles.tolist()
+            sample_scene(generator, sticker_count=count, style=self.styles[style])
+            for count, style in zip(counts, styles.tolist(), strict=True)
         ]
 
     def batch(self, number: int) -> Rendering:

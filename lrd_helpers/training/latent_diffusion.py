@@ -49,7 +49,6 @@ from lrd_helpers.storybook import (
     sample_scene,
     seeded,
 )
-from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
 from lrd_helpers.storybook.stickers import aspect_ratio
 from lrd_helpers.training import loop
 from lrd_helpers.training.latent_cache import encoded_once
@@ -400,17 +399,14 @@ class LatentCache:
         # First, since encoding takes minutes, and there may be none.
         self.lessons = read_lessons(options.lessons) if options.lessons else None
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
-        shares = torch.tensor(options.sticker_shares, dtype=torch.float)
-
-        def scenes(number: int) -> list[Scene]:
-            generator = seeded(options.seed, number)
-            counts = torch.multinomial(shares, CACHE_BATCH, replacement=True, generator=generator)
-            return [sample_scene(generator, sticker_count=count) for count in counts.tolist()]
+        stream = StorybookDataset(
+            CACHE_BATCH, seed=options.seed, sticker_shares=options.sticker_shares
+        )
 
         def encode(number: int) -> dict[str, Tensor]:
             half = options.mixed_precision == "bf16"
             with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                rendering = render_scenes(scenes(number))
+                rendering = stream.batch(number)
                 latents = encoded(vae, rendering.images).half()
                 known = {"latents": latents}
                 if options.ghosts:
@@ -421,10 +417,10 @@ class LatentCache:
             return known | {"classes": cell_classes(rendering, factor).byte()}
 
         shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
-        name = f"latents-classes-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
+        name = f"cells-latents-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
         file = options.run / f"{name}{'-with-flaws' if options.ghosts else ''}.safetensors"
         self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
-        self.scenes = [scene for number in numbers for scene in scenes(number)]
+        self.scenes = [scene for number in numbers for scene in stream.scenes(number)]
 
     def batches(self, start: int) -> Iterator[Batch]:
         """Batch number n depends on (seed, n, reader) alone."""
@@ -529,15 +525,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="folder of the finished first stage",
     )
     parser.add_argument("--cache", type=int, default=32_000, help="scenes encoded once and kept")
-    parser.add_argument(
-        "--sticker-shares",
-        type=float,
-        nargs=MOST_STICKERS + 1,
-        default=list(STICKER_COUNT_SHARES),
-        metavar="SHARE",
-        help="how many of the scenes have 0, 1, 2, 3 and 4 stickers (only their ratio counts); "
-        "default: as the world has them",
-    )
+    loop.add_sticker_shares(parser)
     parser.add_argument(
         "--text-encoder",
         type=Path,
@@ -632,8 +620,6 @@ def main(arguments: list[str] | None = None) -> None:
             f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
             "python -m lrd_helpers.training.autoencoder"
         )
-    if min(options.sticker_shares) < 0 or not sum(options.sticker_shares):
-        parser.error("--sticker-shares: none can be negative, and one must be more than 0")
     if not options.start_from and not options.text_encoder:
         options.text_encoder = Path("runs") / "text-encoder" / "model"
     if options.text_encoder and not (options.text_encoder / "config.json").exists():

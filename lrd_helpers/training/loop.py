@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 
 from lrd_helpers.files import write_atomically
 from lrd_helpers.storybook import StorybookDataset, seeded
+from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HELD_OUT_SEED = 1_000_000  # trainings use small seeds: a held-out scene was never trained on
@@ -103,6 +104,19 @@ def parser(name: str, description: str, **defaults: object) -> argparse.Argument
     return result
 
 
+def add_sticker_shares(options: argparse.ArgumentParser) -> None:
+    """The option --sticker-shares, for trainings on storybook scenes; `parse` checks it."""
+    options.add_argument(
+        "--sticker-shares",
+        type=float,
+        nargs=MOST_STICKERS + 1,
+        default=list(STICKER_COUNT_SHARES),
+        metavar="SHARE",
+        help="how many of the scenes have 0, 1, 2, 3 and 4 stickers (only their ratio counts); "
+        "default: as the world has them",
+    )
+
+
 def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Parses, and refuses with one sentence (exit code 2) what no training can do."""
     parsed = options.parse_args(arguments)
@@ -112,6 +126,9 @@ def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argp
         options.error("the budget, --steps or --minutes, must be more than 0")
     if parsed.start_from is not None and not parsed.start_from.is_dir():
         options.error(f"--from {parsed.start_from}: no such folder")
+    shares = getattr(parsed, "sticker_shares", STICKER_COUNT_SHARES)
+    if min(shares) < 0 or not sum(shares):
+        options.error("--sticker-shares: none can be negative, and one must be more than 0")
     return parsed
 
 

@@ -171,6 +171,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--coarse-steps", type=int, default=5000, help="first steps, on pictures of half the size"
     )
+    loop.add_sticker_shares(parser)
     options = loop.parse(parser, arguments)
     torch.manual_seed(options.seed)
     autoencoder = loop.ASSETS / "storybook" / "vae"
@@ -190,6 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
                 start=start,
                 reader=reader,
                 readers=readers,
+                sticker_shares=options.sticker_shares,
                 size=size,
             )
             steps = None if end is None else max(0, end - start)
