@@ -59,7 +59,7 @@ This constant and the next ones were chosen on true scenes through the autoencod
 is known.
 """
 
-PART = 0.3
+PART = 0.2
 """A region that touches a sticker of its own colour and is smaller than this share of it belongs
 to it: the tip of a rocket, say, that looks like a mushroom. Two things of one colour do touch in
 the world, but a third thing seen where there are two is more frequent by far.
