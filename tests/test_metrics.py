@@ -277,10 +277,10 @@ def test_a_fragment_belongs_to_the_sticker_it_touches(detector):
 @pytest.mark.parametrize(
     ("part", "count"),
     [
-        (("mushroom", "green", (40, 10, 58, 50)), 1),  # 18 columns, just under three tenths
-        (("mushroom", "green", (39, 10, 58, 50)), 2),  # over
-        (("mushroom", "pink", (40, 10, 58, 50)), 2),  # of another colour
-        (("mushroom", "green", (39, 10, 57, 50)), 2),  # it does not touch
+        (("mushroom", "green", (46, 10, 58, 50)), 1),  # 12 columns, just under a fifth
+        (("mushroom", "green", (45, 10, 58, 50)), 2),  # over
+        (("mushroom", "pink", (46, 10, 58, 50)), 2),  # of another colour
+        (("mushroom", "green", (45, 10, 57, 50)), 2),  # it does not touch
     ],
 )
 def test_a_part_of_the_same_colour_belongs_to_the_sticker_it_touches(detector, part, count):
