@@ -71,7 +71,7 @@ SECOND_COLOUR = 0.3  # a smaller share of an object in another colour is a detai
 COLOUR_REACH = 2  # pixels (of 128 × 128) that far around say what colour a pixel of a sticker has
 
 SEGMENTER_STRIDE = 16  # picture sides are brought to a multiple: the U-Net halves them repeatedly
-BATCH_SIZE = 32
+BATCH_SIZE = 8  # more is slower on CPUs: a layer of 32 pictures is allocated anew at every use
 
 
 # ------------------------------------------------------------------ what looks at the picture

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lrd_helpers.storybook import (
@@ -663,6 +663,32 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         module.main([*options, *read_by, *taught])
         card = (tmp_path / "out" / "README.md").read_text()
         assert "; learned were an older U-Net's predictions |" in card
+
+        # Half-way back to where it began.
+        again = [*options, "--from", str(tmp_path / "out"), "--run", str(tmp_path / "more")]
+        for keep in ("0", "0.5"):
+            module.main([*again, "--fresh", "--keep", keep, "--output", str(tmp_path / keep)])
+        begun, whole, half = (
+            load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors")
+            for name in ("out", "0", "0.5")
+        )
+        for name, weight in half.items():
+            mean = (begun[name].float() + whole[name].float()) / 2
+            assert torch.allclose(weight.float(), mean, atol=2e-3), name
+        assert not torch.equal(half["conv_in.weight"], begun["conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep", "1", "--from", "."], "--keep 1: it must be a share, from 0 to less than 1"),
+        (["--keep", "0.5", "--text-encoder", "."], "--keep is for going on from a U-Net"),
+    ],
+)
+def test_keep_that_cannot_work_exits_with_2(capsys, arguments, said):
+    with pytest.raises(SystemExit, match="2"):
+        latent_diffusion.main(arguments)
+    assert said in capsys.readouterr().err
 
 
 def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):

@@ -576,6 +576,14 @@ def main(arguments: list[str] | None = None) -> None:
         "learned with them (storybook scenes only)",
     )
     parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the weights the training starts from in those that are exported: half-way between "
+        "the two a model keeps more of what the training was not about (Wortsman et al. 2022)",
+    )
+    parser.add_argument(
         "--compile",
         action="store_true",
         help="torch.compile the U-Net: minutes of waiting first, then a quarter more steps "
@@ -611,6 +619,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--lessons are of storybook captions: they do not go with --data")
     if options.data and options.ghosts:
         parser.error("--ghosts is for storybook scenes: --data cannot be drawn once more")
+    if not 0 <= options.keep < 1:
+        parser.error(f"--keep {options.keep:g}: it must be a share, from 0 to less than 1")
+    if options.keep and (not options.start_from or options.text_encoder):
+        parser.error("--keep is for going on from a U-Net (--from) with its own text encoder")
     if options.see < 0:
         parser.error(f"--see {options.see:g}: a weight cannot be negative")
     if options.spread is not None and not 0 < options.spread < math.inf:
@@ -675,6 +687,12 @@ def main(arguments: list[str] | None = None) -> None:
         sample=sample,
         batches=batches,
     )
+    if options.keep:
+        start = UNet2DConditionModel.from_pretrained(
+            options.start_from / "unet", torch_dtype=torch.float32
+        ).state_dict()
+        for name, weight in trainee.unet.state_dict().items():
+            weight.lerp_(start[name].to(weight.device), options.keep)
     # Whatever was learned from: judged is by the noise, weighted as it always was.
     trainee.teachers, trainee.weighting = [], "min-snr"
     scores = evaluate(trainee, vae.cpu(), held_out)
