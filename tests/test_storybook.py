@@ -211,6 +211,10 @@ def test_a_stream_of_more_stickers():
     assert set(counts) == {1, 3}
     assert 0.55 < counts.count(1) / 200 < 0.78
     assert stream.scenes(0) == stream.scenes(0)
+    with pytest.raises(ValueError, match="exclude each other"):
+        StorybookDataset(2, sticker_count=1, sticker_shares=(1.0,) * 5)
+    with pytest.raises(ValueError, match="has 6 entries, but should have 5"):
+        StorybookDataset(2, sticker_shares=(1.0,) * 6)
 
 
 def test_shares_of_sticker_counts_and_places():

@@ -664,24 +664,27 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         card = (tmp_path / "out" / "README.md").read_text()
         assert "; learned were an older U-Net's predictions |" in card
 
-        # Half-way back to where it began.
+        # A quarter of the way back to where it began; steps so large that they can be told.
         again = [*options, "--from", str(tmp_path / "out"), "--run", str(tmp_path / "more")]
-        for keep in ("0", "0.5"):
-            module.main([*again, "--fresh", "--keep", keep, "--output", str(tmp_path / keep)])
-        begun, whole, half = (
+        again += ["--learning-rate", "0.05", "--warmup", "1", "--ema-decay", "0", "--fresh"]
+        for keep in ("0", "0.25"):
+            module.main([*again, "--keep", keep, "--output", str(tmp_path / keep)])
+        begun, ended, kept = (
             load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors")
-            for name in ("out", "0", "0.5")
+            for name in ("out", "0", "0.25")
         )
-        for name, weight in half.items():
-            mean = (begun[name].float() + whole[name].float()) / 2
+        assert (ended["conv_in.weight"] - begun["conv_in.weight"]).abs().float().mean() > 0.02
+        for name, weight in kept.items():
+            mean = 0.25 * begun[name].float() + 0.75 * ended[name].float()
             assert torch.allclose(weight.float(), mean, atol=2e-3), name
-        assert not torch.equal(half["conv_in.weight"], begun["conv_in.weight"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--keep", "1", "--from", "."], "--keep 1: it must be a share, from 0 to less than 1"),
+        (["--keep", "nan", "--from", "."], "--keep nan: it must be a share"),
+        (["--keep", "0.5"], "--keep is for going on from a U-Net"),
         (["--keep", "0.5", "--text-encoder", "."], "--keep is for going on from a U-Net"),
     ],
 )
@@ -757,7 +760,27 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
     )
 
 
-@pytest.mark.parametrize("shares", [["-1", "1", "1", "1", "1"], ["0"] * 5])
+@pytest.mark.parametrize("coarse_steps", ["0", "1"])
+def test_the_segmenter_can_see_more_scenes_of_several_stickers(monkeypatch, coarse_steps):
+    counts = []
+
+    class Enough(Exception):
+        pass
+
+    def train(trainee, options, *, batches, sample):
+        for _, batch in zip(range(2), batches(0, 0, 1), strict=False):
+            counts.extend(len(scene.stickers) for scene in batch.scenes)
+        raise Enough
+
+    monkeypatch.setattr(loop, "train", train)
+    with pytest.raises(Enough):
+        segmenter.main(["--sticker-shares", *"00030", "--coarse-steps", coarse_steps])
+    assert counts == [3] * 16
+
+
+@pytest.mark.parametrize(
+    "shares", [["-1", "1", "1", "1", "1"], ["0"] * 5, ["nan", *"1111"], ["inf", *"1111"]]
+)
 def test_sticker_shares_that_cannot_work_exit_with_2(capsys, shares):
     with pytest.raises(SystemExit, match="2"):
         latent_diffusion.main(["--sticker-shares", *shares])

@@ -265,6 +265,9 @@ class StorybookDataset(IterableDataset):
         sticker_shares: of scenes with 0, 1, 2, 3 and 4 stickers, only their ratio counts; None for
             the world's own.
         size: of the pictures, in pixels.
+
+    Raises:
+        ValueError: both a count and shares, or shares that are not five.
     """
 
     def __init__(
@@ -280,6 +283,14 @@ class StorybookDataset(IterableDataset):
         sticker_shares: Sequence[float] | None = None,
         size: int = IMAGE_SIZE,
     ) -> None:
+        if sticker_shares is not None:
+            if sticker_count is not None:
+                raise ValueError("sticker_count and sticker_shares exclude each other: give one")
+            if len(sticker_shares) != MOST_STICKERS + 1:
+                raise ValueError(
+                    f"sticker_shares has {len(sticker_shares)} entries, but should have "
+                    f"{MOST_STICKERS + 1}: for 0 to {MOST_STICKERS} stickers"
+                )
         self.batch_size, self.seed, self.start, self.size = batch_size, seed, start, size
         self.reader, self.readers = reader, readers
         self.styles, self.sticker_count = styles, sticker_count

@@ -7,7 +7,8 @@ are drawn anew at every visit, so that one scene teaches several. With --see, fe
 also have to tell what stands in each cell (after REPA, Yu et al. 2024, with the renderer's truth in
 place of a pretrained encoder). With --ghosts, flawed versions of a scene stand in its noise, which
 teaches to take back what the caption does not name. With --lessons, it is corrected where `repair`
-found its drawings to go wrong. With --data, pictures and captions come from webdataset shards.
+found its drawings to go wrong. With --keep, exported is a mean of the weights it began with and
+those it ended with. With --data, pictures and captions come from webdataset shards.
 """
 
 import argparse
@@ -417,6 +418,7 @@ class LatentCache:
             return known | {"classes": cell_classes(rendering, factor).byte()}
 
         shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
+        # Another name whenever the stream changes: the latents must be those of its scenes.
         name = f"cells-latents-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
         file = options.run / f"{name}{'-with-flaws' if options.ghosts else ''}.safetensors"
         self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)

@@ -127,7 +127,7 @@ def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argp
     if parsed.start_from is not None and not parsed.start_from.is_dir():
         options.error(f"--from {parsed.start_from}: no such folder")
     shares = getattr(parsed, "sticker_shares", STICKER_COUNT_SHARES)
-    if min(shares) < 0 or not sum(shares):
+    if not all(0 <= share < math.inf for share in shares) or not sum(shares):
         options.error("--sticker-shares: none can be negative, and one must be more than 0")
     return parsed
 
