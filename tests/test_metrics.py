@@ -270,8 +270,38 @@ def test_a_fragment_belongs_to_the_sticker_it_touches(detector):
     # On its own it is a small star, and where it is as large as the world's smallest as well.
     alone = paint(house, ("star", "red", (80, 30, 89, 39)))
     assert [thing.sticker for thing in detector.describe(alone).stickers] == ["house", "star"]
-    large = paint(house, ("star", "red", (60, 30, 70, 40)))
+    large = paint(house, ("star", "blue", (60, 30, 70, 40)))
     assert [thing.sticker for thing in detector.describe(large).stickers] == ["house", "star"]
+
+
+@pytest.mark.parametrize(
+    ("part", "count"),
+    [
+        (("mushroom", "green", (46, 10, 58, 50)), 1),  # 12 columns, just under a fifth
+        (("mushroom", "green", (45, 10, 58, 50)), 2),  # over
+        (("mushroom", "pink", (46, 10, 58, 50)), 2),  # of another colour
+        (("mushroom", "green", (45, 10, 57, 50)), 2),  # it does not touch
+    ],
+)
+def test_a_part_of_the_same_colour_belongs_to_the_sticker_it_touches(detector, part, count):
+    picture = paint(("rocket", "green", (58, 10, 119, 50)), part)  # 61 columns
+    found = detector.describe(picture).stickers
+    assert len(found) == count
+    assert found[0].sticker == "rocket"
+    assert sum(int(thing.mask.sum()) for thing in found) == int((picture[0] > 0).sum())
+
+
+def test_what_goes_to_its_whole_may_pass_through_another_part(detector):
+    rocket = ("rocket", "green", (10, 10, 90, 50))
+    tips = [("mushroom", "green", (90, 10, 105, 50)), ("flower", "green", (105, 10, 109, 50))]
+    [only] = detector.describe(paint(rocket, *tips)).stickers
+    assert (only.sticker, int(only.mask.sum())) == ("rocket", 99 * 40)
+
+
+def test_an_outline_of_another_colour_is_no_sticker(detector):
+    ring = paint(("star", "purple", (40, 40, 60, 60)), ("star", "blue", (42, 42, 58, 58)))
+    [star] = detector.describe(ring).stickers  # purple are 144 of 400 pixels
+    assert (star.colour, int(star.mask.sum())) == ("blue", 400)
 
 
 @pytest.mark.parametrize("side", [128, 256])
