@@ -32,7 +32,7 @@ test: $(INSTALLED)  ## ruff and every test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) tests/install_browser.py
-	$(RUN) -m pytest
+	$(RUN) tests/run_all.py
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@mkdir -p notebooks
