@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from lrd_helpers.attention import Where
+from lrd_helpers.attention import Layers
 from lrd_helpers.layout import Overlap
 
 Delta = Literal["constant", "dynamic", "decoded"]
 Guide = Literal["steps", "noise"]
 Fuse = Literal["steps", "once", "collage"]
-CHOICES = {"delta": Delta, "guide": Guide, "fuse": Fuse, "overlap": Overlap}
+NAMED = {"delta": Delta, "guide": Guide, "fuse": Fuse, "overlap": Overlap}
 
 
 @dataclass(frozen=True)
-class Method:
+class Choices:
     """Every choice in which the paper, the authors' script and others differ.
 
     Attributes:
@@ -33,18 +33,20 @@ class Method:
         top_k: K, how many positions (with "decoded": pixels) of the map δ is the mean of.
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
             same everywhere.
-        fuse: the layers are put together at all "steps"; or each runs alone and they are put
-            together "once", after the last layered step; or, "collage", each is drawn alone to
-            the end in a few steps, its object is found in that picture and moved into its box, all
-            of them on the background's picture (or a `canvas`); the collage gets the noise of the
-            first step that is not layered, and the caption goes on from there. Where all layers (of
-            all pictures) fill the canvas there is nothing to move, and "collage" is "steps".
-        sketch_steps: with fuse="collage": in how many steps of DDIM a layer is drawn alone.
+        fuse: the layers are put together at all "steps" (`lrdiff.layered_denoising`: the paper's
+            Algorithm 1); or each runs alone and they are put together "once", after the last
+            layered step (`script.merged_once`); or each is sketched alone, and its object is put
+            into a "collage" (`collage.collage`, which is no LRDiff). Where all layers (of all
+            pictures) fill the canvas there is nothing to move, and "collage" is "steps".
+        sketch_steps: with fuse="collage": in how many steps of DDIM a layer is sketched.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0). With
             fuse="collage" these steps are not made: the sketches take their place.
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
         negative_objects: the layers' prompts are negative prompts of the background.
         background_in_prompts: the background is added to each layer's prompt: "a red car at night".
+
+    Raises:
+        ValueError: a value that cannot work.
     """
 
     delta: Delta = "constant"
@@ -52,7 +54,7 @@ class Method:
     outside: float = 0.2
     guide: Guide = "steps"
     early_repeats: int = 0
-    attention: Where = "paper"
+    attention: Layers = "paper"
     top_k: int = 20
     weighted: bool = False
     fuse: Fuse = "steps"
@@ -63,7 +65,7 @@ class Method:
     background_in_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name, choice in CHOICES.items():
+        for name, choice in NAMED.items():
             value, allowed = getattr(self, name), get_args(choice)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}, but should be one of {', '.join(allowed)}")
@@ -81,47 +83,7 @@ class Method:
         if self.weighted and self.delta == "constant":
             raise ValueError("weighted needs attention maps: set delta to 'dynamic' or 'decoded'")
 
-
-METHODS: dict[str, Method] = {
-    # The best on storybook so far; `python -m lrd_helpers benchmark --ablations` measures it.
-    "default": Method(
-        fuse="collage", inside=0.0, outside=0.0, layered_fraction=0.68, background_in_prompts=True
-    ),
-    # The paper's K, λ and t0 are not published; these are ours.
-    "paper": Method(delta="dynamic", inside=1.0, outside=1.0),
-    "authors": Method(
-        delta="decoded",
-        inside=0.05,
-        outside=0.20,
-        guide="noise",
-        early_repeats=5,
-        fuse="once",
-        layered_fraction=15 / 51,
-        overlap="small_over_large",
-        negative_objects=True,
-    ),
-    "unofficial": Method(
-        delta="dynamic",
-        inside=1.0,
-        outside=0.0,
-        guide="noise",
-        attention="unofficial",
-        weighted=True,
-    ),
-}
-"""The presets: `pipe(layout, method="paper")`."""
-
-
-def method_named(method: str | Method, **changes: Any) -> Method:
-    """A preset by its name, or the method itself, with some of its choices changed.
-
-    Raises:
-        ValueError: another name, or a choice that is none.
-    """
-    if not isinstance(method, Method):
-        if method not in METHODS:
-            raise ValueError(
-                f"method is {method!r}, but should be one of {', '.join(METHODS)}, or a Method"
-            )
-        method = METHODS[method]
-    return replace(method, **changes)
+    @property
+    def guided(self) -> bool:
+        """Whether there is vision guidance ξ at all."""
+        return bool(self.inside or self.outside)

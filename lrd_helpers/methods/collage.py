@@ -1,0 +1,163 @@
+"""Our best method, which is no LRDiff: sketch each layer alone, put the objects into a collage.
+
+The collage is noised and denoised with the caption, as in SDEdit (Meng et al. 2022) and Collage
+Diffusion (Sarukkai et al. 2023). Here the model itself makes the parts: in a few quick steps each
+layer is drawn alone, to the end; its object is found in that picture, and stretched into its box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrd_helpers.layout import Layer
+from lrd_helpers.methods.choices import Choices
+from lrd_helpers.methods.guidance import vision_fields
+from lrd_helpers.methods.lrdiff import painted
+from lrd_helpers.methods.placement import object_pixels, pasted
+from lrd_helpers.methods.plain import general_denoising
+from lrd_helpers.methods.regions import FULL, Fields, phases, plan
+from lrd_helpers.sampling.regions import Regions
+from lrd_helpers.sampling.run import Rows, Run, State
+
+RELEVANCE_NOISE = 0.4
+"""Where, as a share of the training timesteps, the relevance of a layer's prompt is asked for."""
+
+RELEVANCE_SAMPLES = 2
+"""How many noises that is the mean of."""
+
+
+def collage(run: Run, choices: Choices) -> Iterator[State]:
+    """Sketch each layer, find its object, paste it into its box, noise it all, and finish."""
+    begin = phases(run, choices).layered
+    xi = vision_fields(run, choices)
+    steps = plan(run, choices, xi if choices.guide == "steps" else None)
+    run.model.encode_texts(steps.texts)
+    regions = steps.regions[0]
+    sketch_run = replace(run, steps=run.steps.sketching(choices.sketch_steps))
+    sketches = yield from sketched(run, sketch_run, regions, choices, xi)
+    relevance = relevance_of_prompts(sketch_run, sketches, regions)
+    images = placed(run, sketches, relevance, regions, choices)
+    clean = run.model.encode(2 * images - 1)
+    noise = run.noise(clean.shape) if begin < len(run.steps) else None  # nothing is left to do
+    x = run.steps.begin_at(begin, clean, noise)
+    t = run.steps.timesteps[begin - 1]
+    state = State(begin - 1, t, x, regions, sketch=True, xi=xi, collage=clean)
+    yield state
+    yield from general_denoising(run, state.x, start=begin)
+
+
+def sketched(
+    run: Run, sketch_run: Run, regions: Regions, choices: Choices, xi: Fields
+) -> Iterator[State]:
+    """Each layer and the background drawn alone, to the end, in a few steps of DDIM.
+
+    Returns:
+        The clean latents, a row a region.
+    """
+    x = run.x_T[regions.picture]
+    if choices.guide == "noise":
+        x = painted(run, regions, xi)
+    steps = sketch_run.steps
+    x = run.steps.model_input(x, run.steps.timesteps[0]) / steps.unit(steps.timesteps[0])
+    for i, t in steps.until(len(steps)):
+        seen = sketch_run.seen(x, t)
+        scores = sketch_run.scores(seen, t, regions)
+        x = steps.step(scores, t, x)
+        state = State(i, t, x, regions, seen, scores, alone=True, sketch=True, xi=xi)
+        yield state
+        x = state.x
+    _check_finite(x, f"the {type(run.model.pipe.unet).__name__}'s predictions")
+    return x
+
+
+def relevance_of_prompts(
+    run: Run, sketches: Rows, regions: Regions
+) -> Float[Tensor, "rows height width"]:
+    """How much the answer to a noised sketch depends on the layer's prompt, cell by cell.
+
+    R = mean over noises of ‖s(x_t, layer) − s(x_t, background)‖   (DiffEdit, section 3.2)
+    """
+    entries = regions.entries
+    backgrounds = {entry.picture: n for n, entry in enumerate(entries) if not entry.layer}
+    rows = [n for n, entry in enumerate(entries) if entry.layer]
+    relevance = torch.zeros_like(sketches[:, 0], dtype=torch.float32)
+    if not rows:
+        return relevance
+    asked = [*rows, *(backgrounds[entries[n].picture] for n in rows)]
+    t = run.steps.timestep_at(RELEVANCE_NOISE)
+    alpha, level = run.steps.coefficients(t)[0], run.steps.level(t)
+    for _ in range(RELEVANCE_SAMPLES):
+        noise = run.noise((regions.pictures, *sketches.shape[1:]))
+        x = alpha * (sketches + level * noise[regions.picture])[rows]
+        answers = run.model(
+            torch.cat([x, x]),
+            t,
+            [entries[n].prompt for n in asked],
+            [entries[n].picture for n in asked],
+            [True] * len(asked),
+            watched=False,  # it is no step of the picture
+        )
+        with_layer, without = answers.chunk(2)
+        difference = (with_layer - without).float().square().sum(1).sqrt()
+        relevance[rows] += difference / RELEVANCE_SAMPLES
+    return relevance
+
+
+def placed(
+    run: Run,
+    sketches: Rows,
+    relevance: Float[Tensor, "rows height width"],
+    regions: Regions,
+    choices: Choices,
+) -> Float[Tensor, "pictures 3 height_ width_"]:
+    """Each canvas, or background, in [0, 1], with the layers' objects in their places."""
+    decoded = run.model.decode(sketches)
+    _check_finite(decoded, f"the {type(run.model.pipe.vae).__name__}'s pictures")
+    decoded = (decoded / 2 + 0.5).clamp(0, 1)
+    size = decoded.shape[-2:]
+    entries = regions.entries
+    backgrounds = {e.picture: decoded[n] for n, e in enumerate(entries) if not e.layer}
+    empty = dict(backgrounds) if run.canvas is None else dict(enumerate(run.canvas.to(decoded)))
+    images = dict(empty)
+    for row in _back_to_front(run, regions, choices, size):
+        picture, layer = entries[row].picture, _layer(run, regions, row)
+        if layer.bounding_box == FULL:  # what fills the canvas is in its place
+            mask = torch.ones(size, dtype=torch.bool, device=decoded.device)
+        else:
+            mask = object_pixels(decoded[row], backgrounds[picture], relevance[row])
+        where = mask, layer.bounding_box, layer.cells(*size).to(decoded.device)
+        if choices.overlap in ("mean", "weighted"):
+            share = run.layouts[picture].masks(*size, overlap=choices.overlap)
+            alone = pasted(empty[picture], decoded[row], *where)
+            part = share[entries[row].layer].to(alone) * (alone - empty[picture])
+            images[picture] = images[picture] + part
+        else:
+            images[picture] = pasted(images[picture], decoded[row], *where)
+    return torch.stack([images[number] for number in range(regions.pictures)])
+
+
+def _back_to_front(run: Run, regions: Regions, choices: Choices, size: Sequence[int]) -> list[int]:
+    """The rows that are layers, in the order in which they are pasted."""
+    rows = [n for n, entry in enumerate(regions.entries) if entry.layer]
+    if choices.overlap != "small_over_large":
+        return rows
+    areas = {n: float(_layer(run, regions, n).cells(*size).float().mean()) for n in rows}
+    return sorted(rows, key=areas.__getitem__, reverse=True)
+
+
+def _layer(run: Run, regions: Regions, row: int) -> Layer:
+    entry = regions.entries[row]
+    return run.layouts[entry.picture].layers[entry.layer - 1]
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{what} are not finite, so no object can be found in them; use float32, a scheduler "
+            "that the model was trained for, or a method with fuse='steps'"
+        )

@@ -1,0 +1,240 @@
+"""Vision guidance: the field ξ that tells one layer where its object is (LRDiff, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from PIL import ImageColor
+from torch import Tensor
+
+from lrd_helpers.layout import Layer
+from lrd_helpers.methods.choices import Choices
+from lrd_helpers.methods.regions import Fields, layer_name
+from lrd_helpers.sampling.model import decode_latents, encode_images
+from lrd_helpers.sampling.run import Run
+from lrd_helpers.words import WordError, colour_of_prompt, object_of_prompt
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+NORM = 2.0
+"""The Euclidean norm of a constant δ: about that of one cell of x_T ~ N(0, I) in 4 channels."""
+
+GREY = "#808080"
+"""The colour without a direction: δ points from its latent to that of the colour asked for."""
+
+
+def vision_guidance(
+    delta: Float[Tensor, "channels"],
+    mask: Float[Tensor, "height width"],
+    inside: float,
+    outside: float,
+) -> Float[Tensor, "channels height width"]:
+    """ξ = δ·(inside·M − outside·(1 − M)): added to one layer's noisy latents (LRDiff, Eq. 5).
+
+    `inside` = `outside` = λ is the paper; 0.05 / 0.20 is the authors' script.
+    """
+    return delta[:, None, None] * (inside * mask - outside * (1 - mask))
+
+
+@torch.no_grad()
+def constant_delta(
+    vae: AutoencoderKL,
+    colour: str,
+    *,
+    size: int = 128,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "channels"]:
+    """δ of a flat colour: from grey's latent to the colour's, scaled to norm `NORM` (LRDiff, 3.2).
+
+        z(c) = scaling_factor · mean over cells of E(flat picture of colour c)
+        δ    = NORM · (z(colour) − z(grey)) / |z(colour) − z(grey)|
+
+    The paper takes z(colour) itself, chosen by a person. Without taking grey away δ would mostly
+    say "a flat picture", whatever the colour; and with one norm for all, a strength λ means the
+    same for every colour and model. λ = 0.2 is what our trial used.
+
+    Args:
+        vae: the autoencoder of the model that will be guided (δ is in its latent space).
+        colour: a CSS name or a hex like "#ff8800".
+        size: height and width of the flat pictures in pixels.
+        device: where to compute; the autoencoder's own by default.
+
+    Returns:
+        δ in single precision; zero where the colour is grey itself.
+
+    Raises:
+        ValueError: the colour is no name and no hex.
+    """
+    device = vae.device if device is None else device
+    rgb = torch.tensor([ImageColor.getrgb(c)[:3] for c in (GREY, colour)], dtype=torch.float32)
+    pixels = (rgb / 127.5 - 1)[:, :, None, None].expand(-1, -1, size, size)
+    grey, flat = encode_images(vae, pixels.to(device, vae.dtype)).float().mean(dim=(2, 3))
+    return NORM * torch.nn.functional.normalize(flat - grey, dim=0)
+
+
+def dynamic_delta(
+    latents: Float[Tensor, "channels height width"],
+    attention: Float[Tensor, "height width"],
+    top_k: int,
+) -> Float[Tensor, "channels"]:
+    """δ = 1/|S| · Σ_{(j,k) ∈ S} x_T[j,k], S the `top_k` positions of largest attention (Eq. 6).
+
+    The paper's λ is not in it: it is the strength that `vision_guidance` multiplies δ with.
+
+    Args:
+        latents: x_T ~ N(0, I).
+        attention: the map of the object's word at t = T, of the same height and width.
+        top_k: K, from 1 to height · width.
+    """
+    chosen = attention.flatten().topk(top_k).indices
+    return latents.flatten(1)[:, chosen].float().mean(dim=1)
+
+
+@torch.no_grad()
+def decoded_delta(
+    vae: AutoencoderKL,
+    latents: Float[Tensor, "channels height width"],
+    attention: Float[Tensor, "height width"],
+    top_k: int,
+) -> Float[Tensor, "channels"]:
+    """δ as the authors' script has it: the latent of the mean colour that x_T shows at the object.
+
+        rgb = D(x_T / scaling_factor)                        the initial noise as a picture
+        c   = mean of rgb at the `top_k` pixels of largest attention, the map brought to its size
+        δ   = scaling_factor · mean over cells of E(flat picture of colour c)
+
+    Args:
+        vae: the autoencoder of the model that will be guided.
+        latents: x_T ~ N(0, I).
+        attention: the map of the object's word at t = T, of any height and width.
+        top_k: how many pixels; 20 in the script.
+    """
+    rgb = decode_latents(vae, latents[None].to(vae.dtype))[0].float()
+    pixels = torch.nn.functional.interpolate(
+        attention[None, None].float(), size=rgb.shape[-2:], mode="bilinear"
+    )
+    colour = dynamic_delta(rgb, pixels[0, 0], top_k)
+    flat = colour[None, :, None, None].expand(-1, -1, *rgb.shape[-2:])
+    return encode_images(vae, flat.to(vae.dtype))[0].float().mean(dim=(1, 2))
+
+
+# ------------------------------------------------------------------ the fields of a run
+
+
+def vision_fields(run: Run, choices: Choices) -> Fields:
+    """ξ of each layer of each picture, None where it is zero (LRDiff, section 3.2).
+
+    ξ is built on a layer's whole shape, also where others hide it: a half-hidden car is still a
+    whole car behind.
+    """
+    # In units of N(0, I), which the latents of some schedulers are not.
+    noise = run.steps.model_input(run.x_T, run.steps.timesteps[0])
+    maps = _attention_maps(run, choices, noise)
+    deltas: dict[str, Tensor] = {}  # colour → δ, each computed once
+    fields: list[list[Tensor | None]] = []
+    for number, layout in enumerate(run.layouts):
+        fields.append([])
+        for layer in layout.layers:
+            attention = None
+            if is_guided(layer, choices) and choices.delta != "constant":
+                attention = next(maps)
+            field = None
+            if is_guided(layer, choices):
+                delta = _delta(run, choices, layer, noise[number], attention, deltas)
+                field = None if delta is None else _field(choices, layer, delta, attention, noise)
+            fields[-1].append(field)
+    return fields
+
+
+def is_guided(layer: Layer, choices: Choices) -> bool:
+    """Whether a layer may have a ξ."""
+    return bool(layer.strength and choices.guided)
+
+
+def layers_looked_at(run: Run, choices: Choices) -> list[tuple[int, Layer]]:
+    """The layers whose attention makes their δ, each with the number of its picture."""
+    if choices.delta == "constant":
+        return []
+    return [
+        (number, layer)
+        for number, layout in enumerate(run.layouts)
+        for layer in layout.layers
+        if is_guided(layer, choices)
+    ]
+
+
+def check_words(run: Run, choices: Choices) -> None:
+    """Refuse layers whose word is not in their prompt, where its attention is looked at.
+
+    Raises:
+        WordError: it names the layer.
+    """
+    if choices.delta == "constant":
+        return
+    for layout in run.layouts:
+        for number, layer in enumerate(layout.layers):
+            try:
+                run.model.tokens(layer.prompt).positions(_word_of(layer))
+            except WordError as error:
+                raise WordError(f"{layer_name(number, layer)}, word: {error}") from None
+
+
+def _word_of(layer: Layer) -> str:
+    return layer.word or object_of_prompt(layer.prompt)
+
+
+def _delta(
+    run: Run,
+    choices: Choices,
+    layer: Layer,
+    noise: Float[Tensor, "channels height width"],
+    attention: Float[Tensor, "height width"] | None,
+    deltas: dict[str, Tensor],
+) -> Float[Tensor, "channels"] | None:
+    vae = run.model.pipe.vae
+    if choices.delta == "dynamic":
+        return dynamic_delta(noise, attention, choices.top_k)
+    if choices.delta == "decoded":
+        return decoded_delta(vae, noise, attention, choices.top_k).to(noise.device)
+    colour = layer.colour or colour_of_prompt(layer.prompt)
+    if colour is None:
+        return None
+    if colour not in deltas:
+        deltas[colour] = constant_delta(vae, colour, device=noise.device)
+    return deltas[colour]
+
+
+def _field(
+    choices: Choices,
+    layer: Layer,
+    delta: Float[Tensor, "channels"],
+    attention: Float[Tensor, "height width"] | None,
+    noise: Float[Tensor, "pictures channels height width"],
+) -> Float[Tensor, "channels height width"]:
+    mask = layer.cells(*noise.shape[-2:]).to(noise.device, torch.float32)
+    strengths = choices.inside * layer.strength, choices.outside * layer.strength
+    field = vision_guidance(delta, mask, *strengths)
+    if choices.weighted:
+        field = torch.where(mask > 0, field * attention / attention.max(), field)
+    return field
+
+
+def _attention_maps(
+    run: Run, choices: Choices, noise: Float[Tensor, "pictures channels height width"]
+) -> Iterator[Float[Tensor, "height width"]]:
+    """Where the model looks at t = T when it reads each layer's word (LRDiff, section 3.2)."""
+    layers = layers_looked_at(run, choices)
+    size = run.model.chunk_size or len(layers) or 1
+    for first in range(0, len(layers), size):
+        numbers = [number for number, _ in layers[first : first + size]]
+        prompts = [layer.prompt for _, layer in layers[first : first + size]]
+        words = [_word_of(layer) for _, layer in layers[first : first + size]]
+        with run.model.watched_rows(prompts, layers=choices.attention) as attention:
+            x, t = noise[numbers], run.steps.timesteps[0]
+            run.model(x, t, prompts, numbers, [True] * len(prompts))
+        for row, word in enumerate(words):
+            yield attention.pooled(word, prompt=row, size=run.size)[0]

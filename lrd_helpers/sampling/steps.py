@@ -1,0 +1,318 @@
+"""The steps of one drawing: the one place that knows how the schedulers of diffusers differ."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.predictions import Kind, convert, shift_of_input
+
+with quiet_libraries():
+    from diffusers import (
+        DDIMScheduler,
+        DPMSolverSDEScheduler,
+        EDMEulerScheduler,
+        LMSDiscreteScheduler,
+        PNDMScheduler,
+    )
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+MOST_NOISE = 100.0
+"""The noise level that stands for pure noise; Stable Diffusion's own schedule ends at 14.6."""
+
+KINDS: dict[str, Kind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
+"""A scheduler's `prediction_type` → what the network predicts."""
+
+MEMORY = (
+    "cur_model_output",
+    "cur_sample",
+    "derivatives",
+    "ets",
+    "last_sample",
+    "model_outputs",
+    "prev_derivative",
+    "sample",
+)
+"""Where the schedulers of several steps keep earlier predictions and samples."""
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> DDIMScheduler:
+    """DDIM with the noise schedule ᾱ of another scheduler.
+
+    `from_config` alone would drop what the other scheduler left at its own class's default, such as
+    the β of `LCMScheduler()`, and take DDIM's defaults instead.
+    """
+    config = {name: value for name, value in scheduler.config.items() if name[0] != "_"}
+    return DDIMScheduler.from_config(
+        config, timestep_spacing=timestep_spacing, clip_sample=False, set_alpha_to_one=False
+    )
+
+
+def check_scheduler(scheduler: SchedulerMixin) -> None:
+    """Refuse schedulers that are none of Stable Diffusion's, in one sentence.
+
+    Raises:
+        ValueError: it has no noise schedule of α and σ, or predicts something else.
+    """
+    name = type(scheduler).__name__
+    if not (hasattr(scheduler, "alphas_cumprod") or isinstance(scheduler, EDMEulerScheduler)):
+        raise ValueError(
+            f"{name} has no alphas_cumprod, so it is no scheduler of Stable Diffusion; use "
+            "DDIMScheduler, EulerDiscreteScheduler or another one of pipe.scheduler.compatibles"
+        )
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind not in KINDS:
+        *first, last = map(repr, KINDS)
+        raise ValueError(
+            f"{name}'s prediction_type is {kind!r}, but should be {', '.join(first)} or {last}"
+        )
+
+
+class Steps:
+    """The timesteps of one drawing, noisiest first, and what happens at each.
+
+    Latents are in the scheduler's units: x_t = α x_0 + σ ε for most, x_0 + (σ/α) ε for Euler's
+    kind. `model_input` brings them to what the U-Net knows, for which α² + σ² = 1.
+
+    Attributes:
+        timesteps: as the scheduler has them. One of order 2 visits most of them twice.
+        order: of the scheduler: so many timesteps make one whole step.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int | None,
+        *,
+        device: torch.device | str = "cpu",
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        eta: float = 0.0,
+        generator: Generators = None,
+    ) -> None:
+        """Set the scheduler's timesteps, as Stable Diffusion's pipeline does.
+
+        Args:
+            scheduler: one of `compatibles` of Stable Diffusion's; it is used, not copied.
+            num_inference_steps: T; not needed where `timesteps` or `sigmas` are given.
+            device: of the timesteps.
+            timesteps: these timesteps, for schedulers that take them.
+            sigmas: these noise levels, for schedulers that take them.
+            eta: η of DDIM, for schedulers that have it.
+            generator: of the noise that some schedulers add; a list has one for each picture.
+        """
+        self.scheduler, self.generator = scheduler, generator
+        self._renew = lambda generator: Steps(
+            scheduler,
+            num_inference_steps,
+            device=device,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            generator=generator,
+        )
+        self.timesteps, _ = retrieve_timesteps(
+            scheduler, num_inference_steps, device, timesteps, sigmas
+        )
+        self.order = scheduler.order
+        accepted = inspect.signature(scheduler.step).parameters
+        self._eta = {"eta": eta} if "eta" in accepted else {}
+        self._takes_generator = "generator" in accepted
+        self._first_is_late = False
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def renewed(self, generator: Generators) -> Steps:
+        """The same steps once more, for another picture: the scheduler forgets the first."""
+        return self._renew(generator)
+
+    def until(self, end: int) -> Iterator[tuple[int, Tensor]]:
+        """(0, t_0), (1, t_1), … up to step `end`, which is not among them."""
+        yield from enumerate(self.timesteps[:end])
+
+    def since(self, start: int) -> Iterator[tuple[int, Tensor]]:
+        """(start, t_start), … to the last one."""
+        yield from enumerate(self.timesteps[start:], start=start)
+
+    # -------------------------------------------------------------- units and noise levels
+
+    def model_input(self, x: Tensor, t: Tensor) -> Tensor:
+        """x_t as the U-Net knows it."""
+        return self.scheduler.scale_model_input(x, t)
+
+    def unit(self, t: Tensor) -> float:
+        """What `model_input` multiplies latents with at t."""
+        return float(self.model_input(torch.ones(1), t))
+
+    def level(self, t: Tensor) -> float:
+        """σ/α at t, from 0 to infinity: infinity is pure noise (zero terminal SNR)."""
+        level = noise_level(self.scheduler, t)
+        return level if level < 0.99 * MOST_NOISE else math.inf
+
+    def coefficients(self, t: Tensor) -> tuple[float, float]:
+        """α and σ of what the U-Net sees at t."""
+        level = self.level(t)
+        if math.isinf(level):
+            return 0.0, 1.0
+        data = self.scheduler.config.get("sigma_data", 1.0)  # EDM: the data's spread
+        alpha = 1 / math.sqrt(data**2 + level**2)
+        return alpha, level * alpha
+
+    @property
+    def kind(self) -> Kind:
+        """What the network predicts."""
+        return KINDS[self.scheduler.config.get("prediction_type", "epsilon")]
+
+    def x0(self, seen: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """x̂_0 of a prediction at what the U-Net saw; NaN where ε says nothing of it (α = 0)."""
+        alpha, sigma = self.coefficients(t)
+        if isinstance(self.scheduler, EDMEulerScheduler):  # its predictions are preconditioned
+            return self.scheduler.precondition_outputs(seen / alpha, prediction, sigma / alpha)
+        if alpha == 0 and self.kind == "epsilon":
+            return torch.full_like(seen, math.nan)
+        return convert(prediction, seen, alpha, sigma, given=self.kind, wanted="x0")
+
+    def shift_of_input(self, t: Tensor) -> float | None:
+        """See `predictions.shift_of_input`; None at pure noise, where nothing can be guided yet."""
+        alpha, sigma = self.coefficients(t)
+        return None if alpha == 0 else shift_of_input(self.kind, alpha, sigma)
+
+    # -------------------------------------------------------------- one step
+
+    def step(
+        self,
+        prediction: Float[Tensor, "rows channels height width"],
+        t: Tensor,
+        x: Float[Tensor, "rows channels height width"],
+        pictures: Sequence[int] | None = None,
+    ) -> Float[Tensor, "rows channels height width"]:
+        """x_{t−1} = α̃ x_t + β̃ Φ_t + σ ε (LRDiff, Eq. 8a).
+
+        Args:
+            prediction: Φ_t.
+            t: the timestep.
+            x: x_t.
+            pictures: which picture each row is a part of, where rows are not pictures.
+        """
+        arguments: dict[str, Any] = dict(self._eta)
+        generator = self.generator
+        if isinstance(generator, Sequence) and pictures is not None:
+            generator = [generator[number] for number in pictures]
+        if self._takes_generator:
+            arguments["generator"] = generator
+        elif generator is not None and isinstance(self.scheduler, DPMSolverSDEScheduler):
+            # Its Brownian motion has a seed in place of a generator, by default one of its own.
+            several = isinstance(generator, Sequence)
+            self.scheduler.noise_sampler_seed = (
+                [each.initial_seed() for each in generator] if several else generator.initial_seed()
+            )
+        if isinstance(self.scheduler, LMSDiscreteScheduler):
+            # By default it would count on predictions that a late beginning has not made.
+            arguments["order"] = min(4, len(self.scheduler.derivatives) + 1)
+        if self._first_is_late and isinstance(self.scheduler, PNDMScheduler):
+            self.scheduler.ets = [prediction] * 3  # the first one stands for those before it
+        self._first_is_late = False
+        return self.scheduler.step(prediction, t, x, **arguments, return_dict=False)[0]
+
+    def merge_memory(self, merge: Callable[[Tensor], Tensor]) -> None:
+        """Put together what the scheduler remembers, where rows become pictures.
+
+        Args:
+            merge: rows → pictures.
+        """
+
+        def merged(value: Any) -> Any:
+            if isinstance(value, list):
+                return [merged(each) for each in value]
+            return merge(value) if isinstance(value, Tensor) else value
+
+        for name in MEMORY:
+            if hasattr(self.scheduler, name):
+                setattr(self.scheduler, name, merged(getattr(self.scheduler, name)))
+        if hasattr(self.scheduler, "noise_sampler"):
+            self.scheduler.noise_sampler = None  # it has the rows' shape; the next step makes one
+
+    # -------------------------------------------------------------- beginning late
+
+    def late_start(self, share: float) -> int:
+        """The step that a drawing can begin with when about `share` of the steps are left out.
+
+        At least one whole step is left out; `len(self)` where nothing remains.
+        """
+        if share == 1:
+            return len(self)
+        start = max(1, round(share * len(self) / self.order)) * self.order
+        if isinstance(self.scheduler, PNDMScheduler):
+            # Its first steps are of another kind, and it cannot begin among them.
+            of_its_kind = 1 if self.scheduler.config.skip_prk_steps else 12
+            start = max(start, of_its_kind + 1)
+        return min(start, len(self))
+
+    def begin_at(
+        self,
+        start: int,
+        clean: Float[Tensor, "pictures channels height width"],
+        noise: Float[Tensor, "pictures channels height width"] | None,
+    ) -> Float[Tensor, "pictures channels height width"]:
+        """Let the first step be a later one; returns the clean latents with that step's noise.
+
+        Without noise where `start` is `len(self)`: then no step is left.
+        """
+        if start == len(self):
+            return clean
+        if isinstance(self.scheduler, PNDMScheduler):
+            self.scheduler.counter = start  # it counts its predictions
+        elif hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(start)
+            self.scheduler._step_index = None  # it may have been asked for the first step's unit
+        self._first_is_late = True
+        t = self.timesteps[start]
+        alpha, sigma = self.coefficients(t)
+        return (alpha * clean + sigma * noise) / self.unit(t)
+
+    # -------------------------------------------------------------- sketches
+
+    def sketching(self, num_inference_steps: int) -> Steps:
+        """A few steps of DDIM with the same noise schedule (of EDM's Euler: of itself)."""
+        scheduler = self.scheduler
+        if isinstance(scheduler, EDMEulerScheduler):
+            quick = EDMEulerScheduler.from_config(scheduler.config)
+        else:
+            # Only a model of zero terminal SNR has learned to begin at the very end.
+            zero_snr = scheduler.config.get("rescale_betas_zero_snr")
+            quick = ddim_like(scheduler, "trailing" if zero_snr else "leading")
+        return Steps(quick, num_inference_steps, device=self.timesteps.device)
+
+    def timestep_at(self, share: float) -> Tensor:
+        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise."""
+        if isinstance(self.scheduler, EDMEulerScheduler):
+            return self.timesteps[round((1 - share) * (len(self) - 1))]
+        steps = self.scheduler.config.num_train_timesteps
+        return torch.tensor(round(share * steps), device=self.timesteps.device)
+
+
+def noise_level(scheduler: SchedulerMixin, t: Tensor) -> float:
+    """σ/α of x_t = α x_0 + σ ε at t, from 0 to `MOST_NOISE`.
+
+    t may lie between two training steps (Euler, Karras): interpolated, as those schedulers do.
+    """
+    if isinstance(scheduler, EDMEulerScheduler):  # t = ln(σ) / 4 (Karras et al. 2022, Table 1)
+        return min(math.exp(4 * float(t)), MOST_NOISE)
+    least = 1 / (1 + MOST_NOISE**2)
+    alphas_cumprod = scheduler.alphas_cumprod.double().cpu().clamp(min=least).numpy()
+    levels = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
+    return float(np.interp(float(t), np.arange(len(levels)), levels))
