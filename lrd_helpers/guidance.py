@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,36 +115,3 @@ def decoded_delta(
     flat = colour[None, :, None, None].expand(-1, -1, *rgb.shape[-2:])
     latent = vae.encode(flat.to(vae.dtype)).latent_dist.mean[0].float()
     return latent.mean(dim=(1, 2)) * scaling_factor
-
-
-def colour_of_prompt(prompt: str) -> str | None:
-    """The first colour word of `prompt` (a CSS name, lower case), or None if there is none.
-
-    A colour is an adjective: it counts where another word follows it, or where it is all there is.
-    So the snow of "a cat on snow" is a thing, although CSS has a colour of that name.
-    """
-    words = re.findall(r"[a-z]+", prompt.lower())
-    adjectives = words[:-1] or words
-    return next((word for word in adjectives if word in ImageColor.colormap), None)
-
-
-PREPOSITIONS = re.compile(
-    "above|across|against|along|among|around|at|before|behind|below|beneath|beside|between|by|down|"
-    "for|from|holding|in|inside|into|near|of|off|on|onto|out|outside|over|past|riding|that|through|"
-    "to|toward|towards|under|up|upon|wearing|which|who|with|without",
-    re.IGNORECASE,
-)
-"""What ends the part of a prompt that names its object."""
-
-
-def object_of_prompt(prompt: str) -> str:
-    """The word of `prompt` that names its object: the last one before the first preposition.
-
-    A guess by grammar: "car" of "a red car", "cat" of "a sleepy cat on a sofa". Where it guesses
-    wrong, `Layer.word` says it better.
-    """
-    words = re.findall(r"[^\W\d_]+", prompt)
-    if not words:
-        return prompt
-    ends = (n for n, word in enumerate(words) if n and PREPOSITIONS.fullmatch(word))
-    return words[next(ends, len(words)) - 1]
