@@ -21,7 +21,8 @@ from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
 from lrd_helpers.method import METHODS
 from lrd_helpers.models import load_pipeline
-from lrd_helpers.plotting import BOX_COLOURS, as_image, side_by_side
+from lrd_helpers.pictures import picture_of as as_image
+from lrd_helpers.plotting import BOX_COLOURS, side_by_side
 from lrd_helpers.storybook import (
     COLOURS,
     PLACES,

@@ -30,7 +30,7 @@ from lrd_helpers.method import Method
 from lrd_helpers.models import load_pipeline
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import STICKERS, WORDS
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import word_tokenizer
 
 PROMPT = "a red car and a yellow star at night"
 

@@ -287,7 +287,7 @@ class _Measure:
 
     def __init__(self, pipe: LayeredRenderingPipeline) -> None:
         from lrd_helpers.metrics import StorybookClip, StorybookDetector
-        from lrd_helpers.vocabulary import WHOLE_WORDS
+        from lrd_helpers.words import WHOLE_WORDS
 
         known = len(pipe.tokenizer) <= WHOLE_WORDS
         self.detector = StorybookDetector() if known else None

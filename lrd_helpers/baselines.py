@@ -33,9 +33,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrd_helpers.attention import AttentionMaps, control_words
-from lrd_helpers.caption import every_word, layer_words
 from lrd_helpers.layout import Layout
 from lrd_helpers.sampling import Sampling, noise_level
+from lrd_helpers.words import every_word, layer_words
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

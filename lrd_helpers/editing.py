@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lrd_helpers.layout import Box, Layer, Layout
-from lrd_helpers.mask import Mask, tight_box
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.mask import Box, Mask, tight_box
 from lrd_helpers.method import Method, method_named
-from lrd_helpers.metrics import Detector, picture_of, pixels_of
+from lrd_helpers.metrics import Detector
+from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.placement import moved
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from lrd_helpers.attention import Where
+from lrd_helpers.attention import Layers as Where
 from lrd_helpers.layout import Overlap
 
 Delta = Literal["constant", "dynamic", "decoded"]

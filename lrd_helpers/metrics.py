@@ -31,12 +31,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrd_helpers.guidance import colour_of_prompt, object_of_prompt
-from lrd_helpers.layout import Box, Layer, Layout
-from lrd_helpers.mask import connected_regions
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.mask import Box, connected_regions
 from lrd_helpers.models import load_clip, load_segmenter
 from lrd_helpers.pictures import Picture, picture_of, pixels_of
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, tight_boxes
+from lrd_helpers.words import colour_of_prompt, object_of_prompt
 
 REFERENCE_PIXELS = 128 * 128
 NOISE_FLOOR = 20

@@ -15,7 +15,7 @@ from torch import nn
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.style import StyleConditioning, StyleEncoder
-from lrd_helpers.vocabulary import unknown_words
+from lrd_helpers.words import unknown_words
 
 with quiet_libraries():
     import diffusers

@@ -17,22 +17,22 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lrd_helpers.attention import PromptTokens, WordError, capture_attention
-from lrd_helpers.guidance import (
-    colour_of_prompt,
-    constant_delta,
-    decoded_delta,
-    dynamic_delta,
-    object_of_prompt,
-    vision_guidance,
-)
+from lrd_helpers.attention import capture_attention
+from lrd_helpers.guidance import constant_delta, decoded_delta, dynamic_delta, vision_guidance
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import Method, method_named
 from lrd_helpers.placement import object_pixels, pasted
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.regions import Region, Regions, batched, parts_of_steps, stacked
 from lrd_helpers.sampling import MOST_NOISE, ddim_like, noise_level
-from lrd_helpers.vocabulary import nearest_words, unknown_words
+from lrd_helpers.words import (
+    PromptTokens,
+    WordError,
+    colour_of_prompt,
+    nearest_words,
+    object_of_prompt,
+    unknown_words,
+)
 
 with quiet_libraries():
     from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrd_helpers.attention import AttentionMaps, PromptTokens, capture_attention
+from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layout
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.words import PromptTokens
 
 with quiet_libraries():
     from diffusers import DDIMScheduler

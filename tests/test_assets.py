@@ -29,7 +29,7 @@ from lrd_helpers.style import styled_prompt
 from lrd_helpers.training import clip, segmenter
 from lrd_helpers.training.loop import HELD_OUT_SEED
 from lrd_helpers.training.style import held_out_scenes
-from lrd_helpers.vocabulary import known_words
+from lrd_helpers.words import known_words
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrd_helpers.attention import (
-    END,
-    PADDING,
-    START,
-    AttentionMaps,
-    PromptTokens,
-    WordError,
-    capture_attention,
-    control_words,
-)
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.attention import AttentionMaps, capture_attention, control_words
+from lrd_helpers.words import END, PADDING, START, PromptTokens, WordError, word_tokenizer
 
 PROMPT = "a red car and a blue zebra at sea"
 WORDS = ["a", "red", "blue", "car", "star", "and", "at", "sea"]

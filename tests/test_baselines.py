@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional
 
-from lrd_helpers.attention import WordError, capture_attention
+from lrd_helpers.attention import capture_attention
 from lrd_helpers.baselines import (
     BASELINES,
     BoxDiff,
@@ -35,6 +35,7 @@ from lrd_helpers.baselines import (
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.sampling import Sampling, noise_level
+from lrd_helpers.words import WordError
 
 SCHEDULERS = [
     DDIMScheduler,

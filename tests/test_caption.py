@@ -4,10 +4,15 @@ from dataclasses import replace
 import pytest
 from conftest import WORDS
 
-from lrd_helpers.attention import PromptTokens, WordError
-from lrd_helpers.caption import LayerWords, every_word, layer_words
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import (
+    LayerWords,
+    PromptTokens,
+    WordError,
+    every_word,
+    layer_words,
+    word_tokenizer,
+)
 
 TOKENIZER = word_tokenizer([*WORDS, "the"], length=16)
 

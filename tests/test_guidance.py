@@ -4,15 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageColor
 
-from lrd_helpers.guidance import (
-    NORM,
-    colour_of_prompt,
-    constant_delta,
-    decoded_delta,
-    dynamic_delta,
-    object_of_prompt,
-    vision_guidance,
-)
+from lrd_helpers.guidance import NORM, constant_delta, decoded_delta, dynamic_delta, vision_guidance
+from lrd_helpers.words import colour_of_prompt, object_of_prompt
 
 
 def test_vision_guidance_is_plus_delta_inside_and_minus_delta_outside() -> None:

@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lrd_helpers.layout import (
-    Layer,
-    Layout,
-    LayoutError,
+from lrd_helpers.layout import Layer, Layout, LayoutError
+from lrd_helpers.layout_json import (
     box_from_coco,
     box_from_thousandths,
     box_to_coco,

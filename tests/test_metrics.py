@@ -26,7 +26,7 @@ from lrd_helpers import metrics
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import connected_regions
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, StorybookDataset, tight_boxes
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import word_tokenizer
 
 # A picture for the fake segmenter says in its red channel which sticker a pixel shows, in green
 # which colour, and in blue which place.

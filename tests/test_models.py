@@ -13,7 +13,7 @@ from lrd_helpers import models
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import AssetError, load_pipeline
 from lrd_helpers.rendering import LayeredRenderingPipeline
-from lrd_helpers.vocabulary import known_words, nearest_words, unknown_words, word_tokenizer
+from lrd_helpers.words import known_words, nearest_words, unknown_words, word_tokenizer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"

@@ -24,7 +24,9 @@ from typing import Any
 import anywidget
 import traitlets
 
-from lrd_helpers.layout import VERSION, Box, Layer, Layout, LayoutError
+from lrd_helpers.layout import Layer, Layout, LayoutError
+from lrd_helpers.layout_json import VERSION
+from lrd_helpers.mask import Box
 from lrd_helpers.pictures import data_uri, picture_of
 from lrd_helpers.plotting import BOX_COLOURS
 

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 from lrd_helpers.layout import Layout
-from lrd_helpers.plotting import Picture, as_image, draw_layout
-from lrd_helpers.widgets.box_editor import data_uri
+from lrd_helpers.pictures import Picture, data_uri
+from lrd_helpers.pictures import picture_of as as_image
+from lrd_helpers.plotting import draw_layout
 
 NEITHER = "no difference"
 ANSWERS = ("left", NEITHER, "right")
