@@ -15,7 +15,6 @@ from torch import nn
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.style import StyleConditioning, StyleEncoder
-from lrd_helpers.words import unknown_words
 
 with quiet_libraries():
     import diffusers
@@ -32,7 +31,6 @@ __all__ = [
     "load_segmenter",
     "load_style",
     "load_upsampler",
-    "unknown_words",
 ]
 
 ASSETS = Path(__file__).parent / "assets"

@@ -818,7 +818,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             with capture_attention(
                 self.unet,
                 prompts,
-                where=method.attention,
+                layers=method.attention,
                 tokenizer=self.tokenizer,
                 guided=False,
             ) as attention:

@@ -454,7 +454,7 @@ def test_layout_guidance_by_hand(tiny) -> None:
             with capture_attention(
                 tiny.unet,
                 TWO.caption,
-                where=lambda name: name.startswith(("mid_block", "up_blocks.1")),
+                layers=lambda name: name.startswith(("mid_block", "up_blocks.1")),
                 tokenizer=tiny.tokenizer,
                 guided=False,
                 heads=True,
