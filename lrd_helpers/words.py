@@ -107,7 +107,8 @@ def unknown_words(tokenizer: CLIPTokenizer, text: str) -> list[str]:
 
 
 def _without_added_tokens(tokenizer: CLIPTokenizer, text: str) -> str:
-    added = set(tokenizer.get_added_vocab().values())
+    # A letter that it cannot spell becomes its mark for that, which counts as added, too.
+    added = set(tokenizer.get_added_vocab().values()) - {tokenizer.unk_token_id}
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     for token, (first, last) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
         if token in added:

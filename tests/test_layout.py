@@ -239,19 +239,6 @@ def test_what_does_not_fit_together(fields: dict, message: str) -> None:
     assert message in str(caught.value)
 
 
-# ------------------------------------------------------------------ drawing
-
-
-def test_draw_shows_the_outlines() -> None:
-    layout = Layout("c", layers=[Layer("a ring", mask=RING), RED_CAR])
-    plain = Image.new("RGB", (64, 32), "white")
-    drawn = layout.draw(plain, longest_side=256)
-    assert drawn.size == (256, 128)
-    # The hole of the ring (a quarter to three quarters) has a rim, its middle is untouched.
-    assert drawn.getpixel((150, 50)) == (255, 255, 255)
-    assert any(drawn.getpixel((x, 50)) != (255, 255, 255) for x in range(186, 198))
-
-
 # ------------------------------------------------------------------ JSON and files
 
 
