@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
-from lrd_helpers.method import METHODS
+from lrd_helpers.methods import METHODS
 from lrd_helpers.models import load_pipeline
-from lrd_helpers.plotting import BOX_COLOURS, as_image, side_by_side
+from lrd_helpers.pictures import picture_of
+from lrd_helpers.plotting import BOX_COLOURS, side_by_side
 from lrd_helpers.storybook import (
     COLOURS,
     PLACES,
@@ -71,7 +72,7 @@ def contact_sheet(cell: int = 40, margin: int = 76) -> Image.Image:
                 for colour in COLOURS
             ]
             for column, image in enumerate(render_scenes(scenes, 2 * cell).images):
-                picture = as_image(image).resize((cell, cell), Image.Resampling.LANCZOS)
+                picture = picture_of(image).resize((cell, cell), Image.Resampling.LANCZOS)
                 sheet.paste(picture, (margin + cell * column, top))
     return sheet
 

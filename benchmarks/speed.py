@@ -26,11 +26,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lrd_helpers.attention import capture_attention
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.method import Method
+from lrd_helpers.methods import LayeredRendering as Method
 from lrd_helpers.models import load_pipeline
-from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import STICKERS, WORDS
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import word_tokenizer
 
 PROMPT = "a red car and a yellow star at night"
 

@@ -7,46 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrd_helpers.attention import capture_attention
-    from lrd_helpers.baselines import BASELINES, draw
-    from lrd_helpers.guidance import vision_guidance
     from lrd_helpers.layout import Layer, Layout, LayoutError
-    from lrd_helpers.method import METHODS, Method
+    from lrd_helpers.methods import METHODS, LayeredRendering, Method
+    from lrd_helpers.methods.guidance import vision_guidance
     from lrd_helpers.models import AssetError, load_pipeline
-    from lrd_helpers.rendering import LayeredRenderingPipeline
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
     from lrd_helpers.widgets import BoxEditor, LayoutStudio
 
 # Public name → its module, imported when the name is first asked for (PEP 562): importing the
 # package must not wait for torch.
 _MODULES = {
-    "BASELINES": "baselines",
-    "METHODS": "method",
+    "METHODS": "methods",
     "AssetError": "models",
     "BoxEditor": "widgets",
+    "LayeredRendering": "methods",
+    "LayeredRenderingPipeline": "pipeline",
     "Layer": "layout",
-    "LayeredRenderingPipeline": "rendering",
     "Layout": "layout",
     "LayoutError": "layout",
     "LayoutStudio": "widgets",
-    "Method": "method",
+    "Method": "methods",
     "capture_attention": "attention",
-    "draw": "baselines",
     "load_pipeline": "models",
-    "vision_guidance": "guidance",
+    "vision_guidance": "methods.guidance",
 }
 
 __all__ = [
-    "BASELINES",
     "METHODS",
     "AssetError",
     "BoxEditor",
-    "Layer",
+    "LayeredRendering",
     "LayeredRenderingPipeline",
+    "Layer",
     "Layout",
     "LayoutError",
     "LayoutStudio",
     "Method",
     "capture_attention",
-    "draw",
     "load_pipeline",
     "vision_guidance",
 ]

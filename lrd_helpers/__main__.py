@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from lrd_helpers.layout import Layout
-    from lrd_helpers.rendering import LayeredRenderingPipeline
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 
 _LAYOUTS = Path(__file__).parents[1] / "benchmarks" / "layouts" / "storybook-200.json"
@@ -287,7 +287,7 @@ class _Measure:
 
     def __init__(self, pipe: LayeredRenderingPipeline) -> None:
         from lrd_helpers.metrics import StorybookClip, StorybookDetector
-        from lrd_helpers.vocabulary import WHOLE_WORDS
+        from lrd_helpers.words import WHOLE_WORDS
 
         known = len(pipe.tokenizer) <= WHOLE_WORDS
         self.detector = StorybookDetector() if known else None

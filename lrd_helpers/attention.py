@@ -14,8 +14,6 @@ maps of all tokens ("<start>", the words, "<end>", "<padding>") sum to 1 there.
 from __future__ import annotations
 
 import contextlib
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.words import PromptTokens, Word, WordError
 
 with quiet_libraries():
     from diffusers.models.attention_processor import Attention
@@ -35,131 +34,17 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import CLIPTokenizer
 
-START, END, PADDING = "<start>", "<end>", "<padding>"
-"""The names of the tokens that stand for no word: the two marks, and all that follows them."""
-
 SCORES_AT_ONCE = 2**20
 """Attention scores held at one time (4 MB): so a large picture costs no more memory than that."""
 
-Word = str | tuple[str, int]
-"""A word or phrase ("red car"), or one occurrence of it, counted from 1: ("red", 2)."""
-
-Where = str | Callable[[str], bool]
-"""Which layers: "all", "paper", "unofficial", or a function of a layer's name."""
+Layers = str | Callable[[str], bool]
+"""Which cross-attention layers: "all", "paper", "unofficial", or a function of a layer's name."""
 
 Control = Callable[
     [Float[Tensor, "rows heads height width tokens"], str, Any],
     Float[Tensor, "rows heads height width tokens"] | None,
 ]
 """(logits, name of the layer, timestep) → other logits, or None to leave the layer as it is."""
-
-
-class WordError(ValueError):
-    """A word that is not there to look at: what was asked, and which words there are."""
-
-
-# ------------------------------------------------------------------ words → tokens
-
-
-@dataclass(frozen=True)
-class PromptTokens:
-    """Which tokens of an encoded prompt are which of its words.
-
-    Attributes:
-        text: the prompt (in Unicode's NFC, as CLIP reads it).
-        spans: for each token the characters [first, last) of `text` it stands for; an empty span
-            for the start mark, the end mark and the padding.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def encode(cls, tokenizer: CLIPTokenizer, prompt: str) -> PromptTokens:
-        """The tokens of `prompt` as a pipeline encodes it: padded, cut at the model's length."""
-        text = unicodedata.normalize("NFC", prompt)
-        encoded = tokenizer(
-            text,
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_offsets_mapping=True,
-        )
-        return cls(text, tuple(map(tuple, encoded["offset_mapping"])))
-
-    @property
-    def words(self) -> list[str]:
-        """The prompt's words in order, each once."""
-        return list(dict.fromkeys(re.findall(r"[^\W\d_]+|\d+", self.text)))
-
-    def positions(self, word: str, occurrence: int | None = None) -> list[int]:
-        """The tokens of `word`, in order.
-
-        A word is found whatever its case and only as a whole ("car" is not in "cars"); the words of
-        a phrase stand side by side.
-
-        Args:
-            word: a word, a phrase, or `START`, `END` or `PADDING`.
-            occurrence: 1 for the first place it stands at, 2 for the second, …; None for all.
-
-        Raises:
-            WordError: it does not stand there, or beyond the last token that the model reads.
-        """
-        places = self._places(word)
-        if occurrence is None:
-            return sorted({token for place in places for token in place})
-        if not 1 <= occurrence <= len(places):
-            raise WordError(
-                f"{word!r} stands {len(places)} times in the prompt {_quoted(self.text)}; there is "
-                f"no occurrence {occurrence} (they are counted from 1)"
-            )
-        return places[occurrence - 1]
-
-    def _places(self, word: str) -> list[list[int]]:
-        marks = [token for token, (first, last) in enumerate(self.spans) if first == last]
-        if word in (START, END, PADDING):
-            named = {START: marks[:1], END: marks[1:2], PADDING: marks[2:]}[word]
-            if not named:
-                raise WordError(
-                    f"the prompt {_quoted(self.text)} fills all {len(self.spans)} tokens: it has "
-                    f"no {word}"
-                )
-            return [[token] for token in named]
-        matches = (
-            list(re.finditer(_pattern(word), self.text, re.IGNORECASE)) if word.split() else []
-        )
-        if not matches:
-            words = ", ".join(self.words) or "none"
-            raise WordError(
-                f"{word!r} is not in the prompt {_quoted(self.text)}; its words are: {words}"
-            )
-        read = max(last for _, last in self.spans)
-        matches = [match for match in matches if match.end() <= read]
-        if not matches:
-            raise WordError(
-                f"{word!r} stands beyond the {len(self.spans)} tokens that the model reads of the "
-                f"prompt {_quoted(self.text)}; it reads {_quoted(self.text[:read])}"
-            )
-        return [
-            [
-                token
-                for token, (first, last) in enumerate(self.spans)
-                if first < min(last, match.end()) and last > match.start()
-            ]
-            for match in matches
-        ]
-
-
-def _pattern(word: str) -> str:
-    parts = unicodedata.normalize("NFC", word).split()
-    letter = r"[^\W_]"  # or a digit: what a whole word does not stand next to
-    before = f"(?<!{letter})" if parts[0][0].isalnum() else ""
-    after = f"(?!{letter})" if parts[-1][-1].isalnum() else ""
-    return before + r"\s+".join(map(re.escape, parts)) + after
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'
 
 
 # ------------------------------------------------------------------ the maps
@@ -291,7 +176,7 @@ class AttentionMaps:
                 record = self._records.get((layer, number))
                 if record is None:
                     raise RuntimeError(
-                        f"no U-Net call with the prompt {_quoted(self.prompts[number].text)} was "
+                        f'no U-Net call with the prompt "{self.prompts[number].text}" was '
                         "seen; draw the picture inside the with block"
                     )
                 maps = torch.stack([maps[..., columns].sum(dim=-1) for maps in record.maps])
@@ -342,7 +227,7 @@ class AttentionMaps:
         record = self._records.setdefault((layer, prompt), _Record(size, []))
         if record.maps and (record.size != size or len(record.maps[0]) != len(maps)):
             raise ValueError(
-                f"{layer}: the prompt {_quoted(self.prompts[prompt].text)} had "
+                f'{layer}: the prompt "{self.prompts[prompt].text}" had '
                 f"{len(record.maps[0])} rows of {record.size} positions, and now has {len(maps)} "
                 f"of {size}, which have no mean; capture them one by one, or clear() between"
             )
@@ -374,7 +259,7 @@ def capture_attention(
     prompt: str | Sequence[str],
     *,
     words: Sequence[Word] | None = None,
-    where: Where = "all",
+    layers: Layers = "all",
     tokenizer: CLIPTokenizer | None = None,
     guided: bool | None = None,
     steps: bool = False,
@@ -386,6 +271,7 @@ def capture_attention(
 
     The picture stays what it was, bit for bit: whatever processor is set (PyTorch's fused
     attention, sliced, with LoRA, …) computes it, and hooks look at the queries and keys it makes.
+    Compiled code passes hooks over: a compiled U-Net runs uncompiled inside the block.
 
         A = softmax(QKᵀ/√d)            of each cross-attention layer and head (LDM, section 3.3)
 
@@ -398,7 +284,7 @@ def capture_attention(
             several pictures a prompt, side by side, as `num_images_per_prompt` makes them.
         words: what can be asked for afterwards ("car", ("red", 2), "<padding>"), each in one of the
             prompts at least; all tokens by default. Few words take less memory.
-        where: which layers: "all"; "paper": the first cross-attention block after each
+        layers: which of them: "all"; "paper": the first cross-attention block after each
             down-sampling (our reading of LRDiff, section 3.2: "the block following the
             down-sampling in each stage"); "unofficial": all up blocks; or a function that says yes
             or no to a layer's name, such as "up_blocks.1.attentions.0.transformer_blocks.0.attn2".
@@ -414,7 +300,7 @@ def capture_attention(
         gradients: keep the graph, so that a loss on the maps has a gradient with respect to the
             latents (layout guidance). The maps of several calls add up, graphs and all: `clear()`
             between them.
-        control: changes the attention, and so the picture: called for each layer of `where` as
+        control: changes the attention, and so the picture: called for each of `layers` as
             f(logits, layer, timestep) with the scaled QKᵀ of the conditional rows, it returns new
             logits of the same shape, or None to leave the layer as it is. `control_words` makes
             them. The maps are those of the changed attention.
@@ -424,11 +310,13 @@ def capture_attention(
 
     Raises:
         WordError: a word that is in no prompt.
-        ValueError: no tokenizer, no such layers, or (at the U-Net call) a batch that does not fit.
+        ValueError: no tokenizer, no such layers, a compiled U-Net and a PyTorch before 2.6, or (at
+            the U-Net call) a batch that does not fit.
         RuntimeError: `gradients` where the call computes none, or a processor with keys of its own.
     """
-    unet = getattr(model, "unet", model)
-    layers = _cross_attention(model, unet, where)
+    modules = _modules(getattr(model, "unet", model))
+    watched = _cross_attention(model, modules, layers)
+    unet = modules[""]
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(
@@ -447,17 +335,46 @@ def capture_attention(
     prompts = [PromptTokens.encode(tokenizer, convert(text, tokenizer)) for text in texts]
     columns = _columns(prompts, words)
 
-    attention = AttentionMaps(prompts, columns, list(layers), steps=steps, heads=heads)
+    attention = AttentionMaps(prompts, columns, list(watched), steps=steps, heads=heads)
     calls = _Calls(model, texts, guided, gradients)
-    with contextlib.ExitStack() as stack:
+    with _uncompiled(model), contextlib.ExitStack() as stack:
         for handle in calls.watch(unet):
             stack.callback(handle.remove)
-        for name, layer in layers.items():
-            transformer = unet.get_submodule(name.rsplit(".transformer_blocks.", 1)[0])
-            watched = _Layer(name, layer, attention, calls, columns, heads, control)
-            for handle in watched.watch(transformer):
+        for name, module in watched.items():
+            layer = _Layer(name, module, attention, calls, columns, heads, control)
+            for handle in layer.watch(modules[name.rsplit(".transformer_blocks.", 1)[0]]):
                 stack.callback(handle.remove)
         yield attention
+
+
+def _modules(unet: Any) -> dict[str, nn.Module]:
+    """The parts of a U-Net by the names they have in a plain U-Net; "" is the U-Net itself.
+
+    `torch.compile` wraps a module, which is then the wrapper's `_orig_mod`.
+    """
+    modules = unet.named_modules() if isinstance(unet, nn.Module) else []
+    return {
+        ".".join(part for part in name.split(".") if part != "_orig_mod"): module
+        for name, module in modules
+    }
+
+
+def _uncompiled(model: Any) -> contextlib.AbstractContextManager:
+    """While it lasts, compiled parts of the U-Net run as they were written, hooks and all."""
+    unet = getattr(model, "unet", model)
+    if not any(
+        "_orig_mod" in module._modules  # torch.compile(unet)
+        or module._compiled_call_impl is not None  # unet.compile()
+        or hasattr(module.forward, "_torchdynamo_orig_callable")  # torch.compile(unet.forward)
+        for module in unet.modules()
+    ):
+        return contextlib.nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        raise ValueError(
+            "the U-Net is compiled, and compiled code cannot be watched; load it without "
+            f"torch.compile, or use PyTorch 2.6 or later (this is {torch.__version__})"
+        )
+    return torch.compiler.set_stance("force_eager")
 
 
 def _columns(prompts: list[PromptTokens], words: Sequence[Word] | None) -> list[int]:
@@ -466,49 +383,51 @@ def _columns(prompts: list[PromptTokens], words: Sequence[Word] | None) -> list[
         return list(range(len(prompts[0].spans)))
     columns: set[int] = set()
     for word in [words] if isinstance(words, str) else words:
-        asked = (word,) if isinstance(word, str) else word
-        found: list[int] = []
+        occurrence = (word,) if isinstance(word, str) else word
+        tokens: list[int] = []
         for prompt in prompts:
             with contextlib.suppress(WordError):
-                found += prompt.positions(*asked)
-        columns.update(found or prompts[0].positions(*asked))  # which says why there is none
+                tokens += prompt.positions(*occurrence)
+        columns.update(tokens or prompts[0].positions(*occurrence))  # which says why there is none
     return sorted(columns)
 
 
-def _cross_attention(model: Any, unet: Any, where: Where) -> dict[str, Attention]:
-    """The cross-attention layers of `where`, by name, in the order they are called in."""
-    modules = list(unet.named_modules()) if isinstance(unet, nn.Module) else []
-    modules.sort(key=lambda item: item[0].split(".")[0])  # down_blocks, mid_block, up_blocks
-    layers = {
+def _cross_attention(
+    model: Any, modules: dict[str, nn.Module], layers: Layers
+) -> dict[str, Attention]:
+    """The cross-attention layers of `layers`, by name, in the order they are called in."""
+    # down_blocks, mid_block, up_blocks
+    in_order = sorted(modules.items(), key=lambda item: item[0].split(".")[0])
+    every = {
         name: module
-        for name, module in modules
+        for name, module in in_order
         if isinstance(module, Attention)
         and module.is_cross_attention
         and ".transformer_blocks." in name
     }
-    if not layers:
+    if not every:
         raise ValueError(f"{type(model).__name__} has no U-Net with cross-attention to look into")
-    if where == "all":
-        return layers
-    if where == "paper":
-        blocks = _after_down_sampling(unet)
-        chosen = [name for name in layers if name.startswith(blocks)]
-    elif where == "unofficial":
-        chosen = [name for name in layers if name.startswith("up_blocks.")]
-    elif callable(where):
-        chosen = [name for name in layers if where(name)]
+    if layers == "all":
+        return every
+    if layers == "paper":
+        blocks = _after_down_sampling(modules[""])
+        chosen = [name for name in every if name.startswith(blocks)]
+    elif layers == "unofficial":
+        chosen = [name for name in every if name.startswith("up_blocks.")]
+    elif callable(layers):
+        chosen = [name for name in every if layers(name)]
     else:
         raise ValueError(
-            f"where is {where!r}, but should be 'all', 'paper', 'unofficial' or a function of a "
+            f"layers is {layers!r}, but should be 'all', 'paper', 'unofficial' or a function of a "
             "layer's name"
         )
     if not chosen:
-        blocks = dict.fromkeys(name.split(".transformer_blocks.")[0] for name in layers)
+        blocks = dict.fromkeys(name.split(".transformer_blocks.")[0] for name in every)
         raise ValueError(
-            f"where={where if isinstance(where, str) else 'function'} matches none of the "
-            f"{len(layers)} cross-attention layers; they are in: {', '.join(blocks)}"
+            f"layers={layers if isinstance(layers, str) else 'function'} matches none of the "
+            f"{len(every)} cross-attention layers; they are in: {', '.join(blocks)}"
         )
-    return {name: layers[name] for name in chosen}
+    return {name: every[name] for name in chosen}
 
 
 def _after_down_sampling(unet: nn.Module) -> tuple[str, ...]:
@@ -518,13 +437,13 @@ def _after_down_sampling(unet: nn.Module) -> tuple[str, ...]:
     down_blocks.1, down_blocks.2 and (down_blocks.3 has none) the middle of Stable Diffusion 1.5.
     """
     stages = [(f"down_blocks.{number}", block) for number, block in enumerate(unet.down_blocks)]
-    found, waiting = [], False
+    blocks, waiting = [], False
     for name, block in [*stages, ("mid_block", unet.mid_block)]:
         if waiting and getattr(block, "has_cross_attention", False):
-            found.append(f"{name}.attentions.0.")
+            blocks.append(f"{name}.attentions.0.")
             waiting = False
         waiting = waiting or bool(getattr(block, "downsamplers", None))
-    return tuple(found)
+    return tuple(blocks)
 
 
 class _Calls:
@@ -559,7 +478,7 @@ class _Calls:
             if any(not torch.equal(prompts[row], prompts[rows[0]]) for row in rows[1:]):
                 raise ValueError(
                     f"rows {', '.join(map(str, rows))} of the U-Net's batch should all be the "
-                    f"prompt {_quoted(text)}, but were given different texts; give one prompt for "
+                    f'prompt "{text}", but were given different texts; give one prompt for '
                     "each picture"
                 )
         self.running = True
@@ -569,11 +488,11 @@ class _Calls:
         self.running = False
 
     def _rows(self, batch: int) -> list[list[int]]:
-        named = getattr(self._model, "prompts_of_rows", None)
-        if named is not None:
-            if len(named) != batch:
-                raise ValueError(f"prompts_of_rows has {len(named)} entries for {batch} rows")
-            return [[row for row in range(batch) if named[row] == text] for text in self._texts]
+        texts = getattr(self._model, "prompts_of_rows", None)
+        if texts is not None:
+            if len(texts) != batch:
+                raise ValueError(f"prompts_of_rows has {len(texts)} entries for {batch} rows")
+            return [[row for row in range(batch) if texts[row] == text] for text in self._texts]
         prompts = len(self._texts)
         guided = self._guided
         if guided is None:
@@ -658,7 +577,7 @@ class _Layer:
                 for row in rows:
                     picture = self.calls.pictures[row] if self.calls.pictures else row
                     parts.setdefault(picture, []).append(self._maps(query, key, mask, row))
-                maps = torch.stack([torch.stack(own).mean(0) for own in parts.values()])
+                maps = torch.stack([torch.stack(group).mean(0) for group in parts.values()])
                 self.attention._add(self.name, number, self.size, maps)
 
     def _maps(
@@ -692,19 +611,19 @@ class _Layer:
         query, key = layer.to_q(hidden), layer.to_k(text)
         mask = _mask_for_all_heads(layer, kwargs.get("attention_mask"), key)
         logits = torch.stack([_logits(layer, query, key, mask, row) for row in rows])
-        shown = logits.unflatten(2, self.size)
-        wanted = self.control(shown, self.name, self.calls.timestep)
-        if wanted is None:
+        grid = logits.unflatten(2, self.size)
+        changed = self.control(grid, self.name, self.calls.timestep)
+        if changed is None:
             return None
-        if wanted.shape != shown.shape:
+        if changed.shape != grid.shape:
             raise ValueError(
-                f"control returned logits of shape {tuple(wanted.shape)} for {self.name}, but "
-                f"should return {tuple(shown.shape)}: rows, heads, height, width, tokens"
+                f"control returned logits of shape {tuple(changed.shape)} for {self.name}, but "
+                f"should return {tuple(grid.shape)}: rows, heads, height, width, tokens"
             )
-        # softmax(QKᵀ/√d + (wanted − QKᵀ/√d)) = softmax(wanted)
+        # softmax(QKᵀ/√d + (changed − QKᵀ/√d)) = softmax(changed)
         shape = (len(hidden), *logits.shape[1:])
         added = logits.new_zeros(shape) if mask is None else mask.to(logits).expand(shape).clone()
-        added[rows] = added[rows] + wanted.flatten(2, 3) - logits
+        added[rows] = added[rows] + changed.flatten(2, 3) - logits
         return args, kwargs | {"attention_mask": added.flatten(0, 1).to(query.dtype)}
 
 

@@ -43,20 +43,17 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from lrd_helpers.attention import PromptTokens
-from lrd_helpers.baselines import (
-    BASELINES,
-    Baseline,
-    BoxDiff,
-    LayoutGuidance,
-    PaintWithWords,
-    draw,
-)
+from lrd_helpers.baselines import Baseline, draw
 from lrd_helpers.benchmark_layouts import BenchmarkError, NamedLayout, ground_truth_scene
-from lrd_helpers.caption import layer_words
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
-from lrd_helpers.method import CHOICES, METHODS, Method
+from lrd_helpers.methods import METHODS
+from lrd_helpers.methods import METHODS as BASELINES
+from lrd_helpers.methods import LayeredRendering as Method
+from lrd_helpers.methods.boxdiff import BoxDiff
+from lrd_helpers.methods.choices import NAMED as CHOICES
+from lrd_helpers.methods.layout_guidance import LayoutGuidance
+from lrd_helpers.methods.paint_with_words import PaintWithWords
 from lrd_helpers.metrics import (
     Clip,
     Description,
@@ -69,11 +66,12 @@ from lrd_helpers.metrics import (
     leakage,
     success,
 )
-from lrd_helpers.plotting import as_image
+from lrd_helpers.pictures import picture_of as as_image
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import render_scenes, seeded
 from lrd_helpers.training.loop import describe_machine
+from lrd_helpers.words import PromptTokens, layer_words
 
 with quiet_libraries():
     from accelerate import PartialState

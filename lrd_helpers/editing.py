@@ -19,20 +19,25 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from lrd_helpers.layout import Box, Layer, Layout
-from lrd_helpers.mask import Mask, tight_box
-from lrd_helpers.method import Method, method_named
-from lrd_helpers.metrics import Detector, picture_of, pixels_of
-from lrd_helpers.placement import moved
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.mask import Box, Mask, tight_box
+from lrd_helpers.methods import Choices, Method, named
+from lrd_helpers.methods.placement import moved
+from lrd_helpers.methods.plain import caption_step
+from lrd_helpers.methods.regions import phases
+from lrd_helpers.metrics import Detector
+from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.rendering import LayeredRenderingPipeline
-from lrd_helpers.sampling import ddim_like
+from lrd_helpers.sampling.model import StableDiffusion, decode_latents, encode_images
+from lrd_helpers.sampling.regions import Region, Regions, batched
+from lrd_helpers.sampling.run import Run
+from lrd_helpers.sampling.steps import Steps, ddim_like, derived
 
 with quiet_libraries():
     from diffusers import DDIMInverseScheduler
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import SchedulerMixin, StableDiffusionPipeline
 
 DIFFERENT = 0.15
 """A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
@@ -114,13 +119,14 @@ def invert(
         EditError: a picture of another shape than the model's.
     """
     image = fitted(pipe, image)
-    scheduler = DDIMInverseScheduler.from_config(ddim_like(pipe.scheduler).config)
-    scheduler.set_timesteps(num_inference_steps, device=pipe._execution_device)
+    scheduler = derived(DDIMInverseScheduler, ddim_like(pipe.scheduler))
     x = _encoded(pipe, image)
-    latents, texts = [x], _texts(pipe, prompt, "", guidance_scale)
-    for t in pipe.progress_bar(scheduler.timesteps):
-        x = scheduler.step(_score(pipe, x, t, texts, guidance_scale), t, x).prev_sample
-        latents.append(x)
+    latents = [x]
+    run, regions = _asking(pipe, x, scheduler, num_inference_steps, prompt, "", guidance_scale)
+    with run.model.drawing():
+        for i, t in enumerate(pipe.progress_bar(run.steps.timesteps)):
+            x = caption_step(run, regions, i, t, x).x
+            latents.append(x)
     return Inversion(image, torch.cat(latents), prompt)
 
 
@@ -149,26 +155,25 @@ def redraw(
         guidance_scale: γ.
 
     Raises:
-        ValueError: a share that is none.
+        ValueError: an invalid share.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, but should be above 0, at most 1")
     known = inversion.latents.flip(0)  # x_T … x_0
     steps = len(known) - 1
     first = steps - max(1, round(share * steps))
-    scheduler = ddim_like(pipe.scheduler)
-    scheduler.set_timesteps(steps, device=known.device)
     everywhere = torch.ones(known.shape[-2:], dtype=torch.bool, device=known.device)
     changing = everywhere if changing is None else changing.to(known.device)
     x = known[first : first + 1]
     if noise is not None:
         x = torch.where(changing, noise.to(x), x)
     prompt = inversion.prompt if prompt is None else prompt
-    texts = _texts(pipe, prompt, negative_prompt, guidance_scale)
-    for i, t in enumerate(pipe.progress_bar(scheduler.timesteps[first:]), start=first):
-        score = _score(pipe, x, t, texts, guidance_scale)
-        x = scheduler.step(score, t, x).prev_sample
-        x = torch.where(changing, x, known[i + 1])
+    scheduler = ddim_like(pipe.scheduler)
+    run, regions = _asking(pipe, x, scheduler, steps, prompt, negative_prompt, guidance_scale)
+    with run.model.drawing():
+        for i, t in enumerate(pipe.progress_bar(run.steps.timesteps[first:]), start=first):
+            x = caption_step(run, regions, i, t, x).x
+            x = torch.where(changing, x, known[i + 1])
     return _decoded(pipe, x)
 
 
@@ -191,7 +196,7 @@ def find(detector: Detector, image: Image.Image, prompt: str) -> Mask:
 
 
 def insert(
-    pipe: LayeredRenderingPipeline,
+    pipe: StableDiffusionPipeline,
     image: Image.Image,
     layer: Layer,
     *,
@@ -210,14 +215,16 @@ def insert(
     return replace_object(pipe, image, None, layer, background=background, **options)
 
 
+@torch.inference_mode(False)  # no method could take a gradient there
+@torch.no_grad()
 def replace_object(
-    pipe: LayeredRenderingPipeline,
+    pipe: StableDiffusionPipeline,
     image: Image.Image,
     old: Box | Mask | None,
     layer: Layer,
     *,
     background: str,
-    method: str | Method = "default",
+    method: str | Method = "collage",
     num_inference_steps: int = 25,
     guidance_scale: float = 5.0,
     generator: torch.Generator | None = None,
@@ -225,8 +232,8 @@ def replace_object(
 ) -> Edited:
     """Draw an object in the place of another one; everything outside of the two stays.
 
-    The old one is removed first. With fuse="collage", as by default, a sketch of the new one is
-    then pasted into the picture, which is noised and denoised where it may change.
+    The old one is removed first. With a collage, as by default, a sketch of the new one is then
+    pasted into the picture, which is noised and denoised where it may change.
 
     Args:
         pipe: draws it, and stays as it is.
@@ -234,7 +241,7 @@ def replace_object(
         old: where the old object is, such as `find` gives; None: nothing is removed first.
         layer: the new one, and where.
         background: what the place shows, "on grass".
-        method: of layered rendering; see `LayeredRenderingPipeline`.
+        method: any of `METHODS`; see `LayeredRenderingPipeline`.
         num_inference_steps: T.
         guidance_scale: γ; the inversion goes without guidance.
         generator: where the noise of the new object comes from.
@@ -242,47 +249,40 @@ def replace_object(
 
     Raises:
         EditError: a picture of another shape than the model's.
-        ValueError: what layered rendering refuses.
+        ValueError: what the method refuses.
     """
-    method = method_named(method)
+    method = named(method)
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     image, removed = fitted(pipe, image), None
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
-    # Not from_pipe: that casts the shared models to float32.
-    editor = LayeredRenderingPipeline(
-        **pipe.components | {"scheduler": ddim_like(pipe.scheduler)}, requires_safety_checker=False
+    run = Run.begin(
+        pipe,
+        [layout],
+        (image.height, image.width),
+        scheduler=ddim_like(pipe.scheduler),
+        generator=generator,
+        **options,
     )
-    editor.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
-    editor._check_layouts([layout], method, image.height, image.width)  # before anything is drawn
+    method.check(run)  # before anything is drawn
     if old is not None:
         # With the old pixels put back: through the autoencoder the picture goes only once.
         removed = remove(pipe, image, old, background=background, generator=generator, **options)
         image = removed.image
     inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
-    inside = _grown(layer.cells(*inversion.latents.shape[-2:]) > 0)
-    method, layered_steps, alone_steps = editor._phases([layout], method, num_inference_steps)
     known = inversion.latents.flip(0)
-    inside = inside.to(known.device)
-
-    def keep(_: Any, step: int, __: Any, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        # While a layer draws alone, anywhere, there is nothing yet to be put back.
-        if step + 1 < alone_steps:
-            return {}
-        return {"latents": torch.where(inside, values["latents"], known[step + 1])}
-
+    inside = _grown(layer.cells(*known.shape[-2:]) > 0).to(known.device)
+    phase = phases(run, method) if isinstance(method, Choices) else None
     noise = _noise(pipe, known, generator)
-    latents = editor(
-        layout,
-        method=method,
-        height=inversion.image.height,
-        width=inversion.image.width,
-        generator=generator,
-        latents=noise if alone_steps else torch.where(inside, noise, known[:1]),
-        canvas=inversion.image if method.fuse == "collage" and layered_steps else None,
-        output_type="latent",
-        callback_on_step_end=keep,
-        **options,
-    ).images
+    # While a layer draws alone, anywhere, there is nothing yet to be kept.
+    run.x_T = noise if phase and phase.alone else torch.where(inside, noise, known[:1])
+    if phase and phase.alone and phase.fuse == "collage":
+        run.canvas = pixels_of(inversion.image)[None]
+    with run.model.drawing(), pipe.progress_bar(total=sum(method.count(run))) as progress_bar:
+        for state in method.sample(run):
+            if not (state.alone or state.sketch):
+                state.latents = torch.where(inside, state.latents, known[state.i + 1])
+            latents = state.latents
+            progress_bar.update()
     edited = _edited(_decoded(pipe, latents), inversion.image, inside, keep_pixels)
     if removed is None:
         return edited
@@ -487,32 +487,27 @@ def _noise(
 @torch.no_grad()
 def _encoded(pipe: StableDiffusionPipeline, image: Image.Image) -> Tensor:
     pixels = (2 * pixels_of(image) - 1)[None].to(pipe._execution_device, pipe.vae.dtype)
-    mean = pipe.vae.encode(pixels).latent_dist.mean
-    return (mean * pipe.vae.config.scaling_factor).to(pipe.unet.dtype)
+    return encode_images(pipe.vae, pixels).to(pipe.unet.dtype)
 
 
 @torch.no_grad()
 def _decoded(pipe: StableDiffusionPipeline, latents: Tensor) -> Image.Image:
-    pixels = pipe.vae.decode((latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)).sample
+    pixels = decode_latents(pipe.vae, latents.to(pipe.vae.dtype))
     return picture_of(pixels[0] / 2 + 0.5)
 
 
-def _texts(
-    pipe: StableDiffusionPipeline, prompt: str, negative_prompt: str, guidance_scale: float
-) -> Float[Tensor, "one_or_two tokens features"]:
-    """The embeddings of the prompt, and before it the negative one's where there is guidance."""
-    prompts = [negative_prompt, prompt] if guidance_scale > 1 else [prompt]
-    return pipe.encode_prompt(prompts, pipe._execution_device, 1, False)[0].to(pipe.unet.dtype)
-
-
-def _score(
+def _asking(
     pipe: StableDiffusionPipeline,
     x: Float[Tensor, "1 channels height width"],
-    t: Tensor,
-    texts: Float[Tensor, "one_or_two tokens features"],
+    scheduler: SchedulerMixin,
+    num_inference_steps: int,
+    prompt: str,
+    negative_prompt: str,
     guidance_scale: float,
-) -> Float[Tensor, "1 channels height width"]:
-    """s + γ (s(y) − s)."""
-    x = x.expand(len(texts), -1, -1, -1)
-    scores = pipe.unet(x, t, encoder_hidden_states=texts, return_dict=False)[0]
-    return scores[:1] + guidance_scale * (scores[1:] - scores[:1]) if len(scores) > 1 else scores
+) -> tuple[Run, Regions]:
+    """A run in which the whole picture is asked for one prompt."""
+    model = StableDiffusion(pipe, x, guidance_scale=guidance_scale)
+    steps = Steps(scheduler, num_inference_steps, device=x.device)
+    whole = torch.ones(x.shape[-2:])
+    regions = batched([Region(0, 0, prompt, negative_prompt, whole)], x)
+    return Run(model, steps, [], [], x, guidance_scale), regions

@@ -1,4 +1,4 @@
-"""What the user wants, where, and in which order: `Layer` and `Layout`, in Python and in JSON.
+"""What the user wants, where, and in which order: `Layer` and `Layout`.
 
 layout = Layout(
     caption="a red car and a yellow star at night",
@@ -11,40 +11,21 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import math
 import numbers
 import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Callable, Iterable
+from dataclasses import KW_ONLY, MISSING, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from PIL import ImageColor
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    model_validator,
-)
-from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from lrd_helpers.files import write_atomically
-from lrd_helpers.mask import Mask
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-VERSION = 1
-"""The version written into a layout's JSON; a file without one is read as this version."""
-
-Box = tuple[float, float, float, float]
+from lrd_helpers.layout_json import excerpt, fields_of, json_of, text_of_file
+from lrd_helpers.mask import Box, Mask
 
 Overlap = Literal["over", "small_over_large", "mean", "weighted"]
 """Whose a cell is that several layers cover; see `Layout.masks`."""
@@ -59,20 +40,23 @@ class LayoutError(ValueError):
 # ------------------------------------------------------------------ what a field may hold
 
 
+def _checked_prompt(value: Any) -> str:
+    text = _checked_text(value)
+    if not text.strip():
+        raise ValueError("is empty; say what should be there, for example 'a red car'")
+    return " ".join(text.split())
+
+
 def _checked_text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"is {_shown(value)}, but should be text")
-    if not value.strip():
-        raise ValueError("is empty; say what should be there, for example 'a red car'")
-    return " ".join(value.split())
+        raise ValueError(f"is {excerpt(value)}, but should be text")
+    return value
 
 
-def _checked_box(value: Any) -> Box | None:
-    if value is None:
-        return None
+def _checked_box(value: Any) -> Box:
     if hasattr(value, "tolist"):  # NumPy, torch
         value = value.tolist()
-    given = _shown(value)
+    given = excerpt(value)
     wanted = "(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ 1 and 0 ≤ y0 < y1 ≤ 1"
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__") or len(value) != 4:
         raise ValueError(f"is {given}, but should be four numbers {wanted}")
@@ -91,26 +75,24 @@ def _checked_box(value: Any) -> Box | None:
     if min(box) < 0 or max(box) > 1:
         inside = tuple(min(max(v, 0.0), 1.0) for v in box)
         x0, y0, x1, y1 = inside
-        remedy = f"{_shown(inside)} is the part inside" if x0 < x1 and y0 < y1 else f"use {wanted}"
+        remedy = f"{excerpt(inside)} is the part inside" if x0 < x1 and y0 < y1 else f"use {wanted}"
         raise ValueError(f"is {given}, which is outside [0, 1]; {remedy}")
     if x1 < x0 or y1 < y0:
         ordered = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
         from_size = (x0, y0, min(x0 + x1, 1.0), min(y0 + y1, 1.0))
         raise ValueError(
             f"is {given}, whose corners are swapped (it should be {wanted}); "
-            f"{_shown(ordered)} would work, or {_shown(from_size)} if it is x, y, width, height"
+            f"{excerpt(ordered)} would work, or {excerpt(from_size)} if it is x, y, width, height"
         )
     if x1 == x0 or y1 == y0:
         raise ValueError(f"is {given}, which has no area; it should be {wanted}")
     return box
 
 
-def _checked_colour(value: Any) -> str | None:
-    if value is None:
-        return None
+def _checked_colour(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(
-            f"is {_shown(value)}, but should be a name like 'red' or a hex like '#ff0000'"
+            f"is {excerpt(value)}, but should be a name like 'red' or a hex like '#ff0000'"
         )
     try:
         ImageColor.getrgb(value)
@@ -125,25 +107,19 @@ def _checked_colour(value: Any) -> str | None:
 
 def _checked_strength(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"is {_shown(value)}, but should be a number (1 = as strong as usual)")
+        raise ValueError(f"is {excerpt(value)}, but should be a number (1 = as strong as usual)")
     if not math.isfinite(_float(value)):
-        raise ValueError(f"is {_shown(value)}, but should be finite (1 = as strong as usual)")
+        raise ValueError(f"is {excerpt(value)}, but should be finite (1 = as strong as usual)")
     return float(value)
 
 
-def _checked_share(value: Any) -> float | None:
-    if value is None:
-        return None
+def _checked_share(value: Any) -> float:
     wanted = "should be a share of the steps, a number between 0 (the first) and 1 (the last)"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"is {_shown(value)}, but {wanted}")
+        raise ValueError(f"is {excerpt(value)}, but {wanted}")
     if not 0 <= _float(value) <= 1:
-        raise ValueError(f"is {_shown(value)}, but {wanted}")
+        raise ValueError(f"is {excerpt(value)}, but {wanted}")
     return float(value)
-
-
-def _checked_mask(value: Any) -> Mask | None:
-    return None if value is None else Mask.of(value)
 
 
 def _float(value: numbers.Real) -> float:
@@ -153,91 +129,68 @@ def _float(value: numbers.Real) -> float:
         return math.inf
 
 
-def _shown(value: Any) -> str:
-    """`value` as an error message shows it: short, and numbers without binary dust."""
-    if isinstance(value, (tuple, list)):
-        text = "(" + ", ".join(f"{v:.10g}" if type(v) is float else repr(v) for v in value) + ")"
-    else:
-        text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
 
 
 # ------------------------------------------------------------------ one sentence for any mistake
 
-_UNKNOWN = ("unexpected_keyword_argument", "unexpected_positional_argument")
 
+def _strict(cls: _Class) -> _Class:
+    """Let `cls(…)` refuse missing, unknown and misplaced arguments with a `LayoutError`."""
+    filled: Callable[..., None] = cls.__init__
+    names = [field.name for field in fields(cls)]
+    places = [field.name for field in fields(cls) if not field.kw_only]
 
-def _sentence(error: ValidationError, cls: type, data: Any, file: str | None) -> str:
-    """The first of pydantic's complaints as one sentence with file, layer, field and remedy."""
-    complaints = error.errors(include_url=False)
-    # A misspelt field is also a missing one; the misspelling is what helps.
-    first = next((c for c in complaints if c["type"] in _UNKNOWN), complaints[0])
-    path = [part for part in first["loc"] if part != "Layer"]
-    where = [file] if file else []
-    if cls is Layer:
-        prompt = data.get("prompt")
-        where += ["layer" + (f" {_shown(prompt)}" if isinstance(prompt, str) and prompt else "")]
-    elif len(path) >= 2 and path[0] == "layers" and isinstance(path[1], int):
-        where += [f"layer {path[1] + 1}{_prompt_of(data, path[1])}"]
-        path, cls = path[2:], Layer
-    known = [f.name for f in fields(cls)]
-    field = str(path[0]) if path else ""
-    if field.isdecimal():  # given by position
-        field = known[int(field)] if int(field) < len(known) else f"argument {int(field) + 1}"
-    what = {
-        "value_error": lambda: str(first.get("ctx", {}).get("error", first["msg"])),
-        "missing": lambda: "is missing",
-        "missing_argument": lambda: "is missing",
-        "too_short": lambda: "is empty; give at least one layer with a prompt and a box",
-        "unexpected_keyword_argument": lambda: _unknown_field(field, known),
-        "unexpected_positional_argument": lambda: "must be given by name, not by position",
-        "string_type": lambda: f"is {_shown(first['input'])}, but should be text",
-        "dataclass_type": lambda: (
-            f"is {_shown(first['input'])}, but should have {', '.join(known)}"
-        ),
-        "tuple_type": lambda: f"is {_shown(first['input'])}, but should be a list of layers",
-    }.get(first["type"], lambda: f"is {_shown(first['input'])}: {first['msg']}")()
-    if field:
-        where += [field]
-    return ", ".join(where) + " " + what
-
-
-def _prompt_of(data: Any, index: int) -> str:
-    try:
-        layer = data["layers"][index]
-        prompt = layer["prompt"] if isinstance(layer, dict) else layer.prompt
-    except (TypeError, KeyError, IndexError, AttributeError):
-        return ""
-    return f" {_shown(prompt)}" if isinstance(prompt, str) and prompt.strip() else ""
-
-
-def _unknown_field(field: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-    guess = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"is no known field (known: {', '.join(known)}){guess}"
-
-
-def _one_sentence(cls: _Class) -> _Class:
-    """Let `cls(…)` raise a `LayoutError` of one sentence where pydantic raises a report."""
-    validated: Callable[..., None] = cls.__init__
-
-    @functools.wraps(validated)
-    def __init__(self: Any, *args: Any, **given: Any) -> None:
-        try:
-            validated(self, *args, **given)
-        except ValidationError as error:
-            data = dict(zip((f.name for f in fields(cls)), args, strict=False)) | given
-            raise LayoutError(_sentence(error, cls, data, None)) from None
+    @functools.wraps(filled)
+    def __init__(self: Any, /, *values: Any, **named: Any) -> None:
+        given = dict(zip(names, values, strict=False)) | named
+        missing = [f.name for f in fields(cls) if f.default is MISSING and f.name not in given]
+        # A misspelt field is also a missing field; the misspelling is what helps.
+        if unknown := [name for name in named if name not in names]:
+            fault = _unknown_field(unknown[0], names)
+        elif len(values) > len(places):
+            fault = f"{names[len(places)]} must be given by name, not by position"
+        elif twice := [name for name in places[: len(values)] if name in named]:
+            fault = f"{twice[0]} is given twice, by position and by name"
+        elif missing:
+            fault = f"{missing[0]} is missing"
+        else:
+            return filled(self, *values, **named)
+        layer = f"{_layer_called(given.get('prompt'))}, " if cls is Layer else ""
+        raise LayoutError(layer + fault)
 
     cls.__init__ = __init__
     return cls
 
 
+def _unknown_field(name: str, names: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"{name} is no known field (known: {', '.join(names)}){guess}"
+
+
+def _layer_called(prompt: Any) -> str:
+    return f"layer {excerpt(prompt)}" if isinstance(prompt, str) and prompt.strip() else "layer"
+
+
+def _check_fields(instance: Any, checks: dict[str, Callable[[Any], Any]], place: str = "") -> None:
+    """Put what `checks` make of the fields in their place; an error names the place and field."""
+    for name, check in checks.items():
+        try:
+            value = check(getattr(instance, name))
+        except LayoutError:  # of a layer of the layout: it says already which
+            raise
+        except ValueError as error:
+            raise LayoutError(f"{place}{name} {error}") from None
+        object.__setattr__(instance, name, value)
+
+
 # ------------------------------------------------------------------ the two types
 
 
-@_one_sentence
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@_strict
+@dataclass(frozen=True)
 class Layer:
     """One object: what it is, where, and how strongly it is asked for.
 
@@ -263,28 +216,41 @@ class Layer:
         LayoutError: one sentence that names the layer and the field.
     """
 
-    prompt: Annotated[str, BeforeValidator(_checked_text)]
-    box: Annotated[Box | None, BeforeValidator(_checked_box)] = None
+    prompt: str
+    box: Box | None = None
     _: KW_ONLY
-    mask: Annotated[Mask | None, BeforeValidator(_checked_mask)] = None
+    mask: Mask | None = None
     negative_prompt: str | None = None
-    colour: Annotated[str | None, BeforeValidator(_checked_colour)] = None
+    colour: str | None = None
     word: str | None = None
-    strength: Annotated[float, BeforeValidator(_checked_strength)] = 1.0
-    start: Annotated[float, BeforeValidator(_checked_share)] = 0.0
-    end: Annotated[float | None, BeforeValidator(_checked_share)] = None
+    strength: float = 1.0
+    start: float = 0.0
+    end: float | None = None
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Layer:
+    def __post_init__(self) -> None:
+        layer = _layer_called(self.prompt)
+        checks = {
+            "prompt": _checked_prompt,
+            "box": _optional(_checked_box),
+            "mask": _optional(Mask.of),
+            "negative_prompt": _optional(_checked_text),
+            "colour": _optional(_checked_colour),
+            "word": _optional(_checked_text),
+            "strength": _checked_strength,
+            "start": _checked_share,
+            "end": _optional(_checked_share),
+        }
+        _check_fields(self, checks, f"{layer}, ")
         if (self.box is None) == (self.mask is None):
             has = "neither a box nor a mask" if self.box is None else "both a box and a mask"
-            raise ValueError(f"has {has}; give one of them, for example box=(0.1, 0.5, 0.6, 0.9)")
-        if self.end is not None and self.end <= self.start:
-            raise ValueError(
-                f"ends at {self.end:g} of the steps, but starts at {self.start:g}; end should be "
-                "later than start"
+            raise LayoutError(
+                f"{layer} has {has}; give one of them, for example box=(0.1, 0.5, 0.6, 0.9)"
             )
-        return self
+        if self.end is not None and self.end <= self.start:
+            raise LayoutError(
+                f"{layer} ends at {self.end:g} of the steps, but starts at {self.start:g}; end "
+                "should be later than start"
+            )
 
     @property
     def bounding_box(self) -> Box:
@@ -324,8 +290,28 @@ def _bell(box: Box, height: int, width: int) -> Float[Tensor, "{height} {width}"
     return torch.exp(-8 * square).clamp(min=1e-6)
 
 
-@_one_sentence
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+def _checked_layers(value: Any) -> tuple[Layer, ...]:
+    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+        raise ValueError(f"is {excerpt(value)}, but should be a list of layers")
+    layers = []
+    for number, layer in enumerate(value, start=1):
+        if isinstance(layer, dict):
+            try:
+                layer = Layer(**layer)
+            except LayoutError as error:
+                fault = str(error).removeprefix("layer")
+                raise LayoutError(f"layer {number}{fault}") from None
+        if not isinstance(layer, Layer):
+            names = ", ".join(field.name for field in fields(Layer))
+            raise LayoutError(f"layer {number} is {excerpt(layer)}, but should have {names}")
+        layers.append(layer)
+    if not layers:
+        raise ValueError("is empty; give at least one layer with a prompt and a box")
+    return tuple(layers)
+
+
+@_strict
+@dataclass(frozen=True)
 class Layout:
     """A picture to be made: a caption, a background, and layers from back to front.
 
@@ -338,10 +324,18 @@ class Layout:
         LayoutError: one sentence that names the layer and the field.
     """
 
-    caption: Annotated[str, BeforeValidator(_checked_text)]
+    caption: str
     _: KW_ONLY
     background: str = ""
-    layers: Annotated[tuple[Layer, ...], Field(min_length=1)]
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        checks = {
+            "caption": _checked_prompt,
+            "background": _checked_text,
+            "layers": _checked_layers,
+        }
+        _check_fields(self, checks)
 
     def masks(
         self, height: int, width: int, *, overlap: Overlap = "over"
@@ -382,19 +376,8 @@ class Layout:
         owner = torch.zeros(height, width, dtype=torch.long)
         for number in order:
             owner[cells[number]] = number + 1
-        numbers_ = torch.arange(len(cells) + 1)
-        return (owner == numbers_[:, None, None]).float()
-
-    def draw(self, image: Image.Image | Tensor, *, longest_side: int = 512) -> Image.Image:
-        """`image`, enlarged, with each layer's outline, number and prompt drawn over it.
-
-        Args:
-            image: a PIL image, or a tensor (3, height, width) in [0, 1], of any size.
-            longest_side: of the result, in pixels.
-        """
-        from lrd_helpers.plotting import draw_layout  # which knows layouts, so not at the top
-
-        return draw_layout(image, self, longest_side=longest_side)
+        indices = torch.arange(len(cells) + 1)
+        return (owner == indices[:, None, None]).float()
 
     def to_json(self) -> str:
         """The layout as JSON text (indented, ending in a newline) with its `version`.
@@ -409,10 +392,7 @@ class Layout:
             if layer.mask is not None:
                 given["mask"] = layer.mask.to_text()
             layers.append(given)
-        data = {"version": VERSION, "caption": self.caption, "background": self.background}
-        text = json.dumps(data | {"layers": layers}, indent=2, ensure_ascii=False) + "\n"
-        # A box on one line. Strings are safe: JSON writes no line break inside them.
-        return re.sub(r"\[\n([-+.\de,\s]+)\n\s*\]", _on_one_line, text)
+        return json_of({"caption": self.caption, "background": self.background, "layers": layers})
 
     @classmethod
     def from_json(cls, text: str, *, file: str | os.PathLike[str] | None = None) -> Layout:
@@ -427,30 +407,14 @@ class Layout:
                 version, or a value that `Layer` or `Layout` refuses.
         """
         name = os.fspath(file) if file is not None else None
-        prefix = f"{name}: " if name else ""
         try:
-            data = json.loads(text, object_pairs_hook=_without_duplicates)
-        except json.JSONDecodeError as error:
-            raise LayoutError(
-                f"{prefix}not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-            ) from None
-        except RecursionError:
-            raise LayoutError(f"{prefix}not a layout: it is nested too deeply") from None
+            given = fields_of(text, name)
         except ValueError as error:
-            raise LayoutError(f"{prefix}{str(error).partition(';')[0]}") from None
-        if not isinstance(data, dict):
-            raise LayoutError(f"{prefix}not a layout: expected an object {{…}}, got {_shown(data)}")
-        version = data.pop("version", VERSION)
-        if type(version) is not int or version != VERSION:
-            raise LayoutError(
-                f"{prefix}version is {_shown(version)}, but this package reads version {VERSION}"
-            )
-        if name is not None:
-            _resolve_masks(data, Path(name).parent)
+            raise LayoutError(str(error)) from None
         try:
-            return TypeAdapter(cls).validate_python(data)
-        except ValidationError as error:
-            raise LayoutError(_sentence(error, cls, data, name)) from None
+            return cls(**given)
+        except LayoutError as error:
+            raise LayoutError(f"{name}, {error}" if name else str(error)) from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Layout:
@@ -460,11 +424,9 @@ class Layout:
             LayoutError: the file cannot be read, or what `from_json` refuses; names the file.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise LayoutError(f"{os.fspath(path)}: not JSON: it is not text in UTF-8") from None
-        except OSError as error:
-            raise LayoutError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from None
+            text = text_of_file(path)
+        except ValueError as error:
+            raise LayoutError(str(error)) from None
         return cls.from_json(text, file=path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -474,51 +436,3 @@ class Layout:
             OSError: a missing folder, a full disk, …; what was at `path` is then untouched.
         """
         write_atomically(path, self.to_json().encode())
-
-
-def _resolve_masks(data: dict[str, Any], folder: Path) -> None:
-    """A mask's path in a file is relative to the folder of that file."""
-    layers = data.get("layers")
-    for layer in layers if isinstance(layers, list) else []:
-        mask = layer.get("mask") if isinstance(layer, dict) else None
-        if isinstance(mask, str) and not mask.startswith("data:"):
-            layer["mask"] = str(folder / mask)
-
-
-def _on_one_line(match: re.Match[str]) -> str:
-    return "[" + " ".join(match[1].split()) + "]"
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name} is given twice in one object, and only one can count")
-    return dict(pairs)
-
-
-# ------------------------------------------------------------------ boxes of other conventions
-
-
-def box_from_coco(box: Sequence[float], width: float, height: float) -> Box:
-    """COCO's (x, y, w, h) in pixels of a `width` × `height` picture → (x0, y0, x1, y1)."""
-    x, y, w, h = box
-    return (x / width, y / height, (x + w) / width, (y + h) / height)
-
-
-def box_to_coco(box: Box, width: float, height: float) -> Box:
-    """(x0, y0, x1, y1) → COCO's (x, y, w, h) in pixels of a `width` × `height` picture."""
-    x0, y0, x1, y1 = box
-    return (x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height)
-
-
-def box_from_thousandths(box: Sequence[float]) -> Box:
-    """(y0, x0, y1, x1) in 0–1000, as many language models write → (x0, y0, x1, y1) in [0, 1]."""
-    y0, x0, y1, x1 = box
-    return (x0 / 1000, y0 / 1000, x1 / 1000, y1 / 1000)
-
-
-def box_to_thousandths(box: Box) -> Box:
-    """(x0, y0, x1, y1) in [0, 1] → (y0, x0, y1, x1) in 0–1000."""
-    x0, y0, x1, y1 = box
-    return (1000 * y0, 1000 * x0, 1000 * y1, 1000 * x1)

@@ -1,4 +1,4 @@
-"""The shape of a layer as a picture of yes and no: from an array, an image or a file, into JSON."""
+"""Shapes: boxes, and masks from an array, an image or a file, and into JSON."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ import numpy
 import torch
 from jaxtyping import Bool
 from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-PNG_PREFIX = "data:image/png;base64,"
+from lrd_helpers.pictures import PNG_PREFIX, data_uri
+
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 as fractions of the canvas in [0, 1], y downwards."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class Mask:
         return covered >= min(0.5, float(covered.max()))
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
-        """The tight box (x0, y0, x1, y1) in [0, 1]."""
+    def box(self) -> Box:
+        """The tight box around the mask."""
         return tight_box(self.pixels())
 
     def image(self) -> Image.Image:
@@ -82,13 +86,11 @@ class Mask:
 
     def to_text(self) -> str:
         """The mask as a PNG in a data URI, which a browser shows and `of` reads."""
-        png = io.BytesIO()
-        self.image().save(png, format="PNG", optimize=True)
-        return PNG_PREFIX + base64.b64encode(png.getvalue()).decode()
+        return data_uri(self.image(), optimize=True)
 
 
-def tight_box(mask: Bool[Tensor, "height width"]) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 in [0, 1] of the smallest box around a mask that is not empty."""
+def tight_box(mask: Bool[Tensor, "height width"]) -> Box:
+    """The smallest box around a mask that is not empty."""
     height, width = mask.shape
     rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     return (
@@ -104,23 +106,21 @@ def connected_regions(
 ) -> list[Bool[Tensor, "height width"]]:
     """The connected parts (8 neighbours) of a mask with at least `least` cells, largest first.
 
-    Parts with at most 2 · `gap` cells between them are one. Every cell starts with a number of
-    its own, and takes the largest one among its neighbours until nothing changes: then all cells
-    of a part have the same number.
+    Parts with at most 2 · `gap` cells between them are one. Of parts of one size, the part whose
+    last cell comes first, row by row, is first.
     """
-    wide = mask
-    if gap:
-        wide = functional.max_pool2d(mask[None].float(), 2 * gap + 1, 1, padding=gap)[0].bool()
-    labels = torch.arange(1.0, mask.numel() + 1, device=mask.device).view(mask.shape) * wide
-    while True:
-        grown = functional.max_pool2d(labels[None], 3, stride=1, padding=1)[0] * wide
-        if torch.equal(grown, labels):
-            break
-        labels = grown
-    labels = labels * mask
-    numbers, counts = labels[mask].unique(return_counts=True)
-    order = counts.argsort(descending=True, stable=True)
-    return [labels == numbers[i] for i in order.tolist() if counts[i] >= least]
+    cells = mask.cpu().numpy()
+    wide = ndimage.maximum_filter(cells, 2 * gap + 1, mode="constant") if gap else cells
+    labels, count = ndimage.label(wide, numpy.ones((3, 3)))
+    if not count:
+        return []
+    numbers = numpy.arange(1, count + 1)
+    last = ndimage.maximum(numpy.arange(wide.size).reshape(wide.shape), labels, numbers)
+    sizes = ndimage.sum_labels(cells, labels, numbers)
+    regions = [
+        cells & (labels == numbers[i]) for i in numpy.lexsort((last, -sizes)) if sizes[i] >= least
+    ]
+    return [torch.from_numpy(region).to(mask.device) for region in regions]
 
 
 def _pixels(value: Any) -> numpy.ndarray:

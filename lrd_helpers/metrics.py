@@ -26,21 +26,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import numpy
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrd_helpers.guidance import colour_of_prompt, object_of_prompt
-from lrd_helpers.layout import Box, Layer, Layout
-from lrd_helpers.mask import connected_regions
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.mask import Box, connected_regions
 from lrd_helpers.models import load_clip, load_segmenter
+from lrd_helpers.pictures import Picture, picture_of, pixels_of
 from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, tight_boxes
-
-Picture = Image.Image | Float[Tensor, "3 _height _width"]
-"""A PIL image, or a tensor in [0, 1]."""
+from lrd_helpers.words import colour_of_prompt, object_of_prompt
 
 REFERENCE_PIXELS = 128 * 128
 NOISE_FLOOR = 20
@@ -701,22 +697,6 @@ def text_image_similarity(clip: Clip, images: Sequence[Picture], texts: Sequence
 
 
 # ------------------------------------------------------------------ pictures and boxes as numbers
-
-
-def pixels_of(image: Picture) -> Float[Tensor, "3 height width"]:
-    """The picture as numbers in [0, 1], on the CPU."""
-    if isinstance(image, Image.Image):
-        array = numpy.asarray(image.convert("RGB"), numpy.float32) / 255
-        return torch.from_numpy(array).permute(2, 0, 1)
-    return image.detach().float().cpu()
-
-
-def picture_of(image: Picture) -> Image.Image:
-    """The picture as an RGB image of PIL."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    pixels = (255 * pixels_of(image).clamp(0, 1)).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _resized(

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.style import StyleConditioning, StyleEncoder
-from lrd_helpers.vocabulary import unknown_words
 
 with quiet_libraries():
     import diffusers
@@ -32,7 +31,6 @@ __all__ = [
     "load_segmenter",
     "load_style",
     "load_upsampler",
-    "unknown_words",
 ]
 
 ASSETS = Path(__file__).parent / "assets"

@@ -211,6 +211,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             prompt_embeds=prompt_embeds,
             image_embeds=self._image_embeds(ip_adapter_image, ip_adapter_image_embeds),
             chunk_size=chunk_size,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
         check_noise(latents, generator, run.x_T.shape)
         for part in [run] if method.batched else map(run.only, range(0, len(run.x_T), count)):
@@ -218,16 +219,12 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         warn_of_unknown_words(self, layouts)
         run.draw_noise(latents)
         names = callback_on_step_end_tensor_inputs
-        try:
+        with run.model.drawing():
             latents, traces = self._draw(run, method, callback_on_step_end, names, output_layers)
             images, nsfw = latents, None
             if output_type != "latent":
                 images = run.model.decode(latents, generator)
                 images, nsfw = self.run_safety_checker(images, images.device, self.unet.dtype)
-        finally:
-            # Also where a callback raised: nothing stays behind.
-            self.prompts_of_rows = self.pictures_of_rows = None
-            self.maybe_free_model_hooks()
         shown = [True] * len(images) if nsfw is None else [not hit for hit in nsfw]
         images = self.image_processor.postprocess(images, output_type, do_denormalize=shown)
         masks = [layout.masks(*run.size, overlap=method.overlap) for layout in run.layouts]

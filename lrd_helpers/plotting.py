@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy
 from IPython.display import display
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,14 +19,7 @@ from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
 from lrd_helpers.layout import Layout
-
-Picture = (
-    Image.Image
-    | Float[Tensor, "3 _height _width"]
-    | Float[numpy.ndarray, "_height _width 3"]
-    | UInt8[numpy.ndarray, "_height _width 3"]
-)
-"""A PIL image, a tensor or an array; float tensors and arrays in [0, 1]."""
+from lrd_helpers.pictures import Picture, picture_of, png_of
 
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """Okabe and Ito (2008): told apart with any kind of colour vision; an eighth layer starts again."""
@@ -64,7 +56,7 @@ def show_images(
         raise ValueError(f"{len(images)} images, but {len(titles)} titles")
     if columns is not None and columns < 1:
         raise ValueError(f"columns is {columns}, but should be at least 1")
-    pictures = [as_image(image) for image in images]
+    pictures = [picture_of(image) for image in images]
     columns = min(columns or 6, len(pictures))
     rows = -(-len(pictures) // columns)
     tallest = max(picture.height / picture.width for picture in pictures)
@@ -100,7 +92,7 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
         layout: its layers are drawn back to front, as they are rendered.
         longest_side: of the result, in pixels.
     """
-    picture = _enlarged(as_image(image), longest_side)
+    picture = _enlarged(picture_of(image), longest_side)
     draw = ImageDraw.Draw(picture)
     line = max(2, round(longest_side / 128))
     font = _font(max(11, round(longest_side / 32)))
@@ -108,8 +100,8 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
     for number, (layer, box) in enumerate(zip(layout.layers, corners, strict=True)):
         if layer.mask is not None:
             inside = layer.mask.image().convert("L").resize(picture.size)
-            own = BOX_COLOURS[number % len(BOX_COLOURS)]
-            for colour, rim in (("#202020", line + 1), (own, line)):
+            colours = ("#202020", BOX_COLOURS[number % len(BOX_COLOURS)])
+            for colour, rim in zip(colours, (line + 1, line), strict=True):
                 around = inside.filter(ImageFilter.MaxFilter(2 * rim + 1))
                 picture.paste(colour, mask=ImageChops.difference(around, inside))
             continue
@@ -141,7 +133,7 @@ def side_by_side(
         caption: another text instead; "" for none.
         longest_side: of each half, in pixels.
     """
-    plain = _enlarged(as_image(image), longest_side)
+    plain = _enlarged(picture_of(image), longest_side)
     boxes = draw_layout(image, layout, longest_side=longest_side)
     gap = max(4, longest_side // 64)
     width = 2 * plain.width + 3 * gap
@@ -160,20 +152,6 @@ def side_by_side(
         align="center",
     )
     return sheet
-
-
-def as_image(image: Picture) -> Image.Image:
-    """An RGB image of a PIL image, a (3, height, width) tensor or a (height, width, 3) array.
-
-    Floats outside [0, 1] are cut off, as every screen would.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().float().permute(1, 2, 0).numpy()
-    if image.dtype == numpy.uint8:
-        return Image.fromarray(image)
-    return Image.fromarray((255 * image.clip(0, 1)).round().astype(numpy.uint8))
 
 
 # ------------------------------------------------------------------ in a notebook
@@ -252,12 +230,11 @@ def draw_sheet(
 
 
 def _png_of(picture: Figure | Image.Image) -> bytes:
-    file = io.BytesIO()
     if isinstance(picture, Image.Image):
-        picture.save(file, "PNG", optimize=True)
-    else:
-        picture.savefig(file, facecolor="white", pil_kwargs={"optimize": True})
-        pyplot.close(picture)
+        return png_of(picture, optimize=True)
+    file = io.BytesIO()
+    picture.savefig(file, facecolor="white", pil_kwargs={"optimize": True})
+    pyplot.close(picture)
     return file.getvalue()
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import word_tokenizer
 
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
 # rendering.py and editing.py: what they say of wrong arguments is tested, and must not be
@@ -18,15 +18,16 @@ from lrd_helpers.vocabulary import word_tokenizer
 CHECKED = (
     "attention",
     "baselines",
-    "caption",
     "guidance",
     "metrics",
+    "pictures",
     "placement",
     "plotting",
     "regions",
     "sampling",
     "style",
     "upsampling",
+    "words",
     "autoencoder",
     "ddpm",
     "storybook",

@@ -15,7 +15,7 @@ from lrd_helpers.attention import capture_attention
 from lrd_helpers.autoencoder import psnr
 from lrd_helpers.metrics import StorybookDetector, layout_iou
 from lrd_helpers.models import ASSETS, load_segmenter, load_style
-from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import (
     STYLES,
     WORDS,
@@ -29,7 +29,7 @@ from lrd_helpers.style import styled_prompt
 from lrd_helpers.training import clip, segmenter
 from lrd_helpers.training.loop import HELD_OUT_SEED
 from lrd_helpers.training.style import held_out_scenes
-from lrd_helpers.vocabulary import known_words
+from lrd_helpers.words import known_words
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrd_helpers.attention import (
-    END,
-    PADDING,
-    START,
-    AttentionMaps,
-    PromptTokens,
-    WordError,
-    capture_attention,
-    control_words,
-)
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.attention import AttentionMaps, capture_attention, control_words
+from lrd_helpers.words import END, PADDING, START, PromptTokens, WordError, word_tokenizer
 
 PROMPT = "a red car and a blue zebra at sea"
 WORDS = ["a", "red", "blue", "car", "star", "and", "at", "sea"]
@@ -136,83 +127,6 @@ def seeded(seed: int = 0) -> torch.Generator:
 def drawn(pipe, prompt=PROMPT, **options) -> Tensor:
     options = {"num_inference_steps": 3, "generator": seeded(), "output_type": "latent"} | options
     return pipe(prompt, **options).images
-
-
-# ------------------------------------------------------------------ words → tokens
-
-
-@pytest.mark.parametrize(
-    ("word", "tokens"),
-    [
-        (START, [0]),
-        ("a", [1, 5]),
-        (("a", 1), [1]),
-        (("a", 2), [5]),
-        ("RED", [2]),
-        ("red car", [2, 3]),
-        ("Red  car", [2, 3]),
-        ("zebra", [7, 8, 9, 10, 11]),
-        ("blue zebra", [6, 7, 8, 9, 10, 11]),
-        ("sea", [13]),
-        (END, [14]),
-        (PADDING, [15]),
-    ],
-)
-def test_words_are_found_by_the_tokenizers_offsets(tokenizer, word, tokens) -> None:
-    asked = (word,) if isinstance(word, str) else word
-    assert PromptTokens.encode(tokenizer, PROMPT).positions(*asked) == tokens
-
-
-def test_case_spaces_marks_and_accents(tokenizer) -> None:
-    prompt = PromptTokens.encode(tokenizer, " A  red, Red\ncar's cafe\u0301 12")
-    assert prompt.positions("red") == [2, 4]
-    assert prompt.positions("red, red car") == [2, 3, 4, 5]
-    assert prompt.positions(",") == [3]
-    assert prompt.positions("car") == [5]
-    assert prompt.positions("car's") == [5, 6, 7]
-    ids = tokenizer("café").input_ids[1:-1]
-    assert prompt.positions("café") == list(range(8, 8 + len(ids)))
-    assert prompt.positions("12") == [12, 13]
-    assert prompt.words == ["A", "red", "Red", "car", "s", "café", "12"]
-
-
-def test_a_word_inside_another_is_not_found(tokenizer) -> None:
-    prompt = PromptTokens.encode(tokenizer, "a redcar and scar, a car_red")
-    assert prompt.positions("car") == [prompt.positions("scar")[-1] + 3]
-    assert prompt.positions("red") == [prompt.positions("car")[0] + 2]
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        (("dogs",), "'dogs' is not in the prompt \"a red car\"; its words are: a, red, car"),
-        (("car red",), "'car red' is not in the prompt \"a red car\"; its words are: a, red, car"),
-        (("",), "'' is not in the prompt"),
-        (("red", 2), "'red' stands 1 times in the prompt \"a red car\"; there is no occurrence 2"),
-        (("red", 0), "no occurrence 0 (they are counted from 1)"),
-    ],
-)
-def test_a_word_that_is_not_there(tokenizer, word, message) -> None:
-    with pytest.raises(WordError, match=re.escape(message)):
-        PromptTokens.encode(tokenizer, "a red car").positions(*word)
-
-
-def test_a_word_beyond_the_last_token(tokenizer) -> None:
-    prompt = PromptTokens.encode(tokenizer, "red " * 14 + "car red")
-    assert prompt.positions("red") == list(range(1, 15))
-    message = "'car' stands beyond the 16 tokens that the model reads of the prompt \"red red red"
-    with pytest.raises(WordError, match=re.escape(message)):
-        prompt.positions("car")
-    with pytest.raises(WordError, match="fills all 16 tokens: it has no <padding>"):
-        prompt.positions(PADDING)
-
-
-def test_an_empty_prompt(tokenizer) -> None:
-    prompt = PromptTokens.encode(tokenizer, "")
-    assert (prompt.positions(START), prompt.positions(END)) == ([0], [1])
-    assert prompt.positions(PADDING) == list(range(2, 16))
-    with pytest.raises(WordError, match='not in the prompt ""; its words are: none'):
-        prompt.positions("car")
 
 
 def test_a_learnt_word_of_several_tokens(tiny) -> None:
@@ -513,10 +427,70 @@ def test_nothing_remains_after_an_exception(tiny) -> None:
     assert hooks(tiny.unet) == before
 
 
+def whole(unet: nn.Module) -> nn.Module:
+    return torch.compile(unet, backend="eager")
+
+
+def in_place(unet: nn.Module) -> nn.Module:
+    unet.compile(backend="eager")
+    return unet
+
+
+def forward(unet: nn.Module) -> nn.Module:
+    unet.forward = torch.compile(unet.forward, backend="eager")
+    return unet
+
+
+def by_block(unet: nn.Module) -> nn.Module:
+    unet.down_blocks[0] = torch.compile(unet.down_blocks[0], backend="eager")
+    unet.mid_block.compile(backend="eager")
+    return unet
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="PyTorch before 2.6")
+@pytest.mark.parametrize("compiled", [whole, in_place, forward, by_block])
+def test_a_compiled_unet(tiny, compiled) -> None:
+    plain = drawn(tiny)
+    with capture_attention(tiny, PROMPT, steps=True) as expected:
+        drawn(tiny)
+    torch.compiler.reset()
+    unet = copy.deepcopy(tiny.unet)
+    tiny.unet = compiled(unet)
+    before = hooks(unet)
+    drawn(tiny)  # so that there is compiled code, which knows of no hooks
+    with capture_attention(tiny, PROMPT, steps=True) as attention:
+        assert torch.equal(drawn(tiny), plain)
+    assert attention.layers == expected.layers
+    for word in ("red car", "zebra", PADDING):
+        assert torch.equal(attention.per_step(word), expected.per_step(word))
+    for layers in ("paper", "unofficial", lambda name: name.startswith("mid_block.")):
+        with capture_attention(tiny.unet, PROMPT, layers=layers, tokenizer=tiny.tokenizer) as maps:
+            assert maps.layers
+            assert set(maps.layers) <= set(expected.layers)
+
+    def more(logits: Tensor, layer: str, timestep: Tensor) -> Tensor:
+        return control_words(logits, [3], torch.ones(4, 4), add=5.0)
+
+    with capture_attention(tiny, PROMPT, control=more):
+        assert not torch.allclose(drawn(tiny), plain, atol=1e-4)
+    assert hooks(unet) == before
+    assert torch.allclose(drawn(tiny), plain, atol=1e-5)  # compiled again, and with no control
+
+
+def test_a_compiled_unet_and_an_old_pytorch(tiny, monkeypatch) -> None:
+    tiny.unet = whole(copy.deepcopy(tiny.unet))
+    monkeypatch.delattr("torch.compiler.set_stance", raising=False)
+    with (
+        pytest.raises(ValueError, match="the U-Net is compiled, and compiled code cannot be wat"),
+        capture_attention(tiny, PROMPT),
+    ):
+        raise AssertionError("not reached")
+
+
 def test_nested_and_repeated(tiny) -> None:
     with capture_attention(tiny, PROMPT) as outer:
         drawn(tiny, generator=seeded(1))
-        with capture_attention(tiny, PROMPT, where="unofficial") as inner:
+        with capture_attention(tiny, PROMPT, layers="unofficial") as inner:
             drawn(tiny, generator=seeded(2))
     with capture_attention(tiny, PROMPT) as first:
         drawn(tiny, generator=seeded(1))
@@ -553,11 +527,11 @@ def stable_diffusion_15() -> UNet2DConditionModel:
     )  # fmt: skip
 
 
-def test_where(tokenizer) -> None:
+def test_which_layers(tokenizer) -> None:
     unet = stable_diffusion_15()
 
-    def blocks(where: object, unet: UNet2DConditionModel = unet) -> list[str]:
-        with capture_attention(unet, PROMPT, tokenizer=tokenizer, where=where) as attention:
+    def blocks(layers: object, unet: UNet2DConditionModel = unet) -> list[str]:
+        with capture_attention(unet, PROMPT, tokenizer=tokenizer, layers=layers) as attention:
             return [name.split(".transformer_blocks.")[0] for name in attention.layers]
 
     assert len(blocks("all")) == 16
@@ -689,7 +663,7 @@ def test_control_of_some_layers_or_of_none(tiny) -> None:
 
     with capture_attention(tiny, PROMPT) as without:
         drawn(tiny)
-    with capture_attention(tiny, PROMPT, where="unofficial", control=more) as attention:
+    with capture_attention(tiny, PROMPT, layers="unofficial", control=more) as attention:
         assert not torch.allclose(drawn(tiny), plain, atol=1e-4)
     assert (attention["car"] > without["car"]).all()
     assert torch.equal(drawn(tiny), plain)
@@ -791,8 +765,8 @@ def test_a_batch_that_does_not_fit(tokenizer, prompt, options, batch, message) -
         ("unet", {"words": ["car", "dog"]}, f"'dog' is not in the prompt \"{PROMPT}\"; its words "
          "are: a, red, car, and, blue, zebra, at, sea"),
         ("unet", {"words": [("red", 2)]}, "'red' stands 1 times"),
-        ("unet", {"where": "down"}, "where is 'down', but should be 'all', 'paper', 'unofficial'"),
-        ("unet", {"where": lambda name: False}, "where=function matches none of the 7 cross-"
+        ("unet", {"layers": "down"}, "layers is 'down', but should be 'all', 'paper', 'unoff"),
+        ("unet", {"layers": lambda name: False}, "layers=function matches none of the 7 cross-"
          "attention layers; they are in: down_blocks.0.attentions.0, down_blocks.1.attentions.0"),
         ("other", {}, "UNet2DModel has no U-Net with cross-attention to look into"),
         ("none", {}, "SimpleNamespace has no U-Net with cross-attention to look into"),

@@ -17,24 +17,22 @@ from diffusers import (
 from torch import Tensor
 from torch.nn import functional
 
-from lrd_helpers.attention import WordError, capture_attention
-from lrd_helpers.baselines import (
-    BASELINES,
-    BoxDiff,
-    LayoutGuidance,
-    MultiDiffusion,
-    PaintWithWords,
-    attention_energy,
-    box_constraints,
-    draw,
-    maps_nearest_to,
-    middle_and_first_up,
-    painted,
-    smoothed,
-)
+from lrd_helpers.attention import capture_attention
+from lrd_helpers.baselines import draw
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.rendering import LayeredRenderingPipeline
-from lrd_helpers.sampling import Sampling, noise_level
+from lrd_helpers.methods import METHODS as BASELINES
+from lrd_helpers.methods.boxdiff import BoxDiff, box_constraints, maps_nearest_to, smoothed
+from lrd_helpers.methods.layout_guidance import (
+    LayoutGuidance,
+    attention_energy,
+    middle_and_first_up,
+)
+from lrd_helpers.methods.multidiffusion import MultiDiffusion
+from lrd_helpers.methods.paint_with_words import PaintWithWords, painted
+from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.sampling import Sampling
+from lrd_helpers.sampling.steps import noise_level
+from lrd_helpers.words import WordError
 
 SCHEDULERS = [
     DDIMScheduler,
@@ -453,7 +451,7 @@ def test_layout_guidance_by_hand(tiny) -> None:
             with capture_attention(
                 tiny.unet,
                 TWO.caption,
-                where=lambda name: name.startswith(("mid_block", "up_blocks.1")),
+                layers=lambda name: name.startswith(("mid_block", "up_blocks.1")),
                 tokenizer=tiny.tokenizer,
                 guided=False,
                 heads=True,

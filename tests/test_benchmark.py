@@ -19,7 +19,6 @@ from PIL import Image
 
 from lrd_helpers import __main__ as command_line
 from lrd_helpers import benchmark, benchmark_report
-from lrd_helpers.baselines import BASELINES, BoxDiff, LayoutGuidance
 from lrd_helpers.benchmark import (
     GROUND_TRUTH,
     GroundTruth,
@@ -53,10 +52,13 @@ from lrd_helpers.benchmark_report import (
     results_by_method,
 )
 from lrd_helpers.layout import Layer, Layout, LayoutError
-from lrd_helpers.method import METHODS
+from lrd_helpers.methods import METHODS
+from lrd_helpers.methods import METHODS as BASELINES
+from lrd_helpers.methods.boxdiff import BoxDiff
+from lrd_helpers.methods.layout_guidance import LayoutGuidance
 from lrd_helpers.metrics import Detection, StorybookClip, StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline
-from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import aspect_ratio
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "layouts"

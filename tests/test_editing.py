@@ -24,9 +24,10 @@ from lrd_helpers.editing import (
 )
 from lrd_helpers.layout import Layer, LayoutError
 from lrd_helpers.mask import Mask
-from lrd_helpers.method import Method
-from lrd_helpers.metrics import Detection, picture_of, pixels_of
-from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.methods import LayeredRendering as Method
+from lrd_helpers.metrics import Detection
+from lrd_helpers.pictures import picture_of, pixels_of
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 STEPS = {"num_inference_steps": 4}
 BOX = (0.5, 0.5, 0.75, 0.75)  # one cell of 4 × 4, and so 3 × 3 with its neighbours

@@ -4,13 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageColor
 
-from lrd_helpers.guidance import (
+from lrd_helpers.methods.guidance import (
     NORM,
-    colour_of_prompt,
     constant_delta,
     decoded_delta,
     dynamic_delta,
-    object_of_prompt,
     vision_guidance,
 )
 
@@ -60,23 +58,6 @@ def test_an_unknown_colour_is_refused(tiny) -> None:
         constant_delta(tiny.vae, "reddish")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "colour"),
-    [
-        ("a red car", "red"),
-        ("An ORANGE rocket, at sea", "orange"),
-        ("a white cat and a red ball", "white"),
-        ("a car", None),
-        ("a cat on snow", None),
-        ("a pink cat on snow", "pink"),
-        ("red", "red"),
-        ("a redder car", None),
-    ],
-)
-def test_colour_of_prompt(prompt: str, colour: str | None) -> None:
-    assert colour_of_prompt(prompt) == colour
-
-
 def test_dynamic_delta_is_the_mean_of_the_noise_where_attention_is_largest() -> None:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(4, 3, 5, generator=generator)
@@ -102,20 +83,3 @@ def test_decoded_delta_goes_through_the_colour_of_the_noise(tiny) -> None:
     flat = colour[None, :, None, None].expand(1, 3, 32, 32)
     expected = tiny.vae.encode(flat).latent_dist.mean.mean((0, 2, 3)) * scaling_factor
     assert torch.allclose(decoded_delta(tiny.vae, latents, attention, 4), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "word"),
-    [
-        ("a red car", "car"),
-        ("a sleepy cat on a sofa", "cat"),
-        ("car", "car"),
-        ("at sea", "sea"),
-        ("a knight holding a sword", "knight"),
-        ("on top of the hill a house", "top"),
-        ("日本の家", "日本の家"),
-        ("123", "123"),
-    ],
-)
-def test_object_of_prompt(prompt: str, word: str) -> None:
-    assert object_of_prompt(prompt) == word

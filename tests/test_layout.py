@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lrd_helpers.layout import (
-    Layer,
-    Layout,
-    LayoutError,
+from lrd_helpers.layout import Layer, Layout, LayoutError
+from lrd_helpers.layout_json import (
     box_from_coco,
     box_from_thousandths,
     box_to_coco,
@@ -239,19 +237,6 @@ def test_what_does_not_fit_together(fields: dict, message: str) -> None:
     with pytest.raises(LayoutError) as caught:
         Layer("a cat", **fields)
     assert message in str(caught.value)
-
-
-# ------------------------------------------------------------------ drawing
-
-
-def test_draw_shows_the_outlines() -> None:
-    layout = Layout("c", layers=[Layer("a ring", mask=RING), RED_CAR])
-    plain = Image.new("RGB", (64, 32), "white")
-    drawn = layout.draw(plain, longest_side=256)
-    assert drawn.size == (256, 128)
-    # The hole of the ring (a quarter to three quarters) has a rim, its middle is untouched.
-    assert drawn.getpixel((150, 50)) == (255, 255, 255)
-    assert any(drawn.getpixel((x, 50)) != (255, 255, 255) for x in range(186, 198))
 
 
 # ------------------------------------------------------------------ JSON and files

@@ -4,16 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
 
 from lrd_helpers import models
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import AssetError, load_pipeline
-from lrd_helpers.rendering import LayeredRenderingPipeline
-from lrd_helpers.vocabulary import known_words, nearest_words, unknown_words, word_tokenizer
+from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.words import unknown_words
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -149,26 +147,6 @@ def test_stable_diffusion_has_a_fixed_revision(monkeypatch: pytest.MonkeyPatch) 
         load_pipeline(name)
     assert asked["revision"] == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
     assert asked["use_safetensors"] is True
-
-
-# ------------------------------------------------------------------ vocabulary
-
-
-def test_words() -> None:
-    tokenizer = word_tokenizer(WORDS, length=16)
-    assert set(known_words(tokenizer)) == set(WORDS) - {"a"}
-    assert unknown_words(tokenizer, "A red car, on grass.") == []
-    assert unknown_words(tokenizer, "a red dog, on gras, a dog!") == ["dog", "gras"]
-    assert unknown_words(tokenizer, "ein Café 7") == ["ein", "Café", "7"]
-    assert unknown_words(tokenizer, "") == []
-    assert nearest_words(tokenizer, "Gras") == ["grass"]
-    assert nearest_words(tokenizer, "xylophone") == []
-
-
-def test_a_large_vocabulary_knows_every_word() -> None:
-    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1}
-    vocabulary |= {f"w{number}": number for number in range(2, 1500)}
-    assert unknown_words(CLIPTokenizer(vocab=vocabulary, merges=[]), "a dog") == []
 
 
 # ------------------------------------------------------------------ the shipped model

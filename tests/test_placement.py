@@ -2,12 +2,7 @@ import pytest
 import torch
 
 from lrd_helpers.mask import tight_box
-from lrd_helpers.placement import (
-    moved,
-    object_pixels,
-    otsu_threshold,
-    pasted,
-)
+from lrd_helpers.methods.placement import moved, object_pixels, otsu_threshold, pasted
 
 
 def test_otsu_divides_two_groups() -> None:

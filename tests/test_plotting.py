@@ -27,22 +27,6 @@ def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, int, int]:
     return image.getpixel((round(x), round(y)))
 
 
-@pytest.mark.parametrize(
-    "image",
-    [
-        Image.new("RGB", (2, 2), (255, 0, 128)),
-        torch.tensor([1.0, -3.0, 0.502]).view(3, 1, 1).expand(3, 2, 2),
-        numpy.broadcast_to(numpy.array([9.0, 0.0, 0.502]), (2, 2, 3)),
-        numpy.broadcast_to(numpy.array([255, 0, 128], numpy.uint8), (2, 2, 3)),
-    ],
-    ids=["pil", "tensor", "floats", "bytes"],
-)
-def test_every_kind_of_picture_becomes_the_same_image(image):
-    result = plotting.as_image(image)
-    assert result.size == (2, 2)
-    assert result.getpixel((1, 1)) == (255, 0, 128)
-
-
 def test_each_box_is_drawn_at_its_place_in_its_colour():
     drawn = plotting.draw_layout(GREY, LAYOUT, longest_side=512)
     assert drawn.size == (512, 512)
@@ -55,6 +39,18 @@ def test_each_box_is_drawn_at_its_place_in_its_colour():
         assert colour_at(drawn, (x0 + x1) / 2, y1 - 4) == colour
         assert colour_at(drawn, (x0 + x1) / 2, middle) == (128, 128, 128)  # open inside
         assert colour_at(drawn, x0 - 4, middle) == (128, 128, 128)
+
+
+def test_a_mask_is_drawn_as_its_outline():
+    ring = numpy.ones((8, 8), bool)
+    ring[2:6, 2:6] = False
+    layout = Layout("c", layers=[Layer("a ring", mask=ring), LAYOUT.layers[0]])
+    plain = Image.new("RGB", (64, 32), "white")
+    drawn = plotting.draw_layout(plain, layout, longest_side=256)
+    assert drawn.size == (256, 128)
+    # The hole of the ring (a quarter to three quarters) has a rim, its middle is untouched.
+    assert drawn.getpixel((150, 50)) == (255, 255, 255)
+    assert any(drawn.getpixel((x, 50)) != (255, 255, 255) for x in range(186, 198))
 
 
 def test_the_picture_given_is_not_drawn_upon():

@@ -27,12 +27,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrd_helpers.attention import AttentionMaps, capture_attention
-from lrd_helpers.guidance import constant_delta, vision_guidance
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.method import METHODS, Method
-from lrd_helpers.metrics import picture_of, pixels_of
-from lrd_helpers.placement import object_pixels, pasted
-from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.methods import METHODS
+from lrd_helpers.methods import LayeredRendering as Method
+from lrd_helpers.methods.guidance import constant_delta, vision_guidance
+from lrd_helpers.methods.placement import object_pixels, pasted
+from lrd_helpers.pictures import picture_of, pixels_of
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 SCHEDULERS = [
     DDIMScheduler,

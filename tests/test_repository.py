@@ -20,8 +20,8 @@ from public_address import END, NOTEBOOKS, START, address_in, colab_link, list_o
 import lrd_helpers
 from lrd_helpers import editing
 from lrd_helpers.layout import Layout
-from lrd_helpers.method import method_named
-from lrd_helpers.rendering import LayeredRenderingPipeline
+from lrd_helpers.methods import named as method_named
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.pictures import data_uri
 from lrd_helpers.widgets import SideBySide, shuffled_pairs, sign_test
-from lrd_helpers.widgets.box_editor import data_uri
 
 LAYOUTS = [
     Layout(f"a {colour} ball", layers=[Layer(f"a {colour} ball", box=(0.1, 0.2, 0.5, 0.6))])

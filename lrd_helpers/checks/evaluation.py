@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function
-from lrd_helpers.layout import Box
+from lrd_helpers.mask import Box
 from lrd_helpers.metrics import box_iou
 from lrd_helpers.widgets.side_by_side import sign_test
 

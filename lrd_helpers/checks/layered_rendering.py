@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function
 from lrd_helpers.checks.vision_guidance import sign_mistakes
-from lrd_helpers.guidance import vision_guidance
-from lrd_helpers.layout import Box, Layer, Layout
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.mask import Box
+from lrd_helpers.methods.guidance import vision_guidance
 
 __all__ = ["Pieces", "assembled"]
 

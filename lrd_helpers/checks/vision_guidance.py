@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function
-from lrd_helpers.guidance import dynamic_delta, vision_guidance
+from lrd_helpers.methods.guidance import dynamic_delta, vision_guidance
 
 
 def _random(*shape: int, seed: int) -> Tensor:

@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from lrd_helpers.layout import Box
-from lrd_helpers.mask import connected_regions, tight_box
+from lrd_helpers.mask import Box, connected_regions, tight_box
 
 REFERENCE_PIXELS = 128  # the side of pictures for which a number of pixels is meant
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -60,6 +60,8 @@ class StableDiffusion:
         chunk_size: so many rows go through the U-Net at once, and pictures through the autoencoder;
             None: all rows, and `at_once` pictures.
         at_once: pictures that the autoencoder takes at once.
+        guidance_scale: for models into which guidance is distilled.
+        cross_attention_kwargs: for the attention processors, such as LoRA's {"scale": 0.5}.
     """
 
     def __init__(
@@ -71,12 +73,25 @@ class StableDiffusion:
         image_embeds: Sequence[Tensor] | None = None,
         chunk_size: int | None = None,
         at_once: int = 1,
+        guidance_scale: float = 5.0,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.pipe, self.like, self.chunk_size = pipe, like[:0], chunk_size
+        self.guidance_scale, self.cross_attention_kwargs = guidance_scale, cross_attention_kwargs
         self.image_embeds = image_embeds
         self.at_once = min(chunk_size or at_once, at_once)
         self.given = dict(prompt_embeds or {})
         self._embeddings = {text: given.to(like) for text, given in self.given.items()}
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """While pictures are drawn; after it, come what may, nothing stays behind."""
+        try:
+            yield
+        finally:
+            if hasattr(self.pipe, "prompts_of_rows"):
+                self.pipe.prompts_of_rows = self.pipe.pictures_of_rows = None
+            self.pipe.maybe_free_model_hooks()
 
     # -------------------------------------------------------------- texts
 
@@ -88,7 +103,7 @@ class StableDiffusion:
     def embedding(self, text: str) -> Float[Tensor, "tokens features"]:
         """What the U-Net reads of a text."""
         if text not in self._embeddings:
-            scale = (self.pipe.cross_attention_kwargs or {}).get("scale")
+            scale = (self.cross_attention_kwargs or {}).get("scale")
             embedding = self.pipe.encode_prompt(text, self.like.device, 1, False, lora_scale=scale)
             self._embeddings[text] = embedding[0][0].to(self.like)
         return self._embeddings[text]
@@ -158,11 +173,11 @@ class StableDiffusion:
         """The U-Net's arguments beside the latents and the timestep."""
         conditions: dict[str, Any] = {
             "encoder_hidden_states": torch.stack([self.embedding(text) for text in texts]),
-            "cross_attention_kwargs": self.pipe.cross_attention_kwargs,
+            "cross_attention_kwargs": self.cross_attention_kwargs,
             "timestep_cond": None,
         }
         if self.distilled:
-            scale = torch.tensor([self.pipe.guidance_scale - 1])
+            scale = torch.tensor([self.guidance_scale - 1])
             size = self.pipe.unet.config.time_cond_proj_dim
             embedding = self.pipe.get_guidance_scale_embedding(scale, size).to(self.like)
             conditions["timestep_cond"] = embedding.expand(len(texts), -1)

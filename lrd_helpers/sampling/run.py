@@ -117,7 +117,9 @@ class Run:
         prompt_embeds: Mapping[str, Tensor] | None = None,
         image_embeds: Sequence[Tensor] | None = None,
         chunk_size: int | None = None,
-        **guidance: float,
+        guidance_scale: float = 5.0,
+        guidance_rescale: float = 0.0,
+        cross_attention_kwargs: dict[str, Any] | None = None,
     ) -> Run:
         """Set the steps; x_T is empty until `draw_noise`.
 
@@ -125,7 +127,6 @@ class Run:
             pipe: holds the models and, without `scheduler`, the scheduler.
             layouts: one a picture.
             size: height and width of the pictures in pixels.
-            guidance: `guidance_scale` and `guidance_rescale`.
 
         The others are those of `Run`, `Steps` and `StableDiffusion`.
         """
@@ -139,6 +140,8 @@ class Run:
             image_embeds=image_embeds,
             chunk_size=chunk_size,
             at_once=len(layouts),
+            guidance_scale=guidance_scale,
+            cross_attention_kwargs=cross_attention_kwargs,
         )
         steps = Steps(
             scheduler or pipe.scheduler,
@@ -152,9 +155,8 @@ class Run:
         if canvas is not None:
             canvas = pipe.image_processor.preprocess(list(canvas)) / 2 + 0.5
         negatives = [""] * len(layouts) if negatives is None else negatives
-        return cls(
-            model, steps, layouts, negatives, x_T, generator=generator, canvas=canvas, **guidance
-        )
+        guidance = guidance_scale, guidance_rescale
+        return cls(model, steps, layouts, negatives, x_T, *guidance, generator, canvas)
 
     def draw_noise(self, latents: Pictures | None = None) -> None:
         """x_T ~ N(0, I), given or drawn, times the scheduler's `init_noise_sigma`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,18 +46,29 @@ MEMORY = (
 )
 """Where the schedulers of several steps keep earlier predictions and samples."""
 
+Scheduler = TypeVar("Scheduler")
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> DDIMScheduler:
-    """DDIM with the noise schedule ᾱ of another scheduler.
+def derived(kind: type[Scheduler], scheduler: SchedulerMixin, **changes: Any) -> Scheduler:
+    """A scheduler of another kind with the noise schedule ᾱ of this one.
 
-    `from_config` alone would drop what the other scheduler left at its own class's default, such as
-    the β of `LCMScheduler()`, and take DDIM's defaults instead.
+    `from_config` alone would drop what this one left at its own class's default, such as the β of
+    `LCMScheduler()`, and take the other kind's defaults instead.
     """
     config = {name: value for name, value in scheduler.config.items() if name[0] != "_"}
-    return DDIMScheduler.from_config(
-        config, timestep_spacing=timestep_spacing, clip_sample=False, set_alpha_to_one=False
+    return kind.from_config(config, **changes)
+
+
+def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> DDIMScheduler:
+    """DDIM with the noise schedule of another scheduler."""
+    return derived(
+        DDIMScheduler,
+        scheduler,
+        timestep_spacing=timestep_spacing,
+        clip_sample=False,
+        set_alpha_to_one=False,
     )
 
 

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from lrd_helpers.storybook import IMAGE_SIZE, WORDS, Rendering, StorybookDataset
 from lrd_helpers.training import loop
 from lrd_helpers.training.sheets import save_sheet
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import word_tokenizer
 
 
 class ClipTraining(nn.Module):

@@ -26,7 +26,7 @@ from lrd_helpers.storybook import (
     seeded,
 )
 from lrd_helpers.training import loop
-from lrd_helpers.vocabulary import word_tokenizer
+from lrd_helpers.words import word_tokenizer
 
 RANDOM_WORDS = 0.25
 """The share of the captions that are words in any order: people type what no scene would say."""

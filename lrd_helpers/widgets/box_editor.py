@@ -11,10 +11,8 @@ The page is `box_editor.js`; here is what checks and keeps what it sends.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
-import io
 import json
 import threading
 import uuid
@@ -25,11 +23,12 @@ from typing import Any
 
 import anywidget
 import traitlets
-from PIL import Image
 
-from lrd_helpers.layout import VERSION, Box, Layer, Layout, LayoutError
-from lrd_helpers.mask import PNG_PREFIX
-from lrd_helpers.plotting import BOX_COLOURS, as_image
+from lrd_helpers.layout import Layer, Layout, LayoutError
+from lrd_helpers.layout_json import VERSION
+from lrd_helpers.mask import Box
+from lrd_helpers.pictures import data_uri, picture_of
+from lrd_helpers.plotting import BOX_COLOURS
 
 DOCUMENT_ONLY = ("id", "hidden", "locked")
 """What a layer of the editor has and a `Layer` has not."""
@@ -80,7 +79,7 @@ class BoxEditor(anywidget.AnyWidget):
     ) -> None:
         if layout is not None and (caption or background):
             raise ValueError("the layout has a caption and a background; do not give others")
-        picture = None if image is None else as_image(image)
+        picture = None if image is None else picture_of(image)
         width, height = size or (picture.size if picture else (128, 128))
         if min(width, height) < 1:
             raise ValueError(f"size is {(width, height)}, but should be (width, height) in pixels")
@@ -281,13 +280,6 @@ def _quoted(text: str) -> str:
 
 
 # ------------------------------------------------------------------ pictures
-
-
-def data_uri(picture: Image.Image) -> str:
-    """A picture as a PNG in a data URI."""
-    png = io.BytesIO()
-    picture.save(png, format="PNG")
-    return PNG_PREFIX + base64.b64encode(png.getvalue()).decode()
 
 
 def layout_svg(

@@ -28,16 +28,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lrd_helpers.attention import AttentionMaps, WordError, capture_attention
-from lrd_helpers.layout import Box, Layout, LayoutError
-from lrd_helpers.method import METHODS, method_named
+from lrd_helpers.attention import AttentionMaps, capture_attention
+from lrd_helpers.layout import Layout, LayoutError
+from lrd_helpers.mask import Box
+from lrd_helpers.methods import METHODS
+from lrd_helpers.methods import named as method_named
+from lrd_helpers.methods.regions import asked_prompt
 from lrd_helpers.metrics import Detector, StorybookDetector, found_boxes, layout_iou
-from lrd_helpers.regions import asked_prompt
-from lrd_helpers.vocabulary import WHOLE_WORDS
-from lrd_helpers.widgets.box_editor import BoxEditor, data_uri, layout_of, layout_svg
+from lrd_helpers.pictures import data_uri
+from lrd_helpers.widgets.box_editor import BoxEditor, layout_of, layout_svg
+from lrd_helpers.words import WHOLE_WORDS, WordError
 
 if TYPE_CHECKING:
-    from lrd_helpers.rendering import LayeredRenderingPipeline
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 HISTORY = 6
 """So many renders are kept to compare."""

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from lrd_helpers.layout import Layout
-from lrd_helpers.plotting import Picture, as_image, draw_layout
-from lrd_helpers.widgets.box_editor import data_uri
+from lrd_helpers.pictures import Picture, data_uri, picture_of
+from lrd_helpers.plotting import draw_layout
 
 NEITHER = "no difference"
 ANSWERS = ("left", NEITHER, "right")
@@ -67,7 +67,7 @@ def shuffled_pairs(
     pairs = []
     for number, turn in zip(order, turned.tolist(), strict=True):
         left, right = reversed(pictures) if turn else pictures
-        images = as_image(pictures[left][number]), as_image(pictures[right][number])
+        images = picture_of(pictures[left][number]), picture_of(pictures[right][number])
         pairs.append(Pair(layouts[number], (left, right), images))
     return pairs
 
