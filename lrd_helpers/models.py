@@ -59,6 +59,7 @@ def load_pipeline(
     name_or_folder: str | os.PathLike[str] = "storybook",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    variant: str | None = None,
 ) -> LayeredRenderingPipeline:
     """The model as a `LayeredRenderingPipeline`, ready to draw: in eval mode, no safety checker.
 
@@ -68,6 +69,8 @@ def load_pipeline(
             commit in `REVISIONS`). Only safetensors weights are read.
         device: "cuda", "mps", "cpu", …; the best there is by default.
         dtype: of all weights; half precision on CUDA and single elsewhere by default.
+        variant: of the weights' files, such as "fp16" for `….fp16.safetensors`; in a folder by
+            default the one that it has, if it has no plain ones.
 
     Raises:
         AssetError: missing, incomplete or damaged, or weights of another shape.
@@ -85,12 +88,17 @@ def load_pipeline(
             for part in ("unet", "vae", "text_encoder"):
                 library, kind = index[part]
                 cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
-                options[part] = _load_weights(cls, folder / part)
+                weights = variant or _variant_in(folder / part)
+                options[part] = _load_weights(cls, folder / part, weights)
             pipe = LayeredRenderingPipeline.from_pretrained(str(folder), **options)
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         with _one_sentence(name):
             pipe = LayeredRenderingPipeline.from_pretrained(
-                name, revision=REVISIONS.get(name), use_safetensors=True, **options
+                name,
+                revision=REVISIONS.get(name),
+                use_safetensors=True,
+                variant=variant,
+                **options,
             )
     else:
         raise AssetError(
@@ -174,12 +182,22 @@ def _checked_device(device: torch.device | str) -> torch.device:
     return device
 
 
-def _load_weights(cls: Any, folder: Path) -> nn.Module:
+def _variant_in(folder: Path) -> str | None:
+    """The only variant of weights in a folder that has no plain ones, such as "fp16"."""
+    names = [path.name.removesuffix(".safetensors") for path in folder.glob("*.safetensors")]
+    # model.fp16.safetensors, or in parts model.fp16-00001-of-00002.safetensors
+    variants = {re.sub(r"-\d+-of-\d+$", "", name).partition(".")[2] for name in names}
+    return variants.pop() if len(variants) == 1 and "" not in variants else None
+
+
+def _load_weights(cls: Any, folder: Path, variant: str | None = None) -> nn.Module:
     """`cls.from_pretrained(folder)`, but a weight that the file lacks is an error.
 
     Both libraries leave such a weight at random and log a line.
     """
-    model, info = cls.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True)
+    model, info = cls.from_pretrained(
+        str(folder), use_safetensors=True, variant=variant, output_loading_info=True
+    )
     if missing := sorted(info["missing_keys"]):
         raise AssetError(
             f"{folder}: the weights are not complete, {len(missing)} missing ({missing[0]}, …)"

@@ -10,7 +10,6 @@ Without a widget `render` does the same: one layout in, one `Render` out.
 from __future__ import annotations
 
 import contextlib
-import functools
 import html
 import json
 import threading
@@ -18,7 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
@@ -31,11 +30,12 @@ from torch import Tensor
 from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layout, LayoutError
 from lrd_helpers.mask import Box
-from lrd_helpers.methods import METHODS
-from lrd_helpers.methods import named as method_named
-from lrd_helpers.methods.regions import asked_prompt
+from lrd_helpers.methods import METHODS, Choices, Method, named
+from lrd_helpers.methods.regions import asked_prompt, phases
 from lrd_helpers.metrics import Detector, StorybookDetector, found_boxes, layout_iou
-from lrd_helpers.pictures import data_uri
+from lrd_helpers.pictures import data_uri, picture_of
+from lrd_helpers.pipeline import warn_of_unknown_words
+from lrd_helpers.sampling.run import Run
 from lrd_helpers.widgets.box_editor import BoxEditor, layout_of, layout_svg
 from lrd_helpers.words import WHOLE_WORDS, WordError
 
@@ -61,8 +61,9 @@ class Settings:
         steps: denoising steps.
         guidance_scale: γ of classifier-free guidance.
         layered_fraction: which part of the steps, in [0, 1], is layered (t0); None: the method's.
-        strength: factor on the method's strengths of vision guidance; 0 = none.
-        method: the name of a preset, see `lrd_helpers.method.METHODS`.
+        strength: factor on the method's strengths of vision guidance; 0 = none. Methods that have
+            no such choice do not look at these two.
+        method: a method's name, see `lrd_helpers.METHODS`.
     """
 
     seed: int = 0
@@ -70,7 +71,7 @@ class Settings:
     guidance_scale: float = 5.0
     layered_fraction: float | None = None
     strength: float = 1.0
-    method: str = "default"
+    method: str = "collage"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,18 +101,14 @@ class Render:
     remarks: tuple[str, ...]
 
 
-class Cancelled(Exception):
-    """A render that was stopped by its `on_step`."""
-
-
 def render(
     layout: Layout,
     pipe: LayeredRenderingPipeline,
     settings: Settings | None = None,
     *,
     detector: Detector | None = None,
-    on_step: Callable[[int], None] | None = None,
-) -> Render:
+    on_step: Callable[[float], bool] | None = None,
+) -> Render | None:
     """Draw a layout and look at the picture: the plain function behind `LayoutStudio`.
 
     Args:
@@ -119,33 +116,34 @@ def render(
         pipe: draws it.
         settings: how; `Settings()` by default.
         detector: finds the layers in the picture; without one there are no IoUs.
-        on_step: called with the number of steps done after each (the default's sketches stand for
-            the first ones); what it raises ends the render.
+        on_step: called after each step, those of sketches too, with the share that is done, up to
+            1; if it says False, nothing more is drawn, and the answer is None.
 
     Raises:
-        ValueError: what the pipeline refuses.
+        ValueError: what the method refuses.
     """
     settings = settings or Settings()
-    method = method_named(settings.method)
-    if settings.layered_fraction is not None:
-        method = replace(method, layered_fraction=settings.layered_fraction)
-    start = time.perf_counter()
-    all_layered = round(method.layered_fraction * settings.steps) == settings.steps
-    prompts = [layout.caption]
-    if all_layered and layout.background.strip():  # the caption is never drawn
-        counts = Counter(asked_prompt(layer, layout, method) for layer in layout.layers)
-        prompts = [prompt for prompt, count in counts.items() if count == 1] or prompts
-    with capture_attention(pipe, prompts) as attention, _remarks() as remarks:
-        image = pipe(
-            layout,
-            method=method,
-            inside=settings.strength * method.inside,
-            outside=settings.strength * method.outside,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(settings.seed),
-            callback_on_step_end=on_step and functools.partial(_count_step, on_step),
-        ).images[0]
+    method, start = method_of(settings), time.perf_counter()
+    run = Run.begin(
+        pipe,
+        [layout],
+        _picture_size(pipe)[::-1],
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(settings.seed),
+    )
+    with _remarks() as remarks:
+        method.check(run)
+        warn_of_unknown_words(pipe, [layout])
+    run.draw_noise()
+    total, latents = sum(method.count(run)), run.x_T
+    with torch.no_grad(), run.model.drawing():
+        with capture_attention(pipe, prompts_looked_at(run, method)) as attention:
+            for done, state in enumerate(method.sample(run), start=1):
+                latents = state.latents
+                if on_step is not None and not on_step(done / total):
+                    return None
+        image = picture_of(run.model.decode(latents)[0] / 2 + 0.5)
     found = ious = None
     if detector is not None:
         with contextlib.suppress(ValueError):  # a prompt with no word the detector knows
@@ -164,9 +162,29 @@ def _maps(attention: AttentionMaps) -> dict[str, Float[Tensor, "height width"]]:
     return maps
 
 
-def _count_step(on_step: Callable[[int], None], _pipe: Any, step: int, *_: Any) -> dict:
-    on_step(step + 1)
-    return {}
+def method_of(settings: Settings) -> Method:
+    """The method that settings name, with their choices."""
+    method = named(settings.method)
+    if not isinstance(method, Choices):
+        return method
+    changes = {
+        "inside": settings.strength * method.inside,
+        "outside": settings.strength * method.outside,
+    }
+    if settings.layered_fraction is not None:
+        changes["layered_fraction"] = settings.layered_fraction
+    return named(method, **changes)
+
+
+def prompts_looked_at(run: Run, method: Method) -> list[str]:
+    """The prompts whose words' maps are shown: the caption, or the layers' if it is not drawn."""
+    layout = run.layout
+    if isinstance(method, Choices) and layout.background.strip():
+        phase = phases(run, method)
+        if phase.layered == len(run.steps):
+            counts = Counter(asked_prompt(layer, layout, method) for layer in layout.layers)
+            return [prompt for prompt, count in counts.items() if count == 1] or [layout.caption]
+    return [layout.caption]
 
 
 @contextlib.contextmanager
@@ -247,7 +265,7 @@ class LayoutStudio(ipywidgets.VBox):
         self._drop()
         job = self._job = object()
         self._render_button.disabled, self._cancel_button.disabled = not self._live.value, False
-        self._progress.value, self._progress.max = 0, self.settings.steps
+        self._progress.value = 0
         self._progress.layout.visibility = "visible"
         self._say("Rendering …")
         self._thread = threading.Thread(
@@ -274,27 +292,21 @@ class LayoutStudio(ipywidgets.VBox):
     # -------------------------------------------------------------- rendering
 
     def _work(self, job: object, layout: Layout, settings: Settings) -> None:
-        def on_step(done: int) -> None:
-            if job is not self._job:
-                raise Cancelled
-            self._progress.value = done
+        def on_step(share: float) -> bool:
+            if job is self._job:
+                self._progress.value = share
+            return job is self._job
 
         with self._pipe_is_free:
             if job is not self._job:
                 return
-            quiet = getattr(self.pipe, "_progress_bar_config", {})
-            self.pipe.set_progress_bar_config(disable=True)
             try:
                 made = render(layout, self.pipe, settings, detector=self.detector, on_step=on_step)
-            except Cancelled:
-                return
             except Exception as error:  # whatever it is: it is shown, and the button works again
                 if job is self._job:
                     name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
                     self._finish(f"{name}{error}", bad=True)
                 return
-            finally:
-                self.pipe.set_progress_bar_config(**quiet)
         if job is self._job:
             self.renders = [*self.renders, made][-HISTORY:]
             self._word = self._word if self._word in made.attention else None
@@ -302,9 +314,8 @@ class LayoutStudio(ipywidgets.VBox):
             self._show(made)
 
     def _drop(self) -> None:
-        """The render that runs ends at its next step, also while it sketches."""
-        if self._job is not None:
-            self._job, self.pipe._interrupt = None, True
+        """The render that runs ends after its next step, also while it sketches."""
+        self._job = None
 
     def _finish(self, text: str, *, bad: bool = False) -> None:
         self._job = None
@@ -344,9 +355,9 @@ class LayoutStudio(ipywidgets.VBox):
             )
 
         whole, real = ipywidgets.IntSlider, ipywidgets.FloatSlider
-        method = method_named(settings.method)
         fraction = settings.layered_fraction
-        fraction = method.layered_fraction if fraction is None else fraction
+        if fraction is None:
+            fraction = getattr(named(settings.method), "layered_fraction", 0.0)
         self._sliders = {
             "seed": slider(whole, "seed", settings.seed, 0, 999, 1),
             "steps": slider(whole, "steps", settings.steps, 1, 100, 1),
@@ -361,8 +372,8 @@ class LayoutStudio(ipywidgets.VBox):
                 layout={"width": "300px"},
             ),
         }
-        self._sliders["strength"].disabled = not (method.inside or method.outside)
-        self._sliders["method"].observe(self._take_fraction, "value")
+        self._allow(settings.method)
+        self._sliders["method"].observe(self._take_method, "value")
         self._render_button = ipywidgets.Button(description="Render", button_style="primary")
         self._cancel_button = ipywidgets.Button(description="Cancel", disabled=True)
         self._live = ipywidgets.ToggleButton(
@@ -370,7 +381,8 @@ class LayoutStudio(ipywidgets.VBox):
         )
         for button in (self._render_button, self._cancel_button, self._live):
             button.layout.width = "96px"
-        self._progress = ipywidgets.IntProgress(layout={"width": "300px", "visibility": "hidden"})
+        hidden = {"width": "300px", "visibility": "hidden"}
+        self._progress = ipywidgets.FloatProgress(max=1, layout=hidden)
         self._message = ipywidgets.HTML()
         # Not before the last edit is here: a click may overtake it.
         self._render_button.on_click(lambda _: self.editor.when_drawn(self.start))
@@ -397,10 +409,18 @@ class LayoutStudio(ipywidgets.VBox):
         self._below = ipywidgets.HBox([controls, picture])
         self._below.add_class("lrd-below")
 
-    def _take_fraction(self, change: dict[str, Any]) -> None:
+    def _take_method(self, change: dict[str, Any]) -> None:
         method = METHODS[change["new"]]
-        self._sliders["layered_fraction"].value = method.layered_fraction
-        self._sliders["strength"].disabled = not (method.inside or method.outside)
+        if isinstance(method, Choices):
+            self._sliders["layered_fraction"].value = method.layered_fraction
+        self._allow(change["new"])
+
+    def _allow(self, name: str) -> None:
+        """Only the sliders that the method looks at can be moved."""
+        method = METHODS[name]
+        layered = isinstance(method, Choices)
+        self._sliders["layered_fraction"].disabled = not layered
+        self._sliders["strength"].disabled = not (layered and method.guided)
 
     def _show(self, made: Render | None = None) -> None:
         """Show a render: its picture, its words, its IoUs, and its place in the strip."""
