@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
         # Only what is meant for the user; anything else is a mistake of ours and shows itself.
-        from lrd_helpers.benchmark_layouts import BenchmarkError
+        from lrd_helpers.benchmark import BenchmarkError
         from lrd_helpers.layout import LayoutError
         from lrd_helpers.models import AssetError
 
@@ -201,15 +201,18 @@ def _render(options: argparse.Namespace) -> None:
 
 def _benchmark(options: argparse.Namespace) -> None:
     from lrd_helpers.benchmark import (
-        KNOWN,
+        CONTENDERS as KNOWN,
+    )
+    from lrd_helpers.benchmark import (
         ablations,
+        checked_metrics,
+        load_layouts,
         measure_again,
         methods_named,
         processes,
+        report,
         run,
     )
-    from lrd_helpers.benchmark_layouts import load_layouts
-    from lrd_helpers.benchmark_report import checked_metrics, report
 
     layouts = load_layouts(*options.layouts)
     names = options.methods or (["default"] if options.ablations else [*KNOWN])
@@ -286,7 +289,7 @@ class _Measure:
     """
 
     def __init__(self, pipe: LayeredRenderingPipeline) -> None:
-        from lrd_helpers.metrics import StorybookClip, StorybookDetector
+        from lrd_helpers.measure import StorybookClip, StorybookDetector
         from lrd_helpers.vocabulary import WHOLE_WORDS
 
         known = len(pipe.tokenizer) <= WHOLE_WORDS
@@ -294,7 +297,7 @@ class _Measure:
         self.clip = StorybookClip() if known else None
 
     def __call__(self, image: Image.Image, layout: Layout) -> str:
-        from lrd_helpers.metrics import clip_score, layout_iou
+        from lrd_helpers.measure import clip_score, layout_iou
 
         if self.detector is None or self.clip is None:
             return f"{'–':>5}  {'–':>5}"

@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from lrd_helpers.layout import Box, Layer, Layout
 from lrd_helpers.mask import Mask, tight_box
+from lrd_helpers.measure import Detector
 from lrd_helpers.method import Method, method_named
-from lrd_helpers.metrics import Detector, picture_of, pixels_of
+from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.placement import moved
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline

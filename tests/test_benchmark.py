@@ -22,39 +22,35 @@ from lrd_helpers import benchmark, benchmark_report
 from lrd_helpers.baselines import BASELINES, BoxDiff, LayoutGuidance
 from lrd_helpers.benchmark import (
     GROUND_TRUTH,
+    METRICS,
+    BenchmarkError,
     GroundTruth,
+    NamedLayout,
     Row,
     ablations,
-    drawn,
-    measure_again,
-    methods_named,
-    noise_of,
-    picture_file,
-    read_results,
-    run,
-    scored,
-    spread,
-)
-from lrd_helpers.benchmark_layouts import (
-    BenchmarkError,
-    NamedLayout,
-    load_layouts,
-    save_layouts,
-)
-from lrd_helpers.benchmark_report import (
-    METRICS,
     by_layout,
     checked_metrics,
     cost_table,
     differences,
     differences_table,
+    drawn,
     estimate,
+    load_layouts,
+    measure_again,
+    methods_named,
+    noise_of,
+    picture_file,
+    read_results,
     report,
     results_by_method,
+    run,
+    save_layouts,
+    scored,
+    spread,
 )
 from lrd_helpers.layout import Layer, Layout, LayoutError
+from lrd_helpers.measure import Detection, StorybookClip, StorybookDetector
 from lrd_helpers.method import METHODS
-from lrd_helpers.metrics import Detection, StorybookClip, StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import aspect_ratio

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_benchmark import filled, row
 
-from lrd_helpers.benchmark import GROUND_TRUTH
-from lrd_helpers.benchmark_layouts import BenchmarkError
-from lrd_helpers.benchmark_report import (
+from lrd_helpers.benchmark import (
+    GROUND_TRUTH,
+    BenchmarkError,
     cost_table,
     differences_table,
     methods_figure,

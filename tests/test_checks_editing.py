@@ -10,7 +10,7 @@ from torch.nn import functional
 from lrd_helpers.checks import editing as checks
 from lrd_helpers.ddpm import NoiseSchedule
 from lrd_helpers.editing import Edited
-from lrd_helpers.metrics import picture_of, pixels_of
+from lrd_helpers.pictures import picture_of, pixels_of
 
 
 def kept_by_weights(before, after, changed):

@@ -30,7 +30,7 @@ from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.guidance import constant_delta, vision_guidance
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.method import METHODS, Method
-from lrd_helpers.metrics import picture_of, pixels_of
+from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.placement import object_pixels, pasted
 from lrd_helpers.rendering import LayeredRenderingPipeline
 

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from lrd_helpers.attention import AttentionMaps, WordError, capture_attention
 from lrd_helpers.layout import Box, Layout, LayoutError
+from lrd_helpers.measure import Detector, StorybookDetector, found_boxes, layout_iou
 from lrd_helpers.method import METHODS, method_named
-from lrd_helpers.metrics import Detector, StorybookDetector, found_boxes, layout_iou
 from lrd_helpers.regions import asked_prompt
 from lrd_helpers.vocabulary import WHOLE_WORDS
 from lrd_helpers.widgets.box_editor import BoxEditor, data_uri, layout_of, layout_svg
