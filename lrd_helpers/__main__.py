@@ -70,11 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
         # Only what is meant for the user; anything else is a mistake of ours and shows itself.
-        from lrd_helpers.benchmark import BenchmarkError
-        from lrd_helpers.layout import LayoutError
-        from lrd_helpers.models import AssetError
-
-        if isinstance(error, (LayoutError, AssetError, BenchmarkError, _Refused)):
+        if isinstance(error, _refusals(options)):
             return _complain(str(error))
         raise
     return 0
@@ -136,6 +132,18 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
 
 class _Refused(ValueError):
     """Arguments that are each legal, but not here or not together."""
+
+
+def _refusals(options: argparse.Namespace) -> tuple[type[Exception], ...]:
+    """What a command raises where its arguments or files are to blame."""
+    from lrd_helpers.layout import LayoutError
+    from lrd_helpers.models import AssetError
+
+    if options.run is not _benchmark:
+        return LayoutError, AssetError, _Refused
+    from lrd_helpers.benchmark import BenchmarkError
+
+    return LayoutError, AssetError, BenchmarkError, _Refused
 
 
 def _complain(sentence: str) -> int:
@@ -201,9 +209,8 @@ def _render(options: argparse.Namespace) -> None:
 
 def _benchmark(options: argparse.Namespace) -> None:
     from lrd_helpers.benchmark import (
-        CONTENDERS as KNOWN,
-    )
-    from lrd_helpers.benchmark import (
+        CONTENDERS,
+        DEFAULT,
         ablations,
         checked_metrics,
         load_layouts,
@@ -215,7 +222,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     )
 
     layouts = load_layouts(*options.layouts)
-    names = options.methods or (["default"] if options.ablations else [*KNOWN])
+    names = options.methods or ([DEFAULT] if options.ablations else [*CONTENDERS])
     methods = methods_named([*names, *(ablations() if options.ablations else [])])
     metrics = checked_metrics(options.metrics)
     if options.measure_again:
@@ -232,9 +239,9 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     state = processes()
     # Of several processes each has a device of its own.
-    own = state.device if state.num_processes > 1 else None
+    device = state.device if state.num_processes > 1 else None
     try:
-        pipe = load_pipeline(options.model, options.device or own)
+        pipe = load_pipeline(options.model, options.device or device)
     except ValueError as error:
         raise _Refused(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
@@ -292,9 +299,9 @@ class _Measure:
         from lrd_helpers.measure import StorybookClip, StorybookDetector
         from lrd_helpers.vocabulary import WHOLE_WORDS
 
-        known = len(pipe.tokenizer) <= WHOLE_WORDS
-        self.detector = StorybookDetector() if known else None
-        self.clip = StorybookClip() if known else None
+        storybook = len(pipe.tokenizer) <= WHOLE_WORDS
+        self.detector = StorybookDetector() if storybook else None
+        self.clip = StorybookClip() if storybook else None
 
     def __call__(self, image: Image.Image, layout: Layout) -> str:
         from lrd_helpers.measure import clip_score, layout_iou
