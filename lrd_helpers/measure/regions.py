@@ -19,14 +19,14 @@ from lrd_helpers.storybook import STICKERS
 
 REFERENCE_PIXELS = 128 * 128
 
-NOISE_FLOOR = 20
+NOISE_FLOOR = 20.0
 """Smaller regions are noise, not objects.
 
 The smallest sticker the world draws covers about a hundred pixels. Along a blurred outline single
 pixels look like something else, and a single pixel can stretch a box across the picture.
 """
 
-FRAGMENT = 90
+FRAGMENT = 90.0
 """Smaller regions that touch another sticker belong to it.
 
 Where a picture is blurred or badly drawn, a bit of a mushroom's cap looks like a flower. No whole
@@ -39,9 +39,9 @@ the tip of a rocket, say, that looks like a mushroom. Two things of one colour d
 world, but a third thing seen where there are two is more frequent by far.
 """
 
-GAP = 2  # parts at most twice this length apart are one thing: sail and hull
+GAP = 2.0  # parts at most twice this length apart are one thing: sail and hull
 SECOND_COLOUR = 0.3  # a smaller share of an object in another colour is a detail, not an object
-COLOUR_REACH = 2  # pixels that far around say what colour a pixel of a sticker has
+COLOUR_REACH = 2.0  # pixels that far around say what colour a pixel of a sticker has
 
 
 def without_fragments(classes: Int[Tensor, "height width"]) -> Int[Tensor, "height width"]:

@@ -60,9 +60,9 @@ class StorybookDetector:
     def rules(self) -> str:
         """What its answers depend on besides its weights, to be kept beside what it measured."""
         return (
-            f"noise floor {self.noise_floor:g}, fragments {regions.FRAGMENT}, "
-            f"parts {regions.PART:g}, gap {regions.GAP}, "
-            f"second colour {regions.SECOND_COLOUR:g}, colour reach {regions.COLOUR_REACH}"
+            f"noise floor {self.noise_floor:g}, fragments {regions.FRAGMENT:g}, "
+            f"parts {regions.PART:g}, gap {regions.GAP:g}, "
+            f"second colour {regions.SECOND_COLOUR:g}, colour reach {regions.COLOUR_REACH:g}"
         )
 
     def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
