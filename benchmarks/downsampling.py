@@ -26,7 +26,7 @@ from tqdm import tqdm
 from lrd_helpers import ddpm
 from lrd_helpers.autoencoder import kl_divergence, psnr
 from lrd_helpers.files import write_atomically
-from lrd_helpers.metrics import StorybookClip
+from lrd_helpers.measure import StorybookClip
 from lrd_helpers.models import ASSETS
 from lrd_helpers.storybook import StorybookDataset
 from lrd_helpers.training.autoencoder import AutoencoderTraining

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
-from lrd_helpers.metrics import StorybookDetector
+from lrd_helpers.measure import StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
 from lrd_helpers.storybook import Scene, caption_of, render_scenes, sample_scene, seeded
 from lrd_helpers.training import autoencoder, clip, segmenter

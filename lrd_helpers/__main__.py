@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import sys
 import warnings
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from lrd_helpers.layout import Layout
+    from lrd_helpers.methods import Method
     from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     render.add_argument(
         "--method",
-        default="default",
-        choices=("default", "paper", "authors", "unofficial"),
-        help="whose reading of the method (%(default)s)",
+        default="collage",
+        help="collage, paper, authors, unofficial, plain, multidiffusion, paint-with-words, "
+        "layout-guidance or boxdiff; or with choices changed: paper,inside=0.3 (%(default)s)",
     )
     render.add_argument(
         "--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)"
@@ -70,11 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{where}{error.strerror or error}")
     except Exception as error:
         # Only what is meant for the user; anything else is a mistake of ours and shows itself.
-        from lrd_helpers.benchmark_layouts import BenchmarkError
-        from lrd_helpers.layout import LayoutError
-        from lrd_helpers.models import AssetError
-
-        if isinstance(error, (LayoutError, AssetError, BenchmarkError, _Refused)):
+        if isinstance(error, _refusals(options)):
             return _complain(str(error))
         raise
     return 0
@@ -104,12 +100,12 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         metavar="METHOD",
         help="names, or names with choices changed: paper paper,inside=0.3,outside=0.3 fuse=once "
-        "(all there are; with --ablations only the default)",
+        "(all there are; with --ablations only the collage)",
     )
     add(
         "--ablations",
         action="store_true",
-        help="also the default with one choice changed, for every choice it has",
+        help="also the collage with one choice changed, for every choice it has",
     )
     add("--metrics", nargs="+", metavar="METRIC", help="columns of the tables (all there are)")
     add("--seeds", type=int, default=1, help="pictures a layout and method (%(default)s)")
@@ -136,6 +132,18 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
 
 class _Refused(ValueError):
     """Arguments that are each legal, but not here or not together."""
+
+
+def _refusals(options: argparse.Namespace) -> tuple[type[Exception], ...]:
+    """What a command raises where its arguments or files are to blame."""
+    from lrd_helpers.layout import LayoutError
+    from lrd_helpers.models import AssetError
+
+    if options.run is not _benchmark:
+        return LayoutError, AssetError, _Refused
+    from lrd_helpers.benchmark import BenchmarkError
+
+    return LayoutError, AssetError, BenchmarkError, _Refused
 
 
 def _complain(sentence: str) -> int:
@@ -173,9 +181,15 @@ def _render(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.output.is_dir():
         raise _Refused(f"--output {options.output} is a file, but should be a folder")
 
+    from lrd_helpers.methods import parsed
     from lrd_helpers.models import load_pipeline
+    from lrd_helpers.pictures import png_of
     from lrd_helpers.plotting import side_by_side
 
+    try:
+        method = parsed(options.method)
+    except ValueError as error:
+        raise _Refused(f"--method {error}") from None
     try:
         pipe = load_pipeline(options.model, options.device)
     except ValueError as error:
@@ -188,12 +202,11 @@ def _render(options: argparse.Namespace) -> None:
     with tqdm(layouts.items(), unit="layout", leave=False, disable=None) as progress:
         for path, layout in progress:
             progress.set_description(path.stem)
-            image = _draw(pipe, path, layout, options)
+            image = _draw(pipe, path, layout, method, options)
             row = f"{path.stem:{width}}  {measure(image, layout)}"
-            png = io.BytesIO()
-            side_by_side(image, layout).save(png, format="PNG")
+            png = png_of(side_by_side(image, layout))
             options.output.mkdir(parents=True, exist_ok=True)
-            write_atomically(options.output / f"{path.stem}.png", png.getvalue())
+            write_atomically(options.output / f"{path.stem}.png", png)
             for line in [*rows, row]:
                 tqdm.write(line, file=sys.stdout)
             rows = []  # the heading is printed once
@@ -201,18 +214,20 @@ def _render(options: argparse.Namespace) -> None:
 
 def _benchmark(options: argparse.Namespace) -> None:
     from lrd_helpers.benchmark import (
-        KNOWN,
+        BEST,
         ablations,
+        checked_metrics,
+        load_layouts,
         measure_again,
         methods_named,
         processes,
+        report,
         run,
     )
-    from lrd_helpers.benchmark_layouts import load_layouts
-    from lrd_helpers.benchmark_report import checked_metrics, report
+    from lrd_helpers.methods import METHODS
 
     layouts = load_layouts(*options.layouts)
-    names = options.methods or (["default"] if options.ablations else [*KNOWN])
+    names = options.methods or ([BEST] if options.ablations else [*METHODS])
     methods = methods_named([*names, *(ablations() if options.ablations else [])])
     metrics = checked_metrics(options.metrics)
     if options.measure_again:
@@ -229,9 +244,9 @@ def _benchmark(options: argparse.Namespace) -> None:
 
     state = processes()
     # Of several processes each has a device of its own.
-    own = state.device if state.num_processes > 1 else None
+    device = state.device if state.num_processes > 1 else None
     try:
-        pipe = load_pipeline(options.model, options.device or own)
+        pipe = load_pipeline(options.model, options.device or device)
     except ValueError as error:
         raise _Refused(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
@@ -254,7 +269,11 @@ def _benchmark(options: argparse.Namespace) -> None:
 
 
 def _draw(
-    pipe: LayeredRenderingPipeline, path: Path, layout: Layout, options: argparse.Namespace
+    pipe: LayeredRenderingPipeline,
+    path: Path,
+    layout: Layout,
+    method: Method,
+    options: argparse.Namespace,
 ) -> Image.Image:
     import torch
 
@@ -265,7 +284,7 @@ def _draw(
         try:
             image = pipe(
                 layout,
-                method=options.method,
+                method=method,
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance_scale,
                 generator=generator,
@@ -286,15 +305,15 @@ class _Measure:
     """
 
     def __init__(self, pipe: LayeredRenderingPipeline) -> None:
-        from lrd_helpers.metrics import StorybookClip, StorybookDetector
+        from lrd_helpers.measure import StorybookClip, StorybookDetector
         from lrd_helpers.words import WHOLE_WORDS
 
-        known = len(pipe.tokenizer) <= WHOLE_WORDS
-        self.detector = StorybookDetector() if known else None
-        self.clip = StorybookClip() if known else None
+        storybook = len(pipe.tokenizer) <= WHOLE_WORDS
+        self.detector = StorybookDetector() if storybook else None
+        self.clip = StorybookClip() if storybook else None
 
     def __call__(self, image: Image.Image, layout: Layout) -> str:
-        from lrd_helpers.metrics import clip_score, layout_iou
+        from lrd_helpers.measure import clip_score, layout_iou
 
         if self.detector is None or self.clip is None:
             return f"{'–':>5}  {'–':>5}"

@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box, Mask, tight_box
+from lrd_helpers.measure import Detector
 from lrd_helpers.methods import Choices, Method, named
 from lrd_helpers.methods.placement import moved
 from lrd_helpers.methods.plain import caption_step
 from lrd_helpers.methods.regions import phases
-from lrd_helpers.metrics import Detector
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import StableDiffusion, decode_latents, encode_images

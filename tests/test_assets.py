@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from lrd_helpers.attention import capture_attention
 from lrd_helpers.autoencoder import psnr
-from lrd_helpers.metrics import StorybookDetector, layout_iou
+from lrd_helpers.measure import StorybookDetector, layout_iou
 from lrd_helpers.models import ASSETS, load_segmenter, load_style
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import (

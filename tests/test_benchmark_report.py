@@ -1,20 +1,180 @@
-"""The report's parts, as a notebook shows them; the whole report is in test_benchmark.py."""
+"""What a benchmark reports: means and intervals, tables, figures."""
 
-from __future__ import annotations
+import importlib.util
+import json
+import math
+from dataclasses import replace
 
+import numpy
 import pytest
-from test_benchmark import filled, row
+from benchmark_examples import BRIGHT, FEW, FOLDER, LAYOUTS, Brightness, filled, row
+from PIL import Image
 
-from lrd_helpers.benchmark import GROUND_TRUTH
-from lrd_helpers.benchmark_layouts import BenchmarkError
-from lrd_helpers.benchmark_report import (
+from lrd_helpers.benchmark import (
+    CONTENDERS,
+    DEFAULT,
+    GROUND_TRUTH,
+    METRICS,
+    BenchmarkError,
+    LookingOnce,
+    NamedLayout,
+    by_layout,
+    checked_metrics,
     cost_table,
+    differences,
     differences_table,
+    estimate,
     methods_figure,
+    picture_file,
     quality_table,
+    read_results,
+    report,
     results_by_method,
     strata_figure,
 )
+from lrd_helpers.benchmark.contenders import choices_of
+from lrd_helpers.benchmark.judges import digest
+from lrd_helpers.benchmark.tables import strata_table
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.models import ASSETS, load_pipeline
+
+# ------------------------------------------------------------------ numbers
+
+
+def test_bootstrap_intervals_that_are_known() -> None:
+    # The mean of two draws from {0, 1}: 0 and 1 with probability 1/4 each.
+    assert estimate([0.0, 1.0]) == (0.5, 0.0, 1.0)
+    # The number of ones among ten draws is binomial with p = 1/10: P(X ≤ 2) = .93, P(X ≤ 3) = .987.
+    assert estimate([1.0, *[0.0] * 9]) == (0.1, 0.0, 0.3)
+    # For many values the mean is normal: ± 1.96 standard deviations of it.
+    values = numpy.random.default_rng(7).normal(5, 2, 400)
+    mean, low, high = estimate(values, numpy.random.default_rng(1), draws=10_000)
+    assert mean == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 400**0.5, rel=0.02)
+    assert estimate(values) == estimate(values) != estimate(values, numpy.random.default_rng(1))
+
+
+def test_intervals_of_little() -> None:
+    assert estimate([0.25, 0.25, math.nan]) == (0.25, 0.25, 0.25)
+    single = estimate([0.25, math.nan])
+    assert single.mean == 0.25
+    assert math.isnan(single.low)
+    assert math.isnan(estimate([]).mean)
+
+
+def test_seeds_of_a_layout_are_one_value() -> None:
+    rows = [row("a", "car", 0.2), row("a", "car", 0.4, 1), row("a", "both", 0.9)]
+    assert by_layout(rows, "iou") == pytest.approx([0.3, 0.9])
+    base = [row("b", "car", 0.1), row("b", "car", 0.1, 1), row("b", "other", 0.9)]
+    assert differences(rows, base, "iou") == pytest.approx([0.2]), "only pairs from the same noise"
+    lacking = [replace(of_base, attribute=math.nan) for of_base in base]
+    assert differences(rows, lacking, "attribute") == []
+
+
+# ------------------------------------------------------------------ tables and figures
+
+
+def test_the_committed_table_is_that_of_the_committed_rows() -> None:
+    methods = results_by_method(ASSETS / "benchmark")
+    assert set(methods) == {*CONTENDERS, GROUND_TRUTH}
+    names = {layout.name for layout in LAYOUTS}
+    for rows in methods.values():
+        assert {row.layout for row in rows} == names
+        assert len(rows) == len(names)
+    settings = json.loads((ASSETS / "benchmark" / "settings.json").read_text(encoding="utf-8"))
+    table = (FOLDER.parents[1] / "figures" / "benchmark.md").read_text(encoding="utf-8")
+    metrics = [name for name in METRICS if name != "ap"]  # AP needs the pictures
+    assert differences_table(methods, metrics) in table
+    assert cost_table(methods, settings) in table
+    # Who judged and what was drawn is what is shipped: else the numbers are another model's.
+    detector = LookingOnce()
+    assert settings["detector"] == f"LookingOnce {digest(detector.model)} {detector.rules}"
+    pipe = load_pipeline("storybook", "cpu")
+    assert settings["model"] == digest(pipe.unet, pipe.vae, pipe.text_encoder)
+    assert settings["methods"][DEFAULT] == choices_of(CONTENDERS[DEFAULT])
+
+
+def test_the_tables_say_what_was_measured(tmp_path) -> None:
+    rows = [
+        row(GROUND_TRUTH, "car", 1.0, unet_calls=0),
+        row(GROUND_TRUTH, "both", 0.9, stratum="two", layers=3, unet_calls=0),
+        row("default", "car", 0.8, seconds=2.0, clip=75.0, memory=12.0),
+        row("default", "both", 0.6, seconds=6.0, clip=65.0, stratum="two", layers=3, memory=30.0),
+        row("plain", "car", 0.2),
+        row("plain", "both", 0.4, seconds=2.0, stratum="two", layers=3),
+        row("boxdiff", "car", 0.5, unet_calls=80, backward_passes=30, seconds=5.0),
+    ]
+    folder = filled(tmp_path / "out", rows)
+    text = report(folder, FEW[:2], metrics=["iou", "success", "clip"])
+    assert (folder / "table.md").read_text() == text + "\n"
+    assert text.startswith("2 layouts, 1 seed, 25 steps, guidance scale 5.")
+    for line in (
+        "| method | pictures | IoU | success | CLIP score |",
+        "| default | 2 | 0.700 [0.600, 0.800] | 1.000 [1.000, 1.000] | 70.0 [65.0, 75.0] |",
+        "| plain | 2 | 0.300 [0.200, 0.400] | 0.000 [0.000, 0.000] | 70.0 [70.0, 70.0] |",
+        "| boxdiff | 1 | 0.500 | 1.000 | 70.0 |",
+        "| ground truth | 2 | 0.950 [0.900, 1.000] | 1.000 [1.000, 1.000] | 70.0 [70.0, 70.0] |",
+        # differences
+        "| plain | -0.400 [-0.600, -0.200] | -1.000 [-1.000, -1.000] | +0.0 [-5.0, +5.0] |",
+        "| boxdiff | -0.300 | +0.000 | -5.0 |",
+        # strata
+        "| stratum | layouts | default | plain | boxdiff | ground truth |",
+        "| one | 1 | 0.800 | 0.200 | 0.500 | 1.000 |",
+        "| two | 1 | 0.600 | 0.400 | – | 0.900 |",
+        # costs
+        "| default | 4.00 | 2.50 | 3.00 | 50.0 | 0.0 | 30 |",
+        "| plain | 1.50 | 1.00 | 1.00 | 50.0 | 0.0 | – |",
+        "| boxdiff | 5.00 | 5.00 | – | 80.0 | 30.0 | – |",
+    ):
+        assert line in text.splitlines(), line
+    for name in ("methods.png", "strata.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 150
+    other = strata_table(results_by_method(folder), FEW[:2], "success")
+    assert "| one | 1 | 1.000 | 0.000 | 1.000 | 1.000 |" in other.splitlines()
+
+
+def test_a_table_without_a_default_or_a_ceiling(tmp_path) -> None:
+    folder = filled(tmp_path / "out", [row("plain", "car", 0.2), row("paper", "car", 0.3)])
+    text = report(folder, FEW[:1], metrics=["iou"])
+    assert "The default was not among the methods." in text
+    assert "| paper | 1 | 0.300 |" in text.splitlines()
+
+
+def test_average_precision_looks_at_the_pictures(tmp_path) -> None:
+    pytest.importorskip("pycocotools")
+    folder = filled(tmp_path / "out", [row(name, "car", 0.2) for name in ("plain", "default")])
+    # What Brightness finds in a white picture is the car's box; in a black one it is not.
+    layouts = [NamedLayout("car", "one", Layout("a car", layers=[Layer("a car", BRIGHT)]))]
+    for name, colour in (("plain", "black"), ("default", "white")):
+        path = picture_file(folder, name, "car", 0)
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32), colour).save(path)
+    text = report(folder, layouts, metrics=["ap", "iou"], detector=Brightness())
+    assert "| default | 1 | 0.200 | 1.000 |" in text.splitlines()
+    assert "| plain | 1 | 0.200 | 0.000 |" in text.splitlines()
+
+
+def test_metrics_that_do_not_exist(tmp_path, monkeypatch) -> None:
+    known = "there are iou, success, attribute, leakage, clip, ap"
+    with pytest.raises(BenchmarkError, match=f"there is no metric 'fid'; {known}"):
+        checked_metrics(["iou", "fid"])
+    with pytest.raises(BenchmarkError, match="give another metric beside it"):
+        checked_metrics(["ap"])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert checked_metrics() == ["iou", "success", "attribute", "leakage", "clip"]
+    with pytest.raises(BenchmarkError, match="ap needs pycocotools: pip install pycocotools"):
+        checked_metrics(["iou", "ap"])
+    with pytest.raises(BenchmarkError, match="holds no results"):
+        report(tmp_path, FEW)
+
+
+def test_a_table_of_other_columns(tmp_path) -> None:
+    (tmp_path / "results.csv").write_text("method,iou\nplain,0.5\n")
+    with pytest.raises(BenchmarkError, match=r"results\.csv has other columns"):
+        read_results(tmp_path)
+    (tmp_path / "results.csv").write_text("meth")
+    assert read_results(tmp_path) == [], "cut in the heading"
 
 
 def test_parts_of_the_report_from_rows_alone(tmp_path) -> None:
@@ -29,7 +189,7 @@ def test_parts_of_the_report_from_rows_alone(tmp_path) -> None:
     ]
     methods = results_by_method(filled(tmp_path / "out", rows))
     assert list(methods)[-1] == GROUND_TRUTH
-    assert [one.layout for one in methods["plain"]] == ["both", "car"]
+    assert [plain.layout for plain in methods["plain"]] == ["both", "car"]
     assert "| plain | 2 | 0.300 [0.200, 0.400] |" in quality_table(methods, ["iou"]).splitlines()
     assert "| plain | -0.600 |" in differences_table(methods, ["iou"]).splitlines()
     settings = {"machine": "a machine", "batch_size": 1}

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from test_checks import assert_diagnosed
 
-from lrd_helpers.benchmark_report import estimate
+from lrd_helpers.benchmark import estimate
 from lrd_helpers.checks import evaluation as checks
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.metrics import Detection, average_precision, box_iou
+from lrd_helpers.measure import Detection, average_precision, box_iou
 
 
 def area(box):

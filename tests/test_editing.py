@@ -24,8 +24,8 @@ from lrd_helpers.editing import (
 )
 from lrd_helpers.layout import Layer, LayoutError
 from lrd_helpers.mask import Mask
+from lrd_helpers.measure import Detection
 from lrd_helpers.methods import LayeredRendering as Method
-from lrd_helpers.metrics import Detection
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 

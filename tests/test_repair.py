@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from lrd_helpers.metrics import Description, FoundSticker, StorybookDetector
+from lrd_helpers.measure import Description, StorybookDetector
+from lrd_helpers.measure import StickerDetection as FoundSticker
 from lrd_helpers.models import load_pipeline
 from lrd_helpers.storybook import PlacedSticker, Scene, seeded
 from lrd_helpers.training import repair

@@ -14,7 +14,7 @@ from PIL import Image
 
 import lrd_helpers
 from lrd_helpers.layout import Layer, Layout, LayoutError
-from lrd_helpers.metrics import Detection
+from lrd_helpers.measure import Detection
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.widgets import BoxEditor, LayoutStudio, Settings, render
 from lrd_helpers.widgets.layout_studio import HISTORY

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lrd_helpers.benchmark_layouts import NamedLayout, ground_truth_scene, save_layouts
+from lrd_helpers.benchmark import NamedLayout, ground_truth_scene, save_layouts
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
 from lrd_helpers.storybook import (

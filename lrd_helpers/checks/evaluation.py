@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function
 from lrd_helpers.mask import Box
-from lrd_helpers.metrics import box_iou
+from lrd_helpers.measure import box_iou
 from lrd_helpers.widgets.side_by_side import sign_test
 
 # ------------------------------------------------------------------ exercise 1

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from lrd_helpers.metrics import Description, StorybookDetector
+from lrd_helpers.measure import Description, StorybookDetector
 from lrd_helpers.storybook import PlacedSticker, Scene, caption_of, sample_scene, seeded
 from lrd_helpers.training import loop
 from lrd_helpers.training.latent_diffusion import Latents, Lessons

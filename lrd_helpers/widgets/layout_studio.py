@@ -30,9 +30,9 @@ from torch import Tensor
 from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layout, LayoutError
 from lrd_helpers.mask import Box
+from lrd_helpers.measure import Detector, StorybookDetector, found_boxes, layout_iou
 from lrd_helpers.methods import METHODS, Choices, Method, named
 from lrd_helpers.methods.regions import asked_prompt, phases
-from lrd_helpers.metrics import Detector, StorybookDetector, found_boxes, layout_iou
 from lrd_helpers.pictures import data_uri, picture_of
 from lrd_helpers.pipeline import warn_of_unknown_words
 from lrd_helpers.sampling.run import Run

@@ -1,6 +1,6 @@
 """`SideBySide`: two pictures of one layout, whose is whose is not said. Which is better?
 
-pairs = shuffled_pairs(layouts, {"default": pictures, "plain": others}, generator)
+pairs = shuffled_pairs(layouts, {"collage": pictures, "plain": others}, generator)
 judge = SideBySide(pairs)    # as the last line of a cell: shows it
 judge.counts                 # how often each method was preferred
 

@@ -1,0 +1,90 @@
+"""The figures of a report: a panel per metric, and a table in colours of the strata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy
+from matplotlib.figure import Figure
+
+from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
+from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval
+from lrd_helpers.benchmark.folder import Row
+from lrd_helpers.benchmark.layouts import NamedLayout
+from lrd_helpers.plotting import BLUE, GREY
+
+
+def methods_figure(
+    methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
+) -> Figure:
+    """A panel per metric: each method's mean and interval, the ground truth as a dashed line."""
+    names = [name for name in methods if name != GROUND_TRUTH]
+    values = {
+        metric: {
+            name: Estimate((precision or {})[name], math.nan, math.nan)
+            if metric == "ap"
+            else interval(rows, metric)
+            for name, rows in methods.items()
+        }
+        for metric in metrics
+    }
+    size = (1.8 + 2.1 * len(metrics), 1.3 + 0.28 * len(names))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        for height, name in enumerate(names):
+            mean, low, high = values[metric][name]
+            colour = BLUE if name == BEST else GREY
+            panel.plot([low, high], [height, height], color=colour)
+            panel.plot(mean, height, "o", color=colour)
+        if GROUND_TRUTH in methods:
+            panel.axvline(values[metric][GROUND_TRUTH].mean, color="black", linestyle="--")
+        panel.set_xlabel(METRICS[metric].column)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    figure.suptitle(_best(names, metrics[0], values[metrics[0]]), fontsize=10)
+    return figure
+
+
+def _best(names: Sequence[str], metric: str, values: Mapping[str, Estimate]) -> str:
+    sign = -1 if METRICS[metric].less_is_better else 1
+    best = max(names, key=lambda name: sign * values[name].mean)
+    number = METRICS[metric].text(values[best].mean)
+    return (
+        f"Best {METRICS[metric].heading}: {best}, {number} "
+        "(lines: 95 % intervals; dashed: ground truth)"
+    )
+
+
+def strata_figure(
+    methods: Rows, layouts: Sequence[NamedLayout | Row], metrics: Sequence[str]
+) -> Figure:
+    """The first metric for each stratum (in the order of `layouts`) and method."""
+    strata, metric = list(dict.fromkeys(layout.stratum for layout in layouts)), metrics[0]
+    table = numpy.array(
+        [
+            [
+                interval([row for row in rows if row.stratum == stratum], metric).mean
+                for rows in methods.values()
+            ]
+            for stratum in strata
+        ]
+    )
+    size = (3 + 0.75 * len(methods), 1.8 + 0.3 * len(strata))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    picture = axes.imshow(table, cmap="cividis", aspect="auto")
+    middle = (numpy.nanmin(table) + numpy.nanmax(table)) / 2
+    for (row, column), value in numpy.ndenumerate(table):
+        text = "–" if math.isnan(value) else f"{value:.{METRICS[metric].decimals - 1}f}"
+        colour = "black" if math.isnan(value) or value > middle else "white"
+        axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(methods)), methods, rotation=40, ha="right")
+    axes.set_yticks(range(len(strata)), strata)
+    figure.colorbar(picture, label=METRICS[metric].heading)
+    first = next(iter(methods))
+    worst = (numpy.nanargmax if METRICS[metric].less_is_better else numpy.nanargmin)(table[:, 0])
+    axes.set_title(f"{METRICS[metric].heading} by stratum: {first} is weakest at {strata[worst]!r}")
+    return figure

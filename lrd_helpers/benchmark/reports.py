@@ -1,0 +1,127 @@
+"""The report of a folder: its tables in a page of Markdown, and two figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from lrd_helpers.benchmark.contenders import GROUND_TRUTH
+from lrd_helpers.benchmark.estimates import METRICS, Rows, checked_metrics
+from lrd_helpers.benchmark.figures import methods_figure, strata_figure
+from lrd_helpers.benchmark.folder import Row, picture_file, read_results
+from lrd_helpers.benchmark.judges import LookingOnce
+from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
+from lrd_helpers.benchmark.tables import (
+    cost_table,
+    differences_table,
+    quality_table,
+    strata_table,
+)
+from lrd_helpers.files import write_atomically
+from lrd_helpers.measure import Detector, average_precision
+
+
+def report(
+    folder: str | os.PathLike[str],
+    layouts: Sequence[NamedLayout],
+    *,
+    metrics: Sequence[str] | None = None,
+    detector: Detector | None = None,
+) -> str:
+    """Write `table.md`, `methods.png` and `strata.png` into a folder of results.
+
+    Args:
+        folder: what `run` filled.
+        layouts: the layouts it drew.
+        metrics: names of `METRICS`; all of them by default (average precision where pycocotools is
+            installed). The first is the metric that strata are compared by.
+        detector: for average precision; the storybook's by default.
+
+    Returns:
+        The tables in Markdown.
+
+    Raises:
+        BenchmarkError: an unknown metric (lists what there is), or no results.
+    """
+    folder, chosen = Path(folder), checked_metrics(metrics)
+    methods, settings = results_by_method(folder), _settings(folder)
+    precision: dict[str, float] = {}
+    if "ap" in chosen:
+        precision = _precision(folder, methods, layouts, detector)
+    text = _page(methods, layouts, settings, chosen, precision)
+    write_atomically(folder / "table.md", text.encode() + b"\n")
+    for name, figure in (
+        ("methods.png", methods_figure(methods, chosen, precision)),
+        ("strata.png", strata_figure(methods, layouts, chosen)),
+    ):
+        png = io.BytesIO()
+        figure.savefig(png, dpi=120)
+        write_atomically(folder / name, png.getvalue())
+    return text
+
+
+def results_by_method(folder: str | os.PathLike[str]) -> dict[str, list[Row]]:
+    """The rows of a folder of results, method by method, as they were asked for; the ceiling last.
+
+    Raises:
+        BenchmarkError: no results.
+    """
+    rows = read_results(folder)
+    if not rows:
+        raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
+    # The ceiling stands last, whatever was added later.
+    order = sorted(_settings(folder)["methods"], key=lambda name: name == GROUND_TRUTH)
+    methods = {name: [row for row in rows if row.method == name] for name in order}
+    return {name: rows for name, rows in methods.items() if rows}
+
+
+def _settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    return json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
+
+
+def _precision(
+    folder: Path, methods: Rows, layouts: Sequence[NamedLayout], detector: Detector | None
+) -> dict[str, float]:
+    """Average precision of each method, from its pictures."""
+    detector = LookingOnce() if detector is None else detector
+    by_name = {layout.name: layout.layout for layout in layouts}
+    precision = {}
+    for name, rows in tqdm(methods.items(), "average precision", leave=False, disable=None):
+        pairs = []
+        for row in rows:
+            with Image.open(picture_file(folder, name, row.layout, row.seed)) as image:
+                pairs.append((image.convert("RGB"), by_name[row.layout]))
+        precision[name] = average_precision(detector, pairs)["AP"]
+    return precision
+
+
+def _page(
+    methods: Rows,
+    layouts: Sequence[NamedLayout],
+    settings: Mapping[str, Any],
+    metrics: Sequence[str],
+    precision: Mapping[str, float],
+) -> str:
+    rows = [row for rows in methods.values() for row in rows]
+    seeds = len({row.seed for row in rows})
+    first = metrics[0]
+    sections = [
+        f"{len({row.layout for row in rows})} layouts, {seeds} "
+        f"seed{'s' if seeds > 1 else ''}, {settings['num_inference_steps']} steps, "
+        f"guidance scale {settings['guidance_scale']:g}. In brackets: 95 % bootstrap interval "
+        "over layouts. The ground truth is the scene itself: no method can be expected to do "
+        "better. A picture's IoU, success, colour and leakage are means over its layers. "
+        "T2I-Sim is the CLIP score / 100.",
+        "## How well the layouts are obeyed\n\n" + quality_table(methods, metrics, precision),
+        "## Difference to our default\n\n" + differences_table(methods, metrics),
+        f"## {METRICS[first].heading} by stratum\n\n" + strata_table(methods, layouts, first),
+        "## What it costs\n\n" + cost_table(methods, settings),
+    ]
+    return "\n\n".join(sections)

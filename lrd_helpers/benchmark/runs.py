@@ -1,0 +1,294 @@
+"""A run: layouts × methods × seeds, drawn and measured into a folder."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from lrd_helpers.benchmark.contenders import (
+    GROUND_TRUTH,
+    Contender,
+    GroundTruth,
+    check_captions,
+    drawn,
+)
+from lrd_helpers.benchmark.cost import Cost
+from lrd_helpers.benchmark.folder import (
+    Key,
+    Row,
+    digest_of_layouts,
+    merge,
+    picture_file,
+    read_results,
+    read_settings,
+    settings_of,
+    table_of,
+    with_earlier,
+    write_picture,
+    write_results,
+    write_settings,
+)
+from lrd_helpers.benchmark.judges import Judges, judges, scored
+from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout, ground_truth_scene, spread
+from lrd_helpers.measure import Clip, Detector, StorybookDetector
+from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.storybook import seeded
+
+if TYPE_CHECKING:
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
+
+with quiet_libraries():
+    from accelerate import PartialState
+
+
+# ------------------------------------------------------------------ draw and measure
+
+
+def run(
+    pipe: LayeredRenderingPipeline,
+    layouts: Sequence[NamedLayout],
+    methods: Mapping[str, Contender],
+    *,
+    output: str | os.PathLike[str],
+    seeds: int = 1,
+    limit: int | None = None,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 5.0,
+    batch_size: int = 1,
+    detector: Detector | None = None,
+    clip: Clip | None = None,
+) -> list[Row]:
+    """Draw and measure what `output` does not hold yet; the ground truth comes with it.
+
+    Layout by layout, each by all methods: whatever is there when a run is cut can be compared.
+
+    Args:
+        pipe: the model; a picture is forgotten once it is written.
+        layouts, methods: as `load_layouts` and `methods_named` give them.
+        output: a new folder, or one with results of the same settings.
+        seeds: pictures of each layout and method; seed and layout's name make the noise.
+        limit: only so many layouts, evenly spread over the list.
+        num_inference_steps, guidance_scale: T and γ.
+        batch_size: layouts that our methods draw at once: quicker, but then their seconds cannot be
+            held against those of methods that draw one by one.
+        detector, clip: judge what was drawn; the storybook's by default.
+
+    Returns:
+        All rows of the folder.
+
+    Raises:
+        BenchmarkError: layouts that cannot be drawn or measured, or a folder with other results;
+            nothing is written then.
+    """
+    _check_counts(seeds=seeds, limit=limit, batch_size=batch_size)
+    jury = judges(detector, clip)
+    _check_layouts(pipe, layouts, methods, jury)
+    if isinstance(jury.detector, StorybookDetector):
+        methods = {**methods, GROUND_TRUTH: GroundTruth()}
+    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    settings = settings_of(pipe, layouts, methods, jury, options | {"batch_size": batch_size})
+    folder = Path(output)
+    keys = _begin(folder, settings)
+    batches = _batches(spread(layouts, limit), seeds, batch_size)
+    _fill(folder, keys, pipe, batches, methods, jury, options)
+    return _end(folder)
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise BenchmarkError(f"{name} is {value}, but should be at least 1")
+
+
+def _check_layouts(
+    pipe: LayeredRenderingPipeline,
+    layouts: Sequence[NamedLayout],
+    methods: Mapping[str, Contender],
+    jury: Judges,
+) -> None:
+    """Refuse before the first picture what would stop the run after an hour."""
+    if not layouts:
+        raise BenchmarkError("there are no layouts to draw")
+    if not methods:
+        raise BenchmarkError("there are no methods to compare")
+    for layout in layouts:
+        if isinstance(jury.detector, StorybookDetector):
+            try:
+                ground_truth_scene(layout.layout)
+            except ValueError as error:
+                raise BenchmarkError(f"layout {layout.name}: {error}") from None
+        try:
+            check_captions(pipe, layout.layout, methods)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"layout {layout.name}, {error}") from None
+
+
+def processes() -> PartialState:
+    """Who shares the work: this process alone, or those of `accelerate launch` or `torchrun`."""
+    # accelerate looks for other processes on CPUs only if it is told to.
+    cpu = not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))  # how long the first waits for the last
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> set[Key]:
+    """Make the folder, or go on with it; the keys of the rows that it holds already."""
+    state = processes()
+    settings = with_earlier(folder, settings)
+    state.wait_for_everyone()  # nobody writes before all have looked
+    if state.is_main_process:
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        write_settings(folder, settings)
+        merge(folder)
+    state.wait_for_everyone()
+    keys = {row.key for row in read_results(folder)}
+    state.wait_for_everyone()  # the same for all processes
+    return keys
+
+
+def _end(folder: Path) -> list[Row]:
+    """The rows of all processes, in one table."""
+    state = processes()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        merge(folder)
+    state.wait_for_everyone()
+    return read_results(folder)
+
+
+class _Batch(NamedTuple):
+    """Layouts that are drawn together, from one seed."""
+
+    seed: int
+    layouts: Sequence[NamedLayout]
+
+    def missing(self, method: str, keys: set[Key]) -> list[str]:
+        """The names of the layouts of which there is no row by a method."""
+        names = [layout.name for layout in self.layouts]
+        return [name for name in names if (method, name, self.seed) not in keys]
+
+
+def _batches(layouts: Sequence[NamedLayout], seeds: int, size: int) -> list[_Batch]:
+    return [
+        _Batch(seed, layouts[first : first + size])
+        for seed in range(seeds)
+        for first in range(0, len(layouts), size)
+    ]
+
+
+def _fill(
+    folder: Path,
+    keys: set[Key],
+    pipe: LayeredRenderingPipeline,
+    batches: Sequence[_Batch],
+    methods: Mapping[str, Contender],
+    jury: Judges,
+    options: Mapping[str, Any],
+) -> None:
+    """Draw, write and measure this process's share of what is missing."""
+    state = processes()
+    missing = [batch for batch in batches if any(batch.missing(name, keys) for name in methods)]
+    share = missing[state.process_index :: state.num_processes]
+    total = sum(len(batch.missing(name, keys)) for batch in share for name in methods)
+    shown = {"disable": None if state.is_main_process else True}
+    with (
+        tqdm(total=total, unit="picture", smoothing=0.02, leave=False, **shown) as progress,
+        table_of(folder, state.process_index) as write,
+    ):
+        for batch in share:
+            for name, method in methods.items():
+                missing_names = batch.missing(name, keys)
+                if not missing_names:
+                    continue
+                progress.set_description(name)
+                for layout, image, cost in _drawn_batch(pipe, method, batch, options):
+                    if layout.name in missing_names:
+                        write_picture(picture_file(folder, name, layout.name, batch.seed), image)
+                        scores = scored(*jury, image, layout.layout)
+                        write(_row(name, layout, batch.seed, scores, cost))
+                        progress.update()
+
+
+def _drawn_batch(
+    pipe: LayeredRenderingPipeline, method: Contender, batch: _Batch, options: Mapping[str, Any]
+) -> Iterator[tuple[NamedLayout, Image.Image, Cost]]:
+    """The whole batch, also where a part of it is there: a picture is the same to the last bit only
+    in the same company."""
+    layouts = [layout.layout for layout in batch.layouts]
+    noise = [noise_of(layout.name, batch.seed) for layout in batch.layouts]
+    return zip(batch.layouts, *drawn(pipe, method, layouts, noise, **options), strict=True)
+
+
+def _row(
+    method: str, layout: NamedLayout, seed: int, scores: Mapping[str, float], cost: Cost
+) -> Row:
+    layers = len(layout.layout.layers)
+    return Row(method, layout.name, layout.stratum, seed, layers, **scores, **vars(cost))
+
+
+def noise_of(layout: str, seed: int) -> torch.Generator:
+    """Where a layout's noise comes from: another for each layout, the same for each method."""
+    return seeded(seed, zlib.crc32(layout.encode()))
+
+
+# ------------------------------------------------------------------ measure only
+
+
+def measure_again(
+    folder: str | os.PathLike[str],
+    layouts: Sequence[NamedLayout],
+    *,
+    detector: Detector | None = None,
+    clip: Clip | None = None,
+) -> list[Row]:
+    """Measure the pictures of a folder anew, by another detector or CLIP; what they cost stays.
+
+    Args:
+        folder: what `run` filled.
+        layouts: the layouts it drew.
+        detector, clip: as for `run`.
+
+    Returns:
+        All rows of the folder.
+
+    Raises:
+        BenchmarkError: no results, those of other layouts, no settings, or a picture that is
+            missing or damaged; nothing is written then.
+    """
+    folder, jury = Path(folder), judges(detector, clip)
+    rows = read_results(folder)
+    if not rows:
+        raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
+    settings = read_settings(folder)
+    if settings["layouts"] != digest_of_layouts(layouts):
+        raise BenchmarkError(f"{folder} holds results of other layouts")
+    by_name = {layout.name: layout.layout for layout in layouts}
+    measured = []
+    for row in tqdm(rows, "measuring", unit="picture", leave=False, disable=None):
+        picture = _read_picture(picture_file(folder, row.method, row.layout, row.seed))
+        measured.append(replace(row, **scored(*jury, picture, by_name[row.layout])))
+    # Rows and judges are two files: cut off between them, this must be done again.
+    names = jury.names
+    unfinished = dict.fromkeys(names, "half-way through --measure-again")
+    write_settings(folder, settings | unfinished)
+    write_results(folder, measured)
+    write_settings(folder, settings | names)
+    return read_results(folder)
+
+
+def _read_picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError:
+        raise BenchmarkError(
+            f"{path} is missing or damaged, so its row cannot be measured again"
+        ) from None

@@ -1,0 +1,65 @@
+"""How well a picture obeys its layout and its caption.
+
+| function | question | range |
+|---|---|---|
+| `layout_iou`, `success_rate` | is each layer where it was asked for? | 0 to 1 |
+| `attribute_accuracy` | has the thing in its place the colour that was asked for? | yes or no |
+| `leakage` | how much of it, or of its colour, is elsewhere? | 0 (none) to 1 |
+| `average_precision` | the first question as detectors are judged, over many pictures | 0 to 1 |
+| `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
+
+What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
+with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `ZeroShotDetector` and
+`PretrainedClip` take models of transformers that know the real world.
+
+    ious = layout_iou(StorybookDetector(), image, layout)      # a number per layer
+    score = clip_score(StorybookClip(), image, layout.caption)
+"""
+
+from lrd_helpers.measure.clip import (
+    Clip,
+    PretrainedClip,
+    StorybookClip,
+    clip_score,
+    text_image_similarity,
+)
+from lrd_helpers.measure.detectors import Detection, Detector, ZeroShotDetector
+from lrd_helpers.measure.precision import average_precision
+from lrd_helpers.measure.scores import (
+    attribute_accuracy,
+    box_iou,
+    found_boxes,
+    layout_iou,
+    leakage,
+    success,
+    success_rate,
+)
+from lrd_helpers.measure.storybook import (
+    Description,
+    StickerDetection,
+    StorybookDetector,
+    sticker_and_colour,
+)
+
+__all__ = [
+    "Clip",
+    "Description",
+    "Detection",
+    "Detector",
+    "PretrainedClip",
+    "StickerDetection",
+    "StorybookClip",
+    "StorybookDetector",
+    "ZeroShotDetector",
+    "attribute_accuracy",
+    "average_precision",
+    "box_iou",
+    "clip_score",
+    "found_boxes",
+    "layout_iou",
+    "leakage",
+    "sticker_and_colour",
+    "success",
+    "success_rate",
+    "text_image_similarity",
+]

@@ -1,0 +1,103 @@
+"""The benchmark's methods: their names, their ablations, and what their pictures cost."""
+
+from dataclasses import asdict, replace
+
+import pytest
+from benchmark_examples import CAR, TWO
+
+from lrd_helpers.benchmark import BenchmarkError, ablations, drawn, methods_named, noise_of
+from lrd_helpers.layout import Layout
+from lrd_helpers.methods import METHODS
+from lrd_helpers.methods import METHODS as BASELINES
+from lrd_helpers.methods.boxdiff import BoxDiff
+from lrd_helpers.methods.layout_guidance import LayoutGuidance
+from lrd_helpers.pipeline import LayeredRenderingPipeline
+
+
+def test_methods_have_names_and_changes() -> None:
+    assert methods_named() == METHODS | BASELINES
+    assert len(methods_named()) >= 9
+    default = METHODS["default"]
+    assert methods_named(["fuse=once", "paper,inside=1,outside=0.5", "boxdiff,strength=10"]) == {
+        "fuse=once": replace(default, fuse="once"),
+        "paper,inside=1,outside=0.5": replace(METHODS["paper"], inside=1.0, outside=0.5),
+        "boxdiff,strength=10": BoxDiff(strength=10.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("best", "there is no method 'best'; there are default, paper, authors, unofficial, plain"),
+        ("fuze=once", "default has no choice 'fuze'; it has delta, inside, outside"),
+        ("plain,inside=1", "plain has no choice 'inside'; it has none"),
+        ("fuse=sometimes", "fuse is 'sometimes', but should be one of steps, once, collage"),
+        ("inside=much", "inside is 'much', but should be a number"),
+        ("top_k=1.5", "top_k is '1.5', but should be a whole number"),
+        ("negative_objects=1", "negative_objects is '1', but should be True or False"),
+        ("layered_fraction=2", "layered_fraction is 2.0, but should be between 0"),
+    ],
+)
+def test_methods_that_do_not_exist(name, message) -> None:
+    with pytest.raises(BenchmarkError) as error:
+        methods_named([name])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("base", METHODS)
+def test_ablations_change_one_choice_at_a_time(base) -> None:
+    names = ablations(base)
+    changed = []
+    for method in methods_named(names).values():
+        now = asdict(method)
+        changed.append(
+            {name for name, value in asdict(METHODS[base]).items() if now[name] != value}
+        )
+    assert changed[-1] <= {"inside", "outside"}
+    assert all(len(choices) == 1 for choices in changed[:-1])
+    every = set.union(*changed)
+    assert every >= {"inside", "fuse", "layered_fraction", "overlap"}
+    guided = METHODS[base].inside or METHODS[base].outside
+    assert ({"delta", "guide"} <= every) == bool(guided), "without ξ they change nothing"
+    assert every >= {"negative_objects", "background_in_prompts"}
+    assert ("top_k" in every) == (METHODS[base].delta != "constant"), "where it changes something"
+    assert len(set(names)) == len(names)
+
+
+# ------------------------------------------------------------------ what a picture costs
+
+
+@pytest.fixture
+def pipe(tiny) -> LayeredRenderingPipeline:
+    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def costs(pipe, method: object, *layouts: Layout, steps: int = 5) -> list[tuple[int, int]]:
+    noise = [noise_of(layout.caption, 0) for layout in layouts]
+    images, costs = drawn(pipe, method, layouts, noise, num_inference_steps=steps)
+    assert len(images) == len(layouts)
+    assert all(cost.seconds > 0 for cost in costs)
+    assert not pipe.unet._forward_pre_hooks
+    return [(cost.unet_calls, cost.backward_passes) for cost in costs]
+
+
+def test_calls_and_backward_passes_are_counted(pipe) -> None:
+    assert costs(pipe, BASELINES["plain"], CAR, TWO) == [(10, 0), (10, 0)]
+    # a background and one or two layers
+    assert costs(pipe, BASELINES["multidiffusion"], CAR, TWO) == [(20, 0), (30, 0)]
+    # 40 % of 5 steps with 3 moves each, of a call and a backward pass
+    guided = LayoutGuidance(strength=0.0, steps=0.4, repeats=3, threshold=0.0)
+    assert costs(pipe, guided, TWO) == [(10 + 6, 6)]
+    # 60 % of 5 steps with a move each
+    assert costs(pipe, BoxDiff(steps=0.6, refinements=0), TWO) == [(10 + 3, 3)]
+
+
+def test_a_picture_counts_the_same_in_a_batch(pipe) -> None:
+    for method in (METHODS["default"], replace(METHODS["paper"], top_k=4)):
+        together = costs(pipe, method, CAR, TWO)
+        assert together == [*costs(pipe, method, CAR), *costs(pipe, method, TWO)]
+        assert together[0][0] < together[1][0]
+    layered = replace(METHODS["default"], layered_fraction=0.0)
+    assert costs(pipe, layered, CAR, TWO) == [(10, 0), (10, 0)]

@@ -1,0 +1,261 @@
+"""Layout against picture: IoU, success, colours, leakage, average precision; any detector."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from painted import ReadsCodes, asked, paint
+from PIL import Image
+from transformers import (
+    BatchEncoding,
+    OwlViTConfig,
+    OwlViTForObjectDetection,
+    OwlViTImageProcessorPil,
+)
+
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.measure import (
+    Detection,
+    StorybookDetector,
+    ZeroShotDetector,
+    attribute_accuracy,
+    average_precision,
+    box_iou,
+    found_boxes,
+    layout_iou,
+    leakage,
+    success,
+    success_rate,
+)
+from lrd_helpers.words import word_tokenizer
+
+
+@pytest.fixture
+def detector():
+    return StorybookDetector(ReadsCodes())
+
+
+# ------------------------------------------------------------------ boxes
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "iou"),
+    [
+        ((0, 0, 1, 1), (0, 0, 1, 1), 1),
+        ((0, 0, 0.5, 1), (0.5, 0, 1, 1), 0),  # they share an edge
+        ((0, 0, 0.5, 1), (0.25, 0, 0.75, 1), 1 / 3),
+        ((0, 0, 1, 1), (0.25, 0.25, 0.75, 0.75), 1 / 4),
+        ((0.1, 0.1, 0.2, 0.2), (0.8, 0.8, 0.9, 0.9), 0),
+        ((0.5, 0.5, 0.5, 0.5), (0, 0, 1, 1), 0),  # no area
+    ],
+)
+def test_box_iou(a, b, iou):
+    a, b = (tuple(map(float, box)) for box in (a, b))
+    assert box_iou(a, b) == pytest.approx(iou)
+
+
+cells = st.integers(0, 7)
+grid_boxes = st.builds(
+    lambda x, y, w, h: (x, y, min(x + w + 1, 8), min(y + h + 1, 8)), cells, cells, cells, cells
+)
+
+
+@given(grid_boxes, grid_boxes)
+def test_box_iou_counts_cells(a, b):
+    def covered(box):
+        return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
+
+    expected = len(covered(a) & covered(b)) / len(covered(a) | covered(b))
+    shrunk = [tuple(value / 8 for value in box) for box in (a, b)]
+    assert box_iou(*shrunk) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------ layout against picture
+
+
+def test_layout_iou_a_number_for_each_layer(detector):
+    picture = paint(("car", "red", (0, 0, 64, 64)), ("star", "yellow", (80, 80, 112, 112)))
+    layout = asked(
+        ("a red car", (0, 0, 64, 64)),  # exactly
+        ("a yellow star", (96, 80, 128, 112)),  # half a width aside
+        ("a blue star", (80, 80, 112, 112)),  # right place, wrong colour
+        ("a boat", (10, 10, 20, 20)),
+    )  # not there
+    ious = layout_iou(detector, picture, layout)
+    assert ious == pytest.approx([1, 1 / 3, 0, 0])
+    assert success(ious) == [True, False, False, False]
+    assert success([0.5, 0.4999]) == [True, False]
+    assert found_boxes(detector, picture, layout)[3] is None
+
+
+def test_two_layers_of_one_kind_each_get_their_own_object(detector):
+    picture = paint(("ball", "red", (0, 0, 40, 40)), ("ball", "red", (80, 80, 128, 128)))
+    layout = asked(("a red ball", (80, 80, 128, 128)), ("a red ball", (0, 0, 40, 40)))
+    assert layout_iou(detector, picture, layout) == pytest.approx([1, 1])
+    # Also where one of them names the colour and the other does not.
+    layout = asked(("a ball", (80, 80, 128, 128)), ("a red ball", (0, 0, 40, 40)))
+    assert layout_iou(detector, picture, layout) == pytest.approx([1, 1])
+
+
+def test_one_object_does_not_count_for_two_layers(detector):
+    picture = paint(("ball", "red", (0, 0, 40, 40)))
+    layout = asked(("a red ball", (0, 0, 40, 40)), ("a red ball", (10, 10, 50, 50)))
+    assert layout_iou(detector, picture, layout) == pytest.approx([1, 0])
+
+
+def test_an_object_near_no_box_goes_to_the_nearest_layer(detector):
+    picture = paint(("ball", "red", (60, 0, 70, 10)))
+    layout = asked(("a red ball", (0, 0, 20, 20)), ("a red ball", (80, 0, 100, 20)))
+    assert found_boxes(detector, picture, layout)[0] is None
+    assert found_boxes(detector, picture, layout)[1] is not None
+
+
+def test_a_second_copy_elsewhere_counts_against(detector):
+    picture = paint(("ball", "red", (0, 0, 32, 32)), ("ball", "red", (96, 96, 128, 128)))
+    layout = asked(("a red ball", (0, 0, 32, 32)))
+    assert layout_iou(detector, picture, layout) == pytest.approx([1 / 16])
+
+
+def test_an_object_cut_in_two_counts_whole(detector):
+    picture = paint(("car", "red", (0, 40, 128, 80)), ("tree", "green", (50, 0, 70, 128)))
+    layout = asked(("a red car", (0, 40, 128, 80)), ("a green tree", (50, 0, 70, 128)))
+    assert layout_iou(detector, picture, layout) == pytest.approx([1, 1])
+
+
+def test_success_rate_counts_layers_of_all_pictures():
+    assert success_rate([[0.5, 0.2], [0.9], []]) == pytest.approx(2 / 3)
+    assert success_rate([[0.5, 0.2]], threshold=0.6) == 0
+    with pytest.raises(ValueError, match="no layers"):
+        success_rate([[]])
+
+
+def test_the_attribute_is_right_where_the_thing_in_its_place_has_its_colour(detector):
+    layout = asked(
+        ("a red car", (0, 0, 64, 64)),
+        ("a blue star", (64, 64, 128, 128)),
+        ("a tree", (64, 0, 128, 64)),
+    )
+    right = [("car", "red", (2, 2, 62, 62)), ("star", "blue", (66, 66, 126, 126))]
+    assert attribute_accuracy(detector, paint(*right), layout) == [True, True, None]
+    swapped = paint(("car", "blue", (2, 2, 62, 62)), ("star", "red", (66, 66, 126, 126)))
+    assert attribute_accuracy(detector, swapped, layout) == [False, False, None]
+    # The red car is elsewhere, and a blue one is where it should be.
+    decoy = paint(("car", "blue", (2, 2, 62, 62)), ("car", "red", (66, 2, 126, 62)))
+    assert attribute_accuracy(detector, decoy, layout) == [False, False, None]
+    small = paint(("car", "red", (2, 2, 22, 22)))
+    assert attribute_accuracy(detector, small, layout) == [False, False, None]
+    assert attribute_accuracy(detector, small, layout, 0.05) == [True, False, None]
+
+
+def test_leakage_is_the_share_that_is_elsewhere(detector):
+    layout = asked(("a red car", (0, 0, 64, 64)), ("a blue star", (64, 64, 128, 128)))
+
+    def leak(*things):
+        return leakage(detector, paint(*things), layout)
+
+    assert leak() == [0, 0]
+    star = ("star", "blue", (64, 64, 128, 128))
+    assert leak(("car", "red", (0, 0, 64, 64)), star) == pytest.approx([0, 0])
+    assert leak(("car", "red", (32, 0, 96, 64)), star) == pytest.approx([0.5, 0])
+    # A car in the star's blue, in the car's place: the star's colour is elsewhere.
+    assert leak(("car", "blue", (0, 0, 64, 64)), star) == pytest.approx([0, 0.5])
+    assert leak(("car", "green", (64, 64, 128, 128))) == pytest.approx([1, 0])
+    # Two cars were asked for: neither leaks into the other's place.
+    both = asked(("a red car", (0, 0, 64, 64)), ("a blue car", (64, 64, 128, 128)))
+    right = paint(("car", "red", (0, 0, 64, 64)), ("car", "blue", (64, 64, 128, 128)))
+    assert leakage(detector, right, both) == pytest.approx([0, 0])
+    wrong = paint(("car", "blue", (0, 0, 64, 64)), ("car", "red", (64, 64, 128, 128)))
+    assert leakage(detector, wrong, both) == pytest.approx([0.5, 0.5])
+
+
+def test_leakage_by_boxes_where_the_detector_knows_no_pixels():
+    def boxes(image, prompts):
+        return [[Detection((0.25, 0.0, 0.75, 0.5), 0.9, None)] for _ in prompts]
+
+    layout = Layout(caption="c", layers=[Layer("a dog", box=(0, 0, 0.5, 0.5))])
+    assert leakage(boxes, paint(), layout) == pytest.approx([0.5])
+
+
+def test_average_precision_is_one_for_the_truth_and_falls_with_the_overlap(detector):
+    layout = asked(("a red car", (0, 0, 64, 64)), ("a blue star", (64, 64, 128, 128)))
+    right = paint(("car", "red", (0, 0, 64, 64)), ("star", "blue", (64, 64, 128, 128)))
+    assert average_precision(detector, [(right, layout)]) == pytest.approx(
+        {"AP": 1, "AP50": 1, "AP75": 1}
+    )
+    # IoU of the car: 48 / 80 = 0.6, good enough at the thresholds .50, .55 and .60 of ten.
+    moved = paint(("car", "red", (16, 0, 80, 64)), ("star", "blue", (64, 64, 128, 128)))
+    assert average_precision(detector, [(moved, layout)]) == pytest.approx(
+        {"AP": (0.3 + 1) / 2, "AP50": 1, "AP75": 0.5}, abs=0.051
+    )
+    # A second picture without its star: half of the stars are found.
+    half = average_precision(detector, [(right, layout), (paint(), layout)])
+    assert half["AP50"] == pytest.approx(0.5, abs=0.01)
+    assert average_precision(detector, [(paint(), layout)])["AP"] == 0
+    with pytest.raises(ValueError, match="no pictures"):
+        average_precision(detector, [])
+
+
+def test_any_detector_will_do():
+    def detector(image, prompts):
+        there = {"a dog": (0.0, 0.0, 0.5, 0.5)}
+        return [
+            [Detection(there[prompt], 0.9, None)] if prompt in there else [] for prompt in prompts
+        ]
+
+    layout = asked(("a dog", (0, 0, 64, 64)), ("a cat", (0, 0, 64, 64)))
+    assert layout_iou(detector, Image.new("RGB", (8, 8)), layout) == [1, 0]
+
+
+# ------------------------------------------------------------------ a detector of transformers
+
+
+@pytest.fixture(scope="module")
+def zero_shot():
+    """A real pipeline around a tiny detector with random weights."""
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    tokenizer = word_tokenizer(["a", "red", "car", "boat"], length=16)
+    text = small | {"vocab_size": len(tokenizer) + 1, "max_position_embeddings": 16}
+    vision = small | {"image_size": 32, "patch_size": 8}
+    model = OwlViTForObjectDetection(
+        OwlViTConfig(text_config=text, vision_config=vision, projection_dim=16)
+    )
+    find = transformers.pipeline(
+        "zero-shot-object-detection",
+        model=model.eval(),
+        tokenizer=tokenizer,
+        image_processor=OwlViTImageProcessorPil(size={"height": 32, "width": 32}),
+    )
+
+    def tokens(text: str, **options: object) -> BatchEncoding:
+        encoded = tokenizer(text, **options)
+        encoded["input_ids"] += 1  # OWL-ViT ignores texts that begin with token 0
+        return encoded
+
+    find.tokenizer = tokens
+    return find
+
+
+def test_a_detector_of_transformers(zero_shot):
+    image = Image.new("RGB", (64, 32), "red")
+    prompts = ["a red car", "a boat"]
+    detections = ZeroShotDetector(zero_shot, threshold=0.0)(image, prompts)
+    plain = zero_shot(image, candidate_labels=prompts, threshold=0.0)
+    assert [len(things) for things in detections] == [16, 16], "a box for each of 4 × 4 patches"
+    for prompt, things in zip(prompts, detections, strict=True):
+        answers = [answer for answer in plain if answer["label"] == prompt]
+        scores = [answer["score"] for answer in answers]
+        assert [thing.score for thing in things] == pytest.approx(scores)
+        for thing, answer in zip(things, answers, strict=True):
+            x0, y0, x1, y1 = (answer["box"][side] for side in ("xmin", "ymin", "xmax", "ymax"))
+            inside = [max(0, x0) / 64, max(0, y0) / 32, min(64, x1) / 64, min(32, y1) / 32]
+            assert list(thing.box) == pytest.approx(inside)
+    assert ZeroShotDetector(zero_shot, threshold=1.0)(image, prompts) == [[], []]
+    layout = Layout(caption="c", layers=[Layer(p, box=(0, 0, 1, 1)) for p in prompts])
+    assert len(layout_iou(ZeroShotDetector(zero_shot), image, layout)) == 2
