@@ -260,7 +260,7 @@ class LayoutGuidance:
         blocks = middle_and_first_up(run.pipe.unet)
         watched = {
             "words": [word for own in words for word in own.phrase],
-            "where": lambda name: name.startswith(blocks),
+            "layers": lambda name: name.startswith(blocks),
             "heads": True,
         }
 
