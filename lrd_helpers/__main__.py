@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import sys
 import warnings
@@ -174,6 +173,7 @@ def _render(options: argparse.Namespace) -> None:
         raise _Refused(f"--output {options.output} is a file, but should be a folder")
 
     from lrd_helpers.models import load_pipeline
+    from lrd_helpers.pictures import png_of
     from lrd_helpers.plotting import side_by_side
 
     try:
@@ -190,10 +190,9 @@ def _render(options: argparse.Namespace) -> None:
             progress.set_description(path.stem)
             image = _draw(pipe, path, layout, options)
             row = f"{path.stem:{width}}  {measure(image, layout)}"
-            png = io.BytesIO()
-            side_by_side(image, layout).save(png, format="PNG")
+            png = png_of(side_by_side(image, layout))
             options.output.mkdir(parents=True, exist_ok=True)
-            write_atomically(options.output / f"{path.stem}.png", png.getvalue())
+            write_atomically(options.output / f"{path.stem}.png", png)
             for line in [*rows, row]:
                 tqdm.write(line, file=sys.stdout)
             rows = []  # the heading is printed once
