@@ -106,8 +106,9 @@ def connected_regions(
 ) -> list[Bool[Tensor, "height width"]]:
     """The connected parts (8 neighbours) of a mask with at least `least` cells, largest first.
 
-    Parts with at most 2 · `gap` cells between them are one. Of parts of one size, the part whose
-    last cell comes first, row by row, is first.
+    Parts with at most 2 · `gap` cells between them are one: they are widened by `gap` cells for the
+    question. Of parts of one size, the part whose last cell (widened, row by row) comes first is
+    first.
     """
     cells = mask.cpu().numpy()
     wide = ndimage.maximum_filter(cells, 2 * gap + 1, mode="constant") if gap else cells

@@ -318,7 +318,7 @@ def dynamic(pipe, where: str = "all", top_k: int = 3):
     def delta(layer: Layer, noise: Tensor) -> Tensor:
         word = layer.prompt.split()[-1]
         text = pipe.encode_prompt(layer.prompt, "cpu", 1, False)[0]
-        options = {"where": where, "tokenizer": pipe.tokenizer, "guided": False}
+        options = {"layers": where, "tokenizer": pipe.tokenizer, "guided": False}
         with torch.no_grad(), capture_attention(pipe.unet, layer.prompt, **options) as attention:
             pipe.unet(noise, pipe.scheduler.timesteps[0], text)
         best = attention.pooled(word, size=(4, 4))[0].flatten().argsort(descending=True)[:top_k]

@@ -1,14 +1,13 @@
 """Sample sheets: a grid of pictures in one PNG, written whole or not at all."""
 
-import io
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from lrd_helpers.files import write_atomically
+from lrd_helpers.pictures import picture_of, png_of
 
 
 def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, columns: int) -> None:
@@ -19,8 +18,5 @@ def save_sheet(images: Float[Tensor, "count 3 height width"], path: Path, column
     for i, image in enumerate(images):
         top, left = i // columns * (height + 4), i % columns * (width + 4)
         sheet[:, top : top + height, left : left + width] = image
-    pixels = (sheet.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, format="PNG")
-    write_atomically(path, png.getvalue())
+    write_atomically(path, png_of(picture_of(sheet)))
