@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from lrd_helpers.attention import capture_attention
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.methods import LayeredRendering as Method
+from lrd_helpers.methods import LayeredRendering
 from lrd_helpers.models import load_pipeline
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import STICKERS, WORDS
@@ -169,7 +169,7 @@ def main() -> None:
         def layered(layers=layers) -> None:
             pipe(
                 layout(layers),
-                method=Method(),
+                method=LayeredRendering(),
                 num_inference_steps=1,
                 layered_fraction=1.0,
                 height=options.pixels,
@@ -185,7 +185,7 @@ def main() -> None:
     for pixels in (128, 256, 512):
         step = lambda pixels=pixels: pipe(  # noqa: E731
             layout(3),
-            method=Method(),
+            method=LayeredRendering(),
             num_inference_steps=1,
             layered_fraction=1.0,
             height=pixels,

@@ -13,25 +13,22 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lrd_helpers.words import word_tokenizer
 
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
-# rendering.py and editing.py: what they say of wrong arguments is tested, and must not be
+# pipeline.py and editing.py: what they say of wrong arguments is tested, and must not be
 # forestalled.
 CHECKED = (
     "attention",
-    "baselines",
-    "guidance",
-    "metrics",
-    "pictures",
-    "placement",
-    "plotting",
-    "regions",
-    "sampling",
-    "style",
-    "upsampling",
-    "words",
     "autoencoder",
     "ddpm",
+    "measure",
+    "methods",
+    "pictures",
+    "plotting",
+    "sampling",
     "storybook",
+    "style",
     "training",
+    "upsampling",
+    "words",
 )
 jaxtyping.install_import_hook([f"lrd_helpers.{name}" for name in CHECKED], "beartype.beartype")
 

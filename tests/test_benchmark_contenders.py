@@ -17,7 +17,7 @@ from lrd_helpers.pipeline import LayeredRenderingPipeline
 def test_methods_have_names_and_changes() -> None:
     assert methods_named() == METHODS | BASELINES
     assert len(methods_named()) >= 9
-    default = METHODS["default"]
+    default = METHODS["collage"]
     assert methods_named(["fuse=once", "paper,inside=1,outside=0.5", "boxdiff,strength=10"]) == {
         "fuse=once": replace(default, fuse="once"),
         "paper,inside=1,outside=0.5": replace(METHODS["paper"], inside=1.0, outside=0.5),
@@ -95,9 +95,9 @@ def test_calls_and_backward_passes_are_counted(pipe) -> None:
 
 
 def test_a_picture_counts_the_same_in_a_batch(pipe) -> None:
-    for method in (METHODS["default"], replace(METHODS["paper"], top_k=4)):
+    for method in (METHODS["collage"], replace(METHODS["paper"], top_k=4)):
         together = costs(pipe, method, CAR, TWO)
         assert together == [*costs(pipe, method, CAR), *costs(pipe, method, TWO)]
         assert together[0][0] < together[1][0]
-    layered = replace(METHODS["default"], layered_fraction=0.0)
+    layered = replace(METHODS["collage"], layered_fraction=0.0)
     assert costs(pipe, layered, CAR, TWO) == [(10, 0), (10, 0)]

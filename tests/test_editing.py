@@ -25,7 +25,7 @@ from lrd_helpers.editing import (
 from lrd_helpers.layout import Layer, LayoutError
 from lrd_helpers.mask import Mask
 from lrd_helpers.measure import Detection
-from lrd_helpers.methods import LayeredRendering as Method
+from lrd_helpers.methods import LayeredRendering
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 
@@ -309,7 +309,7 @@ def test_a_new_object_is_pasted_into_the_picture_without_the_old_one(pipe, image
     insert(pipe, image, star, generator=seeded(), **options)
     replaced = replace_object(pipe, image, corner, star, generator=seeded(), **options)
     emptied = remove(pipe, image, corner, generator=seeded(), **options)
-    insert(pipe, image, star, method=Method(), generator=seeded(), **options)
+    insert(pipe, image, star, method=LayeredRendering(), generator=seeded(), **options)
     assert canvases[0].tobytes() == image.tobytes()
     assert canvases[1].tobytes() == emptied.image.tobytes() != image.tobytes()
     assert canvases[2] is None, "without a collage there is nothing to paste"

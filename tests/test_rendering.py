@@ -29,7 +29,7 @@ from tqdm import tqdm
 from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS
-from lrd_helpers.methods import LayeredRendering as Method
+from lrd_helpers.methods import LayeredRendering
 from lrd_helpers.methods.guidance import constant_delta, vision_guidance
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.pictures import picture_of, pixels_of
@@ -70,7 +70,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 def latents_of(pipe: LayeredRenderingPipeline, layouts: object, **options: object) -> Tensor:
     defaults = {"num_inference_steps": 5, "generator": seeded(), "output_type": "latent"}
     # Algorithm 1 as the paper has it, with a constant δ; the default method has tests of its own.
-    options = defaults | {"method": Method()} | options
+    options = defaults | {"method": LayeredRendering()} | options
     return pipe(layouts, **options).images
 
 
@@ -206,7 +206,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 @pytest.mark.parametrize("steps", [1, 3, 5])
-@pytest.mark.parametrize("method", [Method(), METHODS["default"]])
+@pytest.mark.parametrize("method", [LayeredRendering(), METHODS["collage"]])
 def test_zero_terminal_snr_stays_finite(pipe, kind, steps, method) -> None:
     pipe.scheduler = DDIMScheduler.from_config(
         pipe.scheduler.config, prediction_type=kind, **ZERO_SNR
@@ -217,7 +217,7 @@ def test_zero_terminal_snr_stays_finite(pipe, kind, steps, method) -> None:
 def test_no_object_is_looked_for_in_what_is_not_finite(pipe) -> None:
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, **ZERO_SNR)  # ε of ε alone
     with pytest.raises(ValueError, match="are not finite, so no object can be found in them"):
-        latents_of(pipe, TWO, method="default", num_inference_steps=3)
+        latents_of(pipe, TWO, method="collage", num_inference_steps=3)
 
 
 # ------------------------------------------------------------------ what the U-Net is asked
@@ -332,7 +332,7 @@ def test_dynamic_delta_by_hand(pipe, where, monkeypatch) -> None:
     pipe.scheduler.set_timesteps(5)
     expected = fields_of(pipe, TWO, dynamic(pipe, where), 0.4, 0.7)
     recorded = Recorded(pipe, monkeypatch)
-    method = Method(delta="dynamic", inside=0.4, outside=0.7, top_k=3, attention=where)
+    method = LayeredRendering(delta="dynamic", inside=0.4, outside=0.7, top_k=3, attention=where)
     latents_of(pipe, TWO, method=method)
     assert [len(x) for x in recorded.inputs] == [2, 6, 6, 6, 2, 2], "the layers' maps come first"
     background, car, star = recorded.inputs[1][3:]
@@ -353,7 +353,7 @@ def test_the_word_of_a_layer(pipe, monkeypatch) -> None:
     latents_of(
         pipe,
         Layout("a car", layers=layers),
-        method=Method(delta="dynamic", top_k=2, overlap="mean"),
+        method=LayeredRendering(delta="dynamic", top_k=2, overlap="mean"),
     )
     assert asked == ["car", "red car"]
 
@@ -363,7 +363,7 @@ def test_guidance_in_the_initial_noise(pipe) -> None:
     added = composed(TWO, fields_of(pipe, TWO, delta, 0.4, 0.7))
     noise = torch.randn(1, 4, 4, 4, generator=seeded())
     expected = latents_of(pipe, UNGUIDED, latents=noise + added)
-    method = Method(guide="noise", inside=0.4, outside=0.7)
+    method = LayeredRendering(guide="noise", inside=0.4, outside=0.7)
     assert torch.allclose(latents_of(pipe, TWO, method=method), expected, atol=1e-5)
     repeated = latents_of(pipe, TWO, method=replace(method, early_repeats=2))
 
@@ -380,7 +380,7 @@ def test_guidance_in_the_noise_is_as_strong_with_every_scheduler(pipe, monkeypat
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
         for strength in (0.0, 1.0):
             recorded.inputs.clear()
-            method = Method(guide="noise", inside=strength, outside=strength)
+            method = LayeredRendering(guide="noise", inside=strength, outside=strength)
             latents_of(pipe, TWO, method=method)
             inputs[scheduler, strength] = recorded.inputs[0][-1]
     ddim, euler = (
@@ -392,7 +392,7 @@ def test_guidance_in_the_noise_is_as_strong_with_every_scheduler(pipe, monkeypat
 
 def test_weighted_guidance_follows_the_attention_map(pipe, monkeypatch) -> None:
     recorded = Recorded(pipe, monkeypatch)
-    plain = Method(delta="dynamic", inside=0.4, outside=0.7, top_k=3)
+    plain = LayeredRendering(delta="dynamic", inside=0.4, outside=0.7, top_k=3)
     differences = []
     for method in (plain, replace(plain, weighted=True)):
         recorded.inputs.clear()
@@ -414,7 +414,7 @@ def test_layers_that_ask_the_same_are_one_picture_however_they_are_fused(pipe, s
     if "Ancestral" in scheduler.__name__:
         pytest.skip("each layer draws noise of its own")
     plain = latents_of(pipe, EVERYWHERE, layered_fraction=0)
-    for method in (Method(), Method(fuse="once"), Method(overlap="mean")):
+    for method in (LayeredRendering(), LayeredRendering(fuse="once"), LayeredRendering(overlap="mean")):
         assert torch.allclose(latents_of(pipe, EVERYWHERE, method=method), plain, atol=1e-4)
 
 
@@ -447,7 +447,7 @@ def test_fused_once_by_hand(pipe, tiny) -> None:
         seen.append(tensors["latents"])
         return tensors
 
-    out = latents_of(pipe, UNGUIDED, method=Method(fuse="once"), callback_on_step_end=look)
+    out = latents_of(pipe, UNGUIDED, method=LayeredRendering(fuse="once"), callback_on_step_end=look)
     assert all(latents.shape == (1, 4, 4, 4) for latents in seen)
     assert torch.allclose(seen[2], fused, atol=1e-4)
     # From there on it is an ordinary picture of the caption.
@@ -469,7 +469,7 @@ def test_a_callback_can_change_latents_before_the_layers_are_fused(pipe) -> None
     zeros = lambda pipeline, step, timestep, tensors: {  # noqa: E731
         "latents": torch.zeros_like(tensors["latents"]) if step == 0 else tensors["latents"]
     }
-    method = Method(fuse="once")
+    method = LayeredRendering(fuse="once")
     first = latents_of(pipe, TWO, method=method, callback_on_step_end=zeros)
     second = latents_of(pipe, TWO, method=method, callback_on_step_end=zeros, generator=seeded(1))
     assert torch.allclose(first, second, atol=1e-5), "what came before step 0 is forgotten"
@@ -480,18 +480,18 @@ def test_interrupted_before_the_layers_are_fused(pipe) -> None:
         pipeline._interrupt = True
         return tensors
 
-    out = latents_of(pipe, TWO, method=Method(fuse="once"), callback_on_step_end=stop)
+    out = latents_of(pipe, TWO, method=LayeredRendering(fuse="once"), callback_on_step_end=stop)
     assert out.shape == (1, 4, 4, 4)
 
 
 def test_generators_of_their_own_with_layers_alone(pipe) -> None:
-    options = {"method": Method(fuse="once"), "eta": 1.0}
+    options = {"method": LayeredRendering(fuse="once"), "eta": 1.0}
     both = latents_of(pipe, [TWO, ONE], generator=[seeded(1), seeded(2)], **options)
     second = latents_of(pipe, ONE, generator=[seeded(2)], **options)
     assert torch.allclose(both[1:], second, atol=1e-4)
 
 
-COLLAGE = replace(METHODS["default"], sketch_steps=3, layered_fraction=0.6)
+COLLAGE = replace(METHODS["collage"], sketch_steps=3, layered_fraction=0.6)
 
 
 @torch.no_grad()
@@ -714,7 +714,7 @@ def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
         ({"canvas": Image.new("RGBA", (32, 32))}, "canvas is transparent in places"),
         ({"canvas": [Image.new("RGB", (32, 32))] * 2}, "canvas has 2 pictures for 1 layouts"),
         ({"canvas": Image.new("RGB", (32, 40))}, "canvas is 32 × 40, but the picture will be 32"),
-        ({"canvas": Image.new("RGB", (32, 32)), "method": Method()}, "nothing would be pasted"),
+        ({"canvas": Image.new("RGB", (32, 32)), "method": LayeredRendering()}, "nothing would be pasted"),
         ({"canvas": Image.new("RGB", (32, 32)), "layered_fraction": 0}, "nothing would be pasted"),
     ],
 )
@@ -767,7 +767,7 @@ def test_the_background_can_have_the_objects_as_negative_prompt(pipe, monkeypatc
     monkeypatch.setattr(
         pipe, "encode_prompt", lambda text, *a, **k: asked.append(text) or encode(text, *a, **k)
     )
-    latents_of(pipe, TWO, negative_prompt="a ball", method=Method(negative_objects=True))
+    latents_of(pipe, TWO, negative_prompt="a ball", method=LayeredRendering(negative_objects=True))
     assert "a ball and a red car and a yellow star" in asked
     assert "a ball" in asked, "the layers keep theirs"
 
@@ -806,7 +806,7 @@ def test_what_the_layers_did(pipe, monkeypatch) -> None:
         return (out.prev_sample,)
 
     monkeypatch.setattr(pipe.scheduler, "step", noting)
-    options = {"num_inference_steps": 5, "output_layers": True, "method": Method()}
+    options = {"num_inference_steps": 5, "output_layers": True, "method": LayeredRendering()}
     (trace,) = pipe(layout, generator=seeded(), **options).layers
     assert trace.x0.shape == (3, 2, 4, 4, 4)
     assert trace.x0[:, 0].isnan().all(), "the background is nowhere to be seen"
@@ -858,7 +858,7 @@ def test_images_per_prompt_stand_together(pipe) -> None:
         [TWO, ONE],
         num_images_per_prompt=2,
         num_inference_steps=3,
-        method=Method(),
+        method=LayeredRendering(),
         generator=generators,
         output_type="latent",
     )
@@ -889,7 +889,7 @@ def test_tuple_output_and_masks(pipe) -> None:
 
 def test_size_and_latents(pipe) -> None:
     noise = torch.randn(1, 4, 5, 8, generator=seeded())
-    options = {"height": 40, "width": 64, "num_inference_steps": 2, "method": Method()}
+    options = {"height": 40, "width": 64, "num_inference_steps": 2, "method": LayeredRendering()}
     drawn = pipe(TWO, generator=seeded(), **options).images[0]
     assert drawn.size == (64, 40)
     given = pipe(TWO, latents=noise, **options).images[0]
@@ -1115,7 +1115,7 @@ def test_sequential_offload(pipe) -> None:
     for part in (own.unet, own.vae, own.text_encoder):
         cpu_offload(part, execution_device=torch.device("cpu"))
     assert next(own.unet.parameters()).device.type == "meta", "the weights are away"
-    for method in ("default", "paper"):
+    for method in ("collage", "paper"):
         drawn = latents_of(own, TWO, method=method, height=64, width=64)
         assert torch.allclose(
             drawn, latents_of(pipe, TWO, method=method, height=64, width=64), atol=1e-4
@@ -1127,7 +1127,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["default", "paper", "authors"])
+@pytest.mark.parametrize("method", ["collage", "paper", "authors"])
 def test_a_callback_that_raises_leaves_the_model_as_it_was(pipe, method, monkeypatch) -> None:
     options = {"method": method, "height": 64, "width": 64}
     expected = latents_of(pipe, TWO, **options)
@@ -1192,12 +1192,12 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
         (TWO, {"method": "paper"}, "top_k is 20, but there are only 16 positions to choose from"),
         (replace(TWO, layers=[replace(TWO.layers[0], word="bike")]),
-         {"method": Method(delta="dynamic", top_k=1)},
+         {"method": LayeredRendering(delta="dynamic", top_k=1)},
          "layer 1 'a red car', word: 'bike' is not in the prompt \"a red car\"; its words are: a, "
          "red, car"),
-        (replace(TWO, layers=[replace(TWO.layers[0], start=0.1)]), {"method": Method(fuse="once")},
+        (replace(TWO, layers=[replace(TWO.layers[0], start=0.1)]), {"method": LayeredRendering(fuse="once")},
          "layer 1 'a red car' has a start or an end, but with fuse='once' every layer runs alone"),
-        (TWO, {"method": Method(delta="dynamic", top_k=1, attention=lambda name: False)},
+        (TWO, {"method": LayeredRendering(delta="dynamic", top_k=1, attention=lambda name: False)},
          "matches none of the"),
         (TWO, {"layered_fraction": 1.5}, "layered_fraction is 1.5, but should be between 0 (no"),
         (TWO, {"layered_fraction": float("nan")}, "layered_fraction is nan"),
@@ -1232,7 +1232,7 @@ def test_bad_arguments_are_refused_before_the_first_call(
 )
 def test_methods_that_are_none(choices: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Method(**choices)
+        LayeredRendering(**choices)
 
 
 def test_models_that_cannot_be_used(pipe) -> None:
