@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.methods import METHODS
-from lrd_helpers.methods import LayeredRendering
+from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.methods.guidance import constant_delta, vision_guidance
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.pictures import picture_of, pixels_of
@@ -414,7 +413,11 @@ def test_layers_that_ask_the_same_are_one_picture_however_they_are_fused(pipe, s
     if "Ancestral" in scheduler.__name__:
         pytest.skip("each layer draws noise of its own")
     plain = latents_of(pipe, EVERYWHERE, layered_fraction=0)
-    for method in (LayeredRendering(), LayeredRendering(fuse="once"), LayeredRendering(overlap="mean")):
+    for method in (
+        LayeredRendering(),
+        LayeredRendering(fuse="once"),
+        LayeredRendering(overlap="mean"),
+    ):
         assert torch.allclose(latents_of(pipe, EVERYWHERE, method=method), plain, atol=1e-4)
 
 
@@ -447,7 +450,9 @@ def test_fused_once_by_hand(pipe, tiny) -> None:
         seen.append(tensors["latents"])
         return tensors
 
-    out = latents_of(pipe, UNGUIDED, method=LayeredRendering(fuse="once"), callback_on_step_end=look)
+    out = latents_of(
+        pipe, UNGUIDED, method=LayeredRendering(fuse="once"), callback_on_step_end=look
+    )
     assert all(latents.shape == (1, 4, 4, 4) for latents in seen)
     assert torch.allclose(seen[2], fused, atol=1e-4)
     # From there on it is an ordinary picture of the caption.
@@ -714,7 +719,10 @@ def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
         ({"canvas": Image.new("RGBA", (32, 32))}, "canvas is transparent in places"),
         ({"canvas": [Image.new("RGB", (32, 32))] * 2}, "canvas has 2 pictures for 1 layouts"),
         ({"canvas": Image.new("RGB", (32, 40))}, "canvas is 32 × 40, but the picture will be 32"),
-        ({"canvas": Image.new("RGB", (32, 32)), "method": LayeredRendering()}, "nothing would be pasted"),
+        (
+            {"canvas": Image.new("RGB", (32, 32)), "method": LayeredRendering()},
+            "nothing would be pasted",
+        ),
         ({"canvas": Image.new("RGB", (32, 32)), "layered_fraction": 0}, "nothing would be pasted"),
     ],
 )

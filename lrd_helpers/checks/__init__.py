@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Mistake", "check_function", "explain"]
+__all__ = ["Mistake", "check_function", "explain", "normal"]
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    """Numbers from N(0, 1) for the cases of a check: a seed always gives the same ones."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ def check_function(
             dictionaries.
         expected: the formula, in words or symbols.
         hint: for a mistake that is none of `mistakes`.
-        mistakes: tried in their order; the first that agrees with `function` in all cases is named.
+        mistakes: the likeliest, five at most. They are tried in their order; the first that agrees
+            with `function` in all cases is named.
         tolerance: largest absolute difference that still counts as equal.
     """
     name = getattr(function, "__name__", "your function")
@@ -77,10 +83,10 @@ def check_function(
                 "write x = x + y in place of x += y, and sorted(x) in place of x.sort()",
             )
             return
-        outputs.append(torch.as_tensor(output))
+        outputs.append(_numbers(output))
 
     def agrees_with(other: Callable[..., Tensor | float]) -> bool:
-        values = [torch.as_tensor(other(*_copies(case))) for case in cases]
+        values = [_numbers(other(*_copies(case))) for case in cases]
         return all(
             a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
             for a, b in zip(outputs, values, strict=True)
@@ -94,11 +100,11 @@ def check_function(
             explain(name, mistake.saw, expected, mistake.hint)
             return
     for output, case in zip(outputs, cases, strict=True):
-        right = torch.as_tensor(solution(*_copies(case)))
+        right = _numbers(solution(*_copies(case)))
         differences = (output - right).abs().nan_to_num(nan=float("inf"))
         if differences.max() > tolerance:
             i = int(differences.argmax())
-            saw, wanted = float(output.flatten()[i].detach()), float(right.flatten()[i])
+            saw, wanted = float(output.flatten()[i]), float(right.flatten()[i])
             where = f" as number {i} of the flattened result" if right.ndim else ""
             explain(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
             return
@@ -119,6 +125,13 @@ def _wrong_kind(output: Any, right: Tensor | float) -> tuple[str, str] | None:
     if output.shape != right.shape:
         return f"the shape {tuple(output.shape)}", f"the shape {tuple(right.shape)}"
     return None
+
+
+def _numbers(output: Tensor | float) -> Tensor:
+    """A tensor that can be subtracted from another one: yes and no become 1 and 0."""
+    if not isinstance(output, Tensor):
+        return torch.tensor(float(output), dtype=torch.float64)
+    return output.detach().double()
 
 
 def _copies(case: tuple[Any, ...]) -> tuple[Any, ...]:

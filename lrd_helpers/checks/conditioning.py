@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from lrd_helpers.autoencoder import kl_divergence
-from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.checks import Mistake, check_function, normal
 from lrd_helpers.style import join
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ------------------------------------------------------------------ exercise 1
 
 
 def check_cross_attention(function: Callable[..., Any]) -> None:
@@ -26,30 +19,23 @@ def check_cross_attention(function: Callable[..., Any]) -> None:
     Q comes from the picture's positions x, K and V from the condition's tokens c.
     """
 
-    def attention(
-        *,
-        scale: Callable[[int], float] = lambda d: d**-0.5,
-        weigh: Callable[[Tensor], Tensor] = lambda fits: fits.softmax(-1),
-        value: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda c, to_k, to_v: c @ to_v.T,
-    ) -> Callable[..., Tensor]:
-        def cross_attention(x: Tensor, c: Tensor, to_q: Tensor, to_k: Tensor, to_v: Tensor):
-            q, k, v = x @ to_q.T, c @ to_k.T, value(c, to_k, to_v)
-            return weigh(q @ k.T * scale(q.shape[-1])) @ v
+    def attention(shares: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+        return lambda x, c, to_q, to_k, to_v: shares(x @ to_q.T, c @ to_k.T) @ (c @ to_v.T)
 
-        return cross_attention
+    right = attention(lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(1))
 
     def case(positions: int, tokens: int, width: int, condition: int, d: int, seed: int):
         return (
-            _random(positions, width, seed=seed),
-            _random(tokens, condition, seed=seed + 1),
-            _random(d, width, seed=seed + 2),
-            _random(d, condition, seed=seed + 3),
-            _random(d, condition, seed=seed + 4),
+            normal(positions, width, seed=seed),
+            normal(tokens, condition, seed=seed + 1),
+            normal(d, width, seed=seed + 2),
+            normal(d, condition, seed=seed + 3),
+            normal(d, condition, seed=seed + 4),
         )
 
     check_function(
         function,
-        attention(),
+        right,
         [case(3, 2, 5, 4, 7, 0), case(6, 4, 3, 8, 5, 10), case(2, 9, 6, 3, 4, 20)],
         expected="softmax(QKᵀ/√d)·V, a row a position of x, with Q from x and K, V from c",
         hint="three lines: q, k, v by @ with the matrices' .T (q from x, k and v from c); the "
@@ -58,48 +44,30 @@ def check_cross_attention(function: Callable[..., Any]) -> None:
             Mistake(
                 "QKᵀ is not scaled",
                 "a sum over d numbers grows with √d: divide by it before the softmax",
-                attention(scale=lambda d: 1.0),
+                attention(lambda q, k: (q @ k.T).softmax(1)),
             ),
             Mistake(
                 "QKᵀ is divided by d: the square root is missing",
                 "it is /√d: the spread, not the variance, of a sum over d numbers",
-                attention(scale=lambda d: 1 / d),
-            ),
-            Mistake(
-                "QKᵀ is multiplied by √d",
-                "divide by √d, so that the softmax does not become all or nothing",
-                attention(scale=lambda d: d**0.5),
-            ),
-            Mistake(
-                "the wrong sign: what fits worst gets the most",
-                "softmax of +QKᵀ/√d",
-                attention(scale=lambda d: -(d**-0.5)),
+                attention(lambda q, k: (q @ k.T / q.shape[1]).softmax(1)),
             ),
             Mistake(
                 "the softmax runs over the positions of the picture",
                 "each position shares 1 among the tokens: the softmax is along the last axis",
-                attention(weigh=lambda fits: fits.softmax(0)),
-            ),
-            Mistake(
-                "the softmax runs over positions and tokens together",
-                "each position has a softmax of its own, along the last axis",
-                attention(weigh=lambda fits: fits.flatten().softmax(0).reshape(fits.shape)),
+                attention(lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(0)),
             ),
             Mistake(
                 "there is no softmax",
                 "QKᵀ/√d says how well they fit; the softmax makes shares of it that sum to 1",
-                attention(weigh=lambda fits: fits),
+                attention(lambda q, k: q @ k.T / q.shape[1] ** 0.5),
             ),
             Mistake(
                 "the keys are handed out in place of the values",
                 "V = c·W_Vᵀ: what a token is found by and what it says are two things",
-                attention(value=lambda c, to_k, to_v: c @ to_k.T),
+                lambda x, c, to_q, to_k, to_v: right(x, c, to_q, to_k, to_k),
             ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 2
 
 
 def check_style_statistics(function: Callable[..., Any]) -> None:
@@ -109,22 +77,17 @@ def check_style_statistics(function: Callable[..., Any]) -> None:
     small ε in the root: all pass.
     """
 
-    def statistics(
-        spread: Callable[[Tensor], Tensor] = lambda x: x.std(-1, correction=0),
-        combine: Callable[[Tensor, Tensor], Tensor] = lambda mean, spread: torch.cat(
-            [mean, spread], 1
-        ),
-    ) -> Callable[[Tensor], Tensor]:
-        return lambda features: combine(features.flatten(2).mean(-1), spread(features.flatten(2)))
+    def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+        return features.mean((2, 3)), features.std((2, 3))
 
     def case(batch: int, channels: int, height: int, width: int, seed: int) -> tuple[Tensor]:
-        size = 0.5 + _random(batch, channels, 1, 1, seed=seed).sigmoid()
-        place = 3 * _random(batch, channels, 1, 1, seed=seed + 1)
-        return (place + size * _random(batch, channels, height, width, seed=seed + 2),)
+        size = 0.5 + normal(batch, channels, 1, 1, seed=seed).sigmoid()
+        place = 3 * normal(batch, channels, 1, 1, seed=seed + 1)
+        return (place + size * normal(batch, channels, height, width, seed=seed + 2),)
 
     check_function(
         function,
-        statistics(),
+        lambda features: torch.cat(statistics(features), 1),
         [case(2, 3, 20, 16, 0), case(3, 5, 12, 30, 10), case(1, 2, 18, 18, 20)],
         expected="the means of all channels, then their spreads √variance: (batch, 2·channels)",
         hint="take mean and std over the last two axes, (2, 3); torch.cat(…, 1) puts them in a row",
@@ -133,52 +96,33 @@ def check_style_statistics(function: Callable[..., Any]) -> None:
             Mistake(
                 "the spreads are variances: the square root is missing",
                 "σ = √variance: .std, or .var with .sqrt()",
-                statistics(lambda x: x.var(-1)),
+                lambda x: torch.cat([x.mean((2, 3)), x.var((2, 3))], 1),
             ),
             Mistake(
                 "the spreads are the roots of the mean squares: the mean was not taken off",
                 "spread is around the mean: .std does it",
-                statistics(lambda x: x.square().mean(-1).sqrt()),
-            ),
-            Mistake(
-                "the spreads are mean absolute differences",
-                "square the differences, average, take the root: .std does it",
-                statistics(lambda x: (x - x.mean(-1, keepdim=True)).abs().mean(-1)),
+                lambda x: torch.cat([x.mean((2, 3)), x.square().mean((2, 3)).sqrt()], 1),
             ),
             Mistake(
                 "the spreads come first",
                 "means first: torch.cat([mean, spread], 1)",
-                statistics(combine=lambda mean, spread: torch.cat([spread, mean], 1)),
+                lambda x: torch.cat(statistics(x)[::-1], 1),
             ),
             Mistake(
                 "mean and spread of each channel stand side by side",
                 "all means, then all spreads: torch.cat(…, 1), not stack and flatten",
-                statistics(combine=lambda mean, spread: torch.stack([mean, spread], 2).flatten(1)),
-            ),
-            Mistake(
-                "the means stand there twice",
-                "the second half is each channel's spread",
-                statistics(combine=lambda mean, spread: torch.cat([mean, mean], 1)),
+                lambda x: torch.stack(statistics(x), 2).flatten(1),
             ),
         ],
     )
 
 
-# ------------------------------------------------------------------ exercise 3
-
-
 def check_joined(function: Callable[..., Any]) -> None:
     """Exercise 3, `joined(text, style, strength)`: [text; strength·style], token after token."""
 
-    def joining(combine: Callable[[Tensor, Tensor, float], list[Tensor]]) -> Callable[..., Tensor]:
-        return lambda text, style, strength: torch.cat(combine(text, style, strength), 1)
-
     def case(batch: int, words: int, tokens: int, width: int, strength: float, seed: int):
-        return (
-            _random(batch, words, width, seed=seed),
-            _random(batch, tokens, width, seed=seed + 1),
-            strength,
-        )
+        text, style = (normal(batch, n, width, seed=seed + n) for n in (words, tokens))
+        return text, style, strength
 
     check_function(
         function,
@@ -190,38 +134,25 @@ def check_joined(function: Callable[..., Any]) -> None:
             Mistake(
                 "the style stands before the text",
                 "text first: the U-Net was tuned with the style behind it, and so is ours",
-                joining(lambda text, style, strength: [strength * style, text]),
+                lambda text, style, strength: torch.cat([strength * style, text], 1),
             ),
             Mistake(
                 "strength is ignored",
                 "strength·style",
-                joining(lambda text, style, strength: [text, style]),
+                lambda text, style, strength: join(text, style, 1.0),
             ),
             Mistake(
                 "the text is scaled, too",
                 "strength belongs to the style alone: the words stay as they are",
-                joining(lambda text, style, strength: [strength * text, strength * style]),
-            ),
-            Mistake(
-                "the text is scaled instead of the style",
-                "strength·style, and the words as they are",
-                joining(lambda text, style, strength: [strength * text, style]),
+                lambda text, style, strength: strength * join(text, style, 1.0),
             ),
             Mistake(
                 "the text fades as the style grows",
                 "nothing is mixed here: the words stay as they are, the style's tokens join them",
-                joining(lambda text, style, strength: [(1 - strength) * text, strength * style]),
-            ),
-            Mistake(
-                "the style is scaled by 1 − strength",
-                "strength 0 is no style",
-                joining(lambda text, style, strength: [text, (1 - strength) * style]),
+                lambda text, style, strength: join((1 - strength) * text, style, strength),
             ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 4
 
 
 def check_two_part_loss(function: Callable[..., Any]) -> None:
@@ -230,30 +161,19 @@ def check_two_part_loss(function: Callable[..., Any]) -> None:
     ‖ε − ε̂‖² (a mean over all numbers) + w·KL(N(μ, σ²) ‖ N(0, 1)) in nats, a mean over the batch.
     """
 
-    def loss(
-        *,
-        error: Callable[[Tensor], Tensor] = lambda gap: gap.square().mean(),
-        kl: Callable[[Tensor, Tensor], Tensor] = kl_divergence,
-        weight: Callable[[float], float] = lambda kl_weight: kl_weight,
-    ) -> Callable[..., float]:
-        def two_part_loss(
-            noise: Tensor, prediction: Tensor, mean: Tensor, log_variance: Tensor, kl_weight: float
-        ) -> float:
-            return float(error(noise - prediction) + weight(kl_weight) * kl(mean, log_variance))
-
-        return two_part_loss
-
-    def terms(m: Tensor, v: Tensor) -> Tensor:
-        return 0.5 * (m**2 + v.exp() - 1 - v)
+    def loss(weighted_kl: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., float]:
+        return lambda noise, prediction, mean, log_variance, kl_weight: float(
+            (noise - prediction).square().mean() + weighted_kl(mean, log_variance, kl_weight)
+        )
 
     def case(batch: int, code: int, kl_weight: float, seed: int):
-        noise, prediction = (_random(batch, 4, 3, 5, seed=seed + i) for i in range(2))
-        mean, log_variance = (_random(batch, code, seed=seed + i) for i in range(2, 4))
+        noise, prediction = (normal(batch, 4, 3, 5, seed=seed + i) for i in range(2))
+        mean, log_variance = (normal(batch, code, seed=seed + i) for i in range(2, 4))
         return noise, prediction, 1.5 * mean, log_variance - 1, kl_weight
 
     check_function(
         function,
-        loss(),
+        loss(lambda m, v, weight: weight * kl_divergence(m, v)),
         [case(3, 2, 0.5, 0), case(2, 4, 0.1, 10), case(5, 3, 2.0, 20)],
         expected="mean((noise − prediction)²) + kl_weight·KL, with KL = ½·Σ(μ² + σ² − 1 − log σ²) "
         "summed over a code and averaged over the batch",
@@ -262,67 +182,27 @@ def check_two_part_loss(function: Callable[..., Any]) -> None:
             Mistake(
                 "the KL is subtracted",
                 "both parts are to be small: their sum is the loss",
-                loss(weight=lambda w: -w),
+                loss(lambda m, v, weight: -weight * kl_divergence(m, v)),
             ),
             Mistake(
                 "the KL is not weighted",
                 "kl_weight·KL",
-                loss(weight=lambda w: 1.0),
-            ),
-            Mistake(
-                "the noise's error is alone: there is no KL",
-                "add kl_weight·KL",
-                loss(weight=lambda w: 0.0),
+                loss(lambda m, v, weight: kl_divergence(m, v)),
             ),
             Mistake(
                 "the KL is averaged over the numbers of a code",
                 "the nats of a code's numbers add up: .sum(1), then the mean over the batch",
-                loss(kl=lambda m, v: terms(m, v).mean()),
+                loss(lambda m, v, weight: weight * kl_divergence(m, v) / m.shape[1]),
             ),
             Mistake(
                 "the KL is summed over the batch",
                 "the batch is averaged: .sum(1).mean()",
-                loss(kl=lambda m, v: terms(m, v).sum()),
+                loss(lambda m, v, weight: weight * kl_divergence(m, v) * len(m)),
             ),
             Mistake(
                 "the KL lacks its ½",
                 "½·Σ(μ² + σ² − 1 − log σ²)",
-                loss(kl=lambda m, v: 2 * kl_divergence(m, v)),
-            ),
-            Mistake(
-                "the KL takes σ where σ² belongs",
-                "log_variance is log σ²: its exponential is σ² already, without a root",
-                loss(kl=lambda m, v: (terms(m, v) + 0.5 * ((v / 2).exp() - v.exp())).sum(1).mean()),
-            ),
-            Mistake(
-                "log σ² has the wrong sign in the KL",
-                "− log σ²: it is what keeps σ from shrinking to nothing",
-                loss(kl=lambda m, v: (terms(m, v) + v).sum(1).mean()),
-            ),
-            Mistake(
-                "the KL takes log_variance for the variance",
-                "the encoder gives log σ²: σ² is log_variance.exp()",
-                loss(kl=lambda m, v: 0.5 * (m**2 + v - 1 - v.abs().log()).sum(1).mean()),
-            ),
-            Mistake(
-                "the KL takes μ where μ² belongs",
-                "½·Σ(μ² + …): the square punishes both signs",
-                loss(kl=lambda m, v: (terms(m, v) + 0.5 * (m - m**2)).sum(1).mean()),
-            ),
-            Mistake(
-                "the squared errors are added up",
-                "a mean over all numbers, so that the loss does not depend on the picture's size",
-                loss(error=lambda gap: gap.square().sum()),
-            ),
-            Mistake(
-                "the noise's error is the root of the mean square",
-                "the mean square itself: no root",
-                loss(error=lambda gap: gap.square().mean().sqrt()),
-            ),
-            Mistake(
-                "the differences are averaged without being squared: they cancel",
-                "square first, then average",
-                loss(error=lambda gap: gap.mean()),
+                loss(lambda m, v, weight: 2 * weight * kl_divergence(m, v)),
             ),
         ],
     )

@@ -7,20 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import mse_loss
 
-from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.checks import Mistake, check_function, normal
 from lrd_helpers.ddpm import NoiseSchedule, q_sample
 
 SCHEDULE = NoiseSchedule.linear(20, 0.005, 0.4)
 BARS, BETAS = SCHEDULE.alphas_cumprod, SCHEDULE.betas
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ------------------------------------------------------------------ exercise 1
 
 
 def check_jump(function: Callable[..., Any]) -> None:
@@ -33,18 +26,14 @@ def check_jump(function: Callable[..., Any]) -> None:
 
         return jump
 
+    def case(t: list[int], *shape: int, seed: int) -> tuple[Tensor, ...]:
+        x0, noise = (normal(len(t), *shape, seed=seed + i) for i in range(2))
+        return x0, torch.tensor(t), noise, BARS
+
     check_function(
         function,
         lambda x0, t, noise, bars: q_sample(x0, t, noise, SCHEDULE),
-        [
-            (_random(5, 2, seed=0), torch.tensor([0, 3, 7, 12, 19]), _random(5, 2, seed=1), BARS),
-            (
-                _random(3, 3, 4, 4, seed=2),
-                torch.tensor([1, 9, 18]),
-                _random(3, 3, 4, 4, seed=3),
-                BARS,
-            ),
-        ],
+        [case([0, 3, 7, 12, 19], 2, seed=0), case([1, 9, 18], 3, 4, 4, seed=2)],
         expected="√ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, of the shape of x_0",
         hint="every sample has its own t: alphas_cumprod[t] is one number a sample; reshape it to "
         "(batch, 1, …) so that it multiplies whole samples, pictures too",
@@ -60,16 +49,6 @@ def check_jump(function: Callable[..., Any]) -> None:
                 mixed(lambda bar: bar.sqrt(), lambda bar: 1 - bar),
             ),
             Mistake(
-                "it mixes ᾱ_t·x_0 and √(1 − ᾱ_t)·ε: the signal lacks its square root",
-                "variances add up to 1: (√ᾱ)² + (√(1 − ᾱ))² = 1",
-                mixed(lambda bar: bar, lambda bar: (1 - bar).sqrt()),
-            ),
-            Mistake(
-                "the noise is subtracted",
-                "the signs: signal plus noise",
-                mixed(lambda bar: bar.sqrt(), lambda bar: -((1 - bar).sqrt())),
-            ),
-            Mistake(
                 "signal and noise have changed places",
                 "at t = 0 almost everything is signal: ᾱ_0 is close to 1 and belongs to x_0",
                 mixed(lambda bar: (1 - bar).sqrt(), lambda bar: bar.sqrt()),
@@ -78,77 +57,50 @@ def check_jump(function: Callable[..., Any]) -> None:
     )
 
 
-# ------------------------------------------------------------------ exercise 2
-
-
 def check_noise_loss(function: Callable[..., Any]) -> None:
     """Exercise 2, `noise_loss(model, x0, t, noise, alphas_cumprod)`: mean (ε − ε_θ(x_t, t))²."""
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(x) + 0.1 * t.reshape(-1, *[1] * (x.ndim - 1))
 
-    def noisy(x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return q_sample(x0, t, noise, SCHEDULE)
+    def guess(model: Callable[..., Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        return model(q_sample(x0, t, noise, SCHEDULE), t)
 
-    t = torch.tensor([0, 6, 13, 19])
+    def case(*shape: int, seed: int) -> tuple[Any, ...]:
+        x0, noise = (normal(4, *shape, seed=seed + i) for i in range(2))
+        return model, x0, torch.tensor([0, 6, 13, 19]), noise, BARS
+
     check_function(
         function,
-        lambda model, x0, t, noise, bars: functional.mse_loss(model(noisy(x0, t, noise), t), noise),
-        [
-            (model, _random(4, 2, seed=0), t, _random(4, 2, seed=1), BARS),
-            (model, _random(4, 3, 2, 2, seed=2), t, _random(4, 3, 2, 2, seed=3), BARS),
-        ],
+        lambda model, x0, t, noise, bars: mse_loss(guess(model, x0, t, noise), noise),
+        [case(2, seed=0), case(3, 2, 2, seed=2)],
         expected="one number, the mean over all elements of (model(x_t, t) − noise)²",
         hint="x_t = q_sample(…) first, then the model's guess, then the mean squared difference",
         mistakes=[
             Mistake(
                 "the guess is held against the clean x_0",
                 "this network is asked for the noise: compare with `noise`",
-                lambda model, x0, t, noise, bars: functional.mse_loss(
-                    model(noisy(x0, t, noise), t), x0
-                ),
+                lambda model, x0, t, noise, bars: mse_loss(guess(model, x0, t, noise), x0),
             ),
             Mistake(
                 "the network is shown the clean x_0",
                 "what it sees must be noisy: model(x_t, t)",
-                lambda model, x0, t, noise, bars: functional.mse_loss(model(x0, t), noise),
+                lambda model, x0, t, noise, bars: mse_loss(model(x0, t), noise),
             ),
             Mistake(
                 "the squared differences are added up, not averaged",
                 "`.mean()` in place of `.sum()`: the loss must not grow with the picture",
-                lambda model, x0, t, noise, bars: functional.mse_loss(
-                    model(noisy(x0, t, noise), t), noise, reduction="sum"
+                lambda model, x0, t, noise, bars: mse_loss(
+                    guess(model, x0, t, noise), noise, reduction="sum"
                 ),
             ),
             Mistake(
                 "the differences are not squared but taken as they are: they cancel",
                 "square before you take the mean",
-                lambda model, x0, t, noise, bars: (model(noisy(x0, t, noise), t) - noise).mean(),
-            ),
-            Mistake(
-                "the differences are not squared but taken as they are: they cancel",
-                "square before you take the mean",
-                lambda model, x0, t, noise, bars: (noise - model(noisy(x0, t, noise), t)).mean(),
-            ),
-            Mistake(
-                "the sign is wrong: the loss is negative",
-                "a loss is made small: the mean of the squares, without a minus",
-                lambda model, x0, t, noise, bars: (
-                    -functional.mse_loss(model(noisy(x0, t, noise), t), noise)
-                ),
-            ),
-            Mistake(
-                "the root of the mean square",
-                "no square root here: the square is what makes it a Gaussian's log-likelihood",
-                lambda model, x0, t, noise, bars: functional.mse_loss(
-                    model(noisy(x0, t, noise), t), noise
-                ).sqrt(),
+                lambda model, x0, t, noise, bars: (guess(model, x0, t, noise) - noise).mean(),
             ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 3
 
 
 def check_step_back(function: Callable[..., Any]) -> None:
@@ -156,22 +108,19 @@ def check_step_back(function: Callable[..., Any]) -> None:
 
     def step(
         *,
-        sign: int = -1,
-        over: str = "alpha",
+        divisor: Callable[[Tensor], Tensor] = lambda bar: (1 - bar).sqrt(),
+        stretch: Callable[[Tensor, Tensor], Tensor] = lambda beta, bar: (1 - beta).sqrt(),
         spread: Callable[[Tensor], Tensor] = Tensor.sqrt,
-        root: bool = True,
         last: bool = False,
-    ) -> Any:
+    ) -> Callable[..., Tensor]:
         def step_back(x: Tensor, t: int, epsilon: Tensor, noise: Tensor, betas: Tensor) -> Tensor:
             beta, bar = betas[t], (1 - betas).cumprod(0)[t]
-            share = beta / ((1 - bar).sqrt() if root else 1 - bar)
-            divisor = {"alpha": (1 - beta).sqrt(), "bar": bar.sqrt(), "no root": 1 - beta}[over]
-            mean = (x + sign * share * epsilon) / divisor
+            mean = (x - beta / divisor(bar) * epsilon) / stretch(beta, bar)
             return mean + spread(beta) * noise if t > 0 or last else mean
 
         return step_back
 
-    x, epsilon, noise = (_random(4, 2, seed=seed) for seed in range(3))
+    x, epsilon, noise = (normal(4, 2, seed=seed) for seed in range(3))
     check_function(
         function,
         step(),
@@ -187,7 +136,7 @@ def check_step_back(function: Callable[..., Any]) -> None:
             Mistake(
                 "the predicted noise is added, so the mess grows",
                 "the sign: a step back takes noise away, x_t − …·ε̂",
-                step(sign=1),
+                lambda x, t, epsilon, noise, betas: step()(x, t, -epsilon, noise, betas),
             ),
             Mistake(
                 "the fresh noise is scaled by β_t: the square root is missing",
@@ -197,92 +146,58 @@ def check_step_back(function: Callable[..., Any]) -> None:
             Mistake(
                 "ε̂ is scaled by β_t/(1 − ᾱ_t): the square root is missing",
                 "x_t holds √(1 − ᾱ_t)·ε, so that is what one divides by",
-                step(root=False),
+                step(divisor=lambda bar: 1 - bar),
             ),
             Mistake(
                 "the mean is divided by √ᾱ_t, which undoes all steps at once",
                 "one step shrinks by √(1 − β_t): divide by that",
-                step(over="bar"),
-            ),
-            Mistake(
-                "the mean is divided by 1 − β_t: the square root is missing",
-                "a step forward multiplies x by √(1 − β_t), so a step back divides by it",
-                step(over="no root"),
-            ),
-            Mistake(
-                "no fresh noise is added at all",
-                "ancestral sampling draws from a Gaussian: its mean, plus √β_t·noise",
-                step(spread=lambda beta: 0 * beta),
+                step(stretch=lambda beta, bar: bar.sqrt()),
             ),
         ],
     )
 
 
-# ------------------------------------------------------------------ exercise 4
-
-
 def check_ddim_step(function: Callable[..., Any]) -> None:
     """Exercise 4, `ddim_step(x, epsilon, bar, bar_previous)`: DDIM's Eq. 12 with σ = 0."""
 
-    def step(
-        *,
-        sign: int = -1,
-        divide: bool = True,
-        root: Callable[[Tensor], Tensor] = Tensor.sqrt,
-        spread: str = "previous",
-        signal: str = "previous",
-    ) -> Any:
-        def ddim_step(x: Tensor, epsilon: Tensor, bar: Tensor, bar_previous: Tensor) -> Tensor:
-            x0 = x + sign * root(1 - bar) * epsilon
-            x0 = x0 / root(bar) if divide else x0
-            left = {"previous": 1 - bar_previous, "same": 1 - bar, "none": 0 * bar}[spread]
-            share = {"previous": bar_previous, "none": torch.ones_like(bar)}[signal]
-            return root(share) * x0 + root(left) * epsilon
+    def clean(x: Tensor, epsilon: Tensor, bar: Tensor) -> Tensor:
+        return (x - (1 - bar).sqrt() * epsilon) / bar.sqrt()
 
-        return ddim_step
+    def noisy(x0: Tensor, epsilon: Tensor, bar: Tensor) -> Tensor:
+        return bar.sqrt() * x0 + (1 - bar).sqrt() * epsilon
 
-    x, epsilon = _random(4, 2, seed=0), _random(4, 2, seed=1)
-    one = torch.tensor(1.0)
+    x, epsilon = normal(4, 2, seed=0), normal(4, 2, seed=1)
+    levels = [(BARS[12], BARS[5]), (BARS[19], BARS[18]), (BARS[3], torch.tensor(1.0))]
     check_function(
         function,
-        step(),
-        [
-            (x, epsilon, BARS[12], BARS[5]),
-            (x, epsilon, BARS[19], BARS[18]),
-            (x, epsilon, BARS[3], one),
-        ],
+        lambda x, e, bar, previous: noisy(clean(x, e, bar), e, previous),
+        [(x, epsilon, bar, previous) for bar, previous in levels],
         expected="x̂_0 = (x − √(1 − ᾱ)·ε̂)/√ᾱ, then √ᾱ_prev·x̂_0 + √(1 − ᾱ_prev)·ε̂",
         hint="two lines: guess x_0 from x and ε̂, then use exercise 1 with ᾱ_prev and the same ε̂",
         mistakes=[
             Mistake(
                 "√(1 − ᾱ)·ε̂ is added where it should be taken away",
                 "the sign: solve x = √ᾱ·x_0 + √(1 − ᾱ)·ε for x_0",
-                step(sign=1),
+                lambda x, e, bar, previous: noisy(clean(x, -e, bar), e, previous),
             ),
             Mistake(
                 "no square roots",
                 "ᾱ is a share of the variance; the numbers scale with its square root",
-                step(root=lambda value: value),
+                lambda x, e, bar, previous: (
+                    previous * (x - (1 - bar) * e) / bar + (1 - previous) * e
+                ),
             ),
             Mistake(
                 "the guess of x_0 is not divided by √ᾱ",
                 "solve x = √ᾱ·x_0 + √(1 − ᾱ)·ε for x_0: the last step is a division",
-                step(divide=False),
+                lambda x, e, bar, previous: noisy(x - (1 - bar).sqrt() * e, e, previous),
             ),
             Mistake(
                 "the noise is put back at the old level, √(1 − ᾱ)",
                 "after the step there is less noise: √(1 − ᾱ_prev)",
-                step(spread="same"),
-            ),
-            Mistake(
-                "the guess of x_0 is not scaled by √ᾱ_prev",
-                "going back up to the previous level shrinks the signal again",
-                step(signal="none"),
-            ),
-            Mistake(
-                "it returns √ᾱ_prev·x̂_0 without any noise",
-                "put the same ε̂ back, less of it: + √(1 − ᾱ_prev)·ε̂",
-                step(spread="none"),
+                lambda x, e, bar, previous: (
+                    previous.sqrt() * clean(x, e, bar) + (1 - bar).sqrt() * e
+                ),
             ),
         ],
     )

@@ -14,8 +14,6 @@ from lrd_helpers.mask import Box
 from lrd_helpers.measure import box_iou
 from lrd_helpers.widgets.side_by_side import sign_test
 
-# ------------------------------------------------------------------ exercise 1
-
 
 def check_iou(function: Callable[..., Any]) -> None:
     """Exercise 1, `iou(a, b)`: what both boxes cover over what either covers."""
@@ -23,25 +21,22 @@ def check_iou(function: Callable[..., Any]) -> None:
     def area(box: Box) -> float:
         return (box[2] - box[0]) * (box[3] - box[1])
 
-    def both(a: Box, b: Box) -> float:
-        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        return max(width, 0.0) * max(height, 0.0)
+    def product(a: Box, b: Box) -> float:
+        """Width times height of what both cover; each of them is below 0 in boxes apart."""
+        return (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
 
     def not_cut_off(a: Box, b: Box) -> float:
-        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        return width * height / (area(a) + area(b) - width * height)
+        return product(a, b) / (area(a) + area(b) - product(a, b))
 
     def cut_off_late(a: Box, b: Box) -> float:
-        width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        shared = max(width * height, 0.0)
+        shared = max(product(a, b), 0.0)
         return shared / (area(a) + area(b) - shared)
+
+    def counted_twice(a: Box, b: Box) -> float:
+        return box_iou(a, b) / (1 + box_iou(a, b))
 
     def from_corner_and_size(a: Box, b: Box) -> float:
         return box_iou(*((x, y, x + width, y + height) for x, y, width, height in (a, b)))
-
-    def over_the_hull(a: Box, b: Box) -> float:
-        hull = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
-        return both(a, b) / area(hull)
 
     check_function(
         function,
@@ -72,38 +67,7 @@ def check_iou(function: Callable[..., Any]) -> None:
             Mistake(
                 "what both cover is counted twice in the union",
                 "area of a + area of b − area of both",
-                lambda a, b: both(a, b) / (area(a) + area(b)),
-            ),
-            Mistake(
-                "Dice's number, 2·both/(a + b)",
-                "a relative of IoU that is always kinder; over the union, without the 2",
-                lambda a, b: 2 * both(a, b) / (area(a) + area(b)),
-            ),
-            Mistake(
-                "the share of a that b covers",
-                "a box over the whole picture covers everything, and would get 1: over the union",
-                lambda a, b: both(a, b) / area(a),
-            ),
-            Mistake(
-                "the share of b that a covers",
-                "a box over the whole picture covers everything, and would get 1: over the union",
-                lambda a, b: both(a, b) / area(b),
-            ),
-            Mistake(
-                "the share of the smaller box",
-                "a tiny box within a large one would get 1; divide by the union",
-                lambda a, b: both(a, b) / min(area(a), area(b)),
-            ),
-            Mistake(
-                "the area that both cover, as it is",
-                "two small boxes that agree would get less than two large ones that do not: divide "
-                "by the union",
-                both,
-            ),
-            Mistake(
-                "what both cover over the box around both",
-                "the union is not a box: area of a + area of b − area of both",
-                over_the_hull,
+                counted_twice,
             ),
             Mistake(
                 "boxes read as left, top, width, height",
@@ -115,13 +79,15 @@ def check_iou(function: Callable[..., Any]) -> None:
     )
 
 
-# ------------------------------------------------------------------ exercise 2
+def _curve(right: Sequence[bool], asked: float) -> tuple[Tensor, Tensor]:
+    """Precision and recall after each detection."""
+    hits = torch.tensor(right, dtype=torch.float64).cumsum(0)
+    return hits / torch.arange(1, len(right) + 1), hits / asked
 
 
 def area_under_curve(right: Sequence[bool], asked: int) -> float:
     """COCO's average precision at one threshold: the curve from its right end, at 101 recalls."""
-    hits = torch.tensor(right, dtype=torch.float64).cumsum(0)
-    precision, recall = hits / torch.arange(1, len(right) + 1), hits / asked
+    precision, recall = _curve(right, asked)
     return float(
         torch.stack([(precision * (recall >= level / 100)).max() for level in range(101)]).mean()
     )
@@ -130,25 +96,18 @@ def area_under_curve(right: Sequence[bool], asked: int) -> float:
 def check_average_precision(function: Callable[..., Any]) -> None:
     """Exercise 2, `average_precision(right, asked)`: the mean of the best precisions."""
 
-    def curve(right: Sequence[bool], asked: float) -> tuple[Tensor, Tensor]:
-        hits = torch.tensor(right, dtype=torch.float64).cumsum(0)
-        return hits / torch.arange(1, len(right) + 1), hits / asked
-
     def first_only(right: Sequence[bool], asked: int) -> float:
-        precision, recall = curve(right, asked)
-        read = []
-        for level in range(101):
-            there = precision[recall >= level / 100]
-            read.append(float(there[0]) if len(there) else 0.0)
-        return sum(read) / 101
+        precision, recall = _curve(right, asked)
+        reached = [precision[recall >= level / 100] for level in range(101)]
+        return sum(float(there[0]) for there in reached if len(there)) / 101
 
     def reached_only(right: Sequence[bool], asked: int) -> float:
-        precision, recall = curve(right, asked)
-        there = [precision[recall >= level / 100] for level in range(101)]
-        return sum(float(one.max()) for one in there if len(one)) / sum(map(bool, map(len, there)))
+        _, recall = _curve(right, asked)
+        levels = sum(bool(recall[-1] >= level / 100) for level in range(101))
+        return area_under_curve(right, asked) * 101 / levels
 
     def at_hits(right: Sequence[bool], asked: int) -> float:
-        precision, _ = curve(right, asked)
+        precision, _ = _curve(right, asked)
         return float(precision[torch.tensor(right)].sum()) / asked
 
     check_function(
@@ -183,37 +142,23 @@ def check_average_precision(function: Callable[..., Any]) -> None:
                 at_hits,
             ),
             Mistake(
-                "the mean precision at the hits",
-                "what was asked for and never found must count: read the curve at 101 recalls",
-                lambda right, asked: at_hits(right, sum(right)),
-            ),
-            Mistake(
                 "the precision of all detections together",
                 "that is one point of the curve, its end; the ranking plays no part in it",
                 lambda right, asked: sum(right) / len(right),
-            ),
-            Mistake(
-                "the recall of all detections together",
-                "that is how far the curve goes to the right; how high it is counts as well",
-                lambda right, asked: sum(right) / asked,
-            ),
-            Mistake(
-                "the ranking is read from its end",
-                "the list begins with the detection that is surest",
-                lambda right, asked: area_under_curve(right[::-1], asked),
             ),
         ],
         tolerance=1e-3,
     )
 
 
-# ------------------------------------------------------------------ exercise 3
-
-
 def bootstrap_interval(values: Tensor, chosen: Tensor) -> Tensor:
     """2.5 % and 97.5 % quantile of the means of the samples; `chosen`: (samples, size)."""
-    means = values[chosen].mean(1)
-    return torch.stack([means.quantile(0.025), means.quantile(0.975)])
+    return _ends(values[chosen].mean(1))
+
+
+def _ends(numbers: Tensor, outside: float = 0.05) -> Tensor:
+    """Where the middle of the numbers begins and ends, with a share of them outside."""
+    return torch.stack([numbers.quantile(outside / 2), numbers.quantile(1 - outside / 2)])
 
 
 def check_interval(function: Callable[..., Any]) -> None:
@@ -223,18 +168,6 @@ def check_interval(function: Callable[..., Any]) -> None:
         generator = torch.Generator().manual_seed(seed)
         values = torch.rand(size, generator=generator) ** 2
         return values, torch.randint(size, (samples, size), generator=generator)
-
-    def between(
-        of: Callable[[Tensor, Tensor], Tensor], low: float = 0.025
-    ) -> Callable[..., Tensor]:
-        def answer(values: Tensor, chosen: Tensor) -> Tensor:
-            numbers = of(values, chosen)
-            return torch.stack([numbers.quantile(low), numbers.quantile(1 - low)])
-
-        return answer
-
-    def normal(values: Tensor, spread: Tensor) -> Tensor:
-        return torch.stack([values.mean() - 1.96 * spread, values.mean() + 1.96 * spread])
 
     check_function(
         function,
@@ -247,55 +180,26 @@ def check_interval(function: Callable[..., Any]) -> None:
                 "the quantiles of the values, not of means",
                 "that says where 95 % of the *layouts* lie; how sure the mean is, the means of the "
                 "samples say",
-                between(lambda values, chosen: values),
+                lambda values, chosen: _ends(values),
             ),
             Mistake(
                 "the quantiles of all drawn values, without a mean",
                 "each row of values[chosen] becomes one number, its mean, first",
-                between(lambda values, chosen: values[chosen].flatten()),
+                lambda values, chosen: _ends(values[chosen].flatten()),
             ),
             Mistake(
                 "means over the wrong axis",
                 "a row of values[chosen] is a sample: .mean(1), one mean a sample",
-                between(lambda values, chosen: values[chosen].mean(0)),
+                lambda values, chosen: _ends(values[chosen].mean(0)),
             ),
             Mistake(
                 "from 5 % to 95 %: an interval of 90 %",
                 "95 % inside leaves 5 % outside, and half of that on each side: 0.025 and 0.975",
-                between(lambda values, chosen: values[chosen].mean(1), 0.05),
-            ),
-            Mistake(
-                "medians of the samples, not means",
-                "the table shows means, so the means must be sampled",
-                between(lambda values, chosen: values[chosen].median(1).values),
-            ),
-            Mistake(
-                "from the least to the largest mean",
-                "with more samples the extremes go further out; quantiles do not",
-                between(lambda values, chosen: values[chosen].mean(1), 0.0),
-            ),
-            Mistake(
-                "the upper end first",
-                "low, then high",
-                lambda values, chosen: bootstrap_interval(values, chosen).flip(0),
-            ),
-            Mistake(
-                "the mean ± 1.96 spreads of the values",
-                "that is where the values lie; the mean of n of them varies √n times less",
-                lambda values, chosen: normal(values, values.std()),
-            ),
-            Mistake(
-                "the mean ± 1.96·s/√n, without the samples",
-                "that is the formula for a bell curve, and nearly the same for many values; here "
-                "use the samples in `chosen`, which need no bell",
-                lambda values, chosen: normal(values, values.std() / len(values) ** 0.5),
+                lambda values, chosen: _ends(values[chosen].mean(1), outside=0.1),
             ),
         ],
         tolerance=1e-5,
     )
-
-
-# ------------------------------------------------------------------ exercise 4
 
 
 def check_p_value(function: Callable[..., Any]) -> None:
@@ -309,8 +213,8 @@ def check_p_value(function: Callable[..., Any]) -> None:
         """Of as many wins or more."""
         return sum(probability(k, wins + losses - k) for k in range(wins, wins + losses + 1))
 
-    def larger(wins: int, losses: int) -> tuple[int, int]:
-        return max(wins, losses), min(wins, losses)
+    def larger_tail(wins: int, losses: int) -> float:
+        return tail(max(wins, losses), min(wins, losses))
 
     check_function(
         function,
@@ -323,12 +227,12 @@ def check_p_value(function: Callable[..., Any]) -> None:
             Mistake(
                 "one tail only",
                 "a coin could have been as one-sided in favour of the other: twice the tail",
-                lambda wins, losses: tail(*larger(wins, losses)),
+                larger_tail,
             ),
             Mistake(
                 "at a draw a probability above 1",
                 "at a draw both tails hold the middle; at most 1: min(1, …)",
-                lambda wins, losses: 2 * tail(*larger(wins, losses)),
+                lambda wins, losses: 2 * larger_tail(wins, losses),
             ),
             Mistake(
                 "the tail of the wins, also where there are fewer wins than losses",
@@ -336,29 +240,10 @@ def check_p_value(function: Callable[..., Any]) -> None:
                 lambda wins, losses: min(1.0, 2 * tail(wins, losses)),
             ),
             Mistake(
-                "the tail begins one too late",
-                "“at least as one-sided” holds what was seen: from max(wins, losses) on",
-                lambda wins, losses: min(
-                    1.0,
-                    2 * (tail(*larger(wins, losses)) - probability(wins, losses)),
-                ),
-            ),
-            Mistake(
                 "the probability of exactly this count",
                 "every single count is unlikely when there are many: add up all that are at least "
                 "as one-sided",
                 probability,
-            ),
-            Mistake(
-                "twice the probability of exactly this count",
-                "every single count is unlikely when there are many: add up all that are at least "
-                "as one-sided",
-                lambda wins, losses: min(1.0, 2 * probability(wins, losses)),
-            ),
-            Mistake(
-                "the share of wins",
-                "that says who won, not whether a coin could have done it",
-                lambda wins, losses: wins / (wins + losses),
             ),
         ],
         tolerance=1e-6,

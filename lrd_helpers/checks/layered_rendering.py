@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,24 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrd_helpers.checks import Mistake, check_function
-from lrd_helpers.checks.vision_guidance import sign_mistakes
+from lrd_helpers.checks import Mistake, check_function, normal
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
 from lrd_helpers.methods.guidance import vision_guidance
 
 __all__ = ["Pieces", "assembled"]
 
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ------------------------------------------------------------------ exercise 1
-
 BACK: Box = (0.05, 0.10, 0.63, 0.80)
 FRONT: Box = (0.41, 0.45, 0.93, 0.97)
 SMALL: Box = (0.50, 0.05, 0.78, 0.62)
+
+
+# ------------------------------------------------------------------ the right pieces
 
 
 def _visible_masks(boxes: list[Box], height: int, width: int) -> Tensor:
@@ -38,6 +32,51 @@ def _visible_masks(boxes: list[Box], height: int, width: int) -> Tensor:
 
 def _whole_shapes(boxes: list[Box], height: int, width: int) -> Tensor:
     return torch.stack([Layer("x", box=box).cells(height, width) for box in boxes]).float()
+
+
+def _fields_of(deltas: Tensor, shapes: Tensor, inside: float, outside: float) -> Tensor:
+    fields = [
+        vision_guidance(delta, shape, inside, outside)
+        for delta, shape in zip(deltas, shapes, strict=True)
+    ]
+    return torch.stack([torch.zeros_like(fields[0]), *fields])
+
+
+def _layer_noises(
+    ask: Callable[..., Tensor],
+    x: Tensor,
+    t: float,
+    fields: Tensor,
+    empty: Tensor,
+    prompts: Tensor,
+    scale: float,
+) -> Tensor:
+    seen, texts = x + fields, torch.cat([empty.expand_as(prompts), prompts])
+    # In one batch, as the pipeline asks: so it rounds like the pipeline.
+    s, s_y = ask(torch.cat([seen, seen]), t, texts).chunk(2)
+    return s + scale * (s_y - s)
+
+
+def _composed(noises: Tensor, masks: Tensor) -> Tensor:
+    return (masks[:, None] * noises).sum(0)
+
+
+def _switched(is_layered: Callable[..., bool]) -> Callable[..., Tensor]:
+    """The loop of Algorithm 1; `is_layered(number, t, steps, fraction)` says whom to ask."""
+
+    def algorithm_1(x, times, fraction, layered, general, step):
+        for number, t in enumerate(times):
+            noise_at = layered if is_layered(number, t, len(times), fraction) else general
+            x = step(noise_at(x, t), t, x)
+        return x
+
+    return algorithm_1
+
+
+_algorithm_1 = _switched(lambda number, t, steps, fraction: number < round(fraction * steps))
+
+
+# ------------------------------------------------------------------ the checks
 
 
 def check_visible_masks(function: Callable[..., Any]) -> None:
@@ -57,18 +96,6 @@ def check_visible_masks(function: Callable[..., Any]) -> None:
 
     def axes_swapped(boxes: list[Box], height: int, width: int) -> Tensor:
         return _visible_masks([(y0, x0, y1, x1) for x0, y0, x1, y1 in boxes], height, width)
-
-    def whatever_it_touches(boxes: list[Box], height: int, width: int) -> Tensor:
-        larger = [
-            (
-                math.floor(x0 * width) / width,
-                math.floor(y0 * height) / height,
-                math.ceil(x1 * width) / width,
-                math.ceil(y1 * height) / height,
-            )
-            for x0, y0, x1, y1 in boxes
-        ]
-        return _visible_masks(larger, height, width)
 
     check_function(
         function,
@@ -100,11 +127,6 @@ def check_visible_masks(function: Callable[..., Any]) -> None:
                 axes_swapped,
             ),
             Mistake(
-                "a box gets every cell that it touches",
-                "a cell belongs to the box that holds its centre, (k + 0.5) / width",
-                whatever_it_touches,
-            ),
-            Mistake(
                 "the background is the last mask",
                 "the background comes first: it is furthest back",
                 lambda boxes, height, width: _visible_masks(boxes, height, width).roll(-1, 0),
@@ -113,34 +135,12 @@ def check_visible_masks(function: Callable[..., Any]) -> None:
     )
 
 
-# ------------------------------------------------------------------ exercise 2
-
-
-def _fields_of(deltas: Tensor, shapes: Tensor, inside: float, outside: float) -> Tensor:
-    fields = [
-        vision_guidance(delta, shape, inside, outside)
-        for delta, shape in zip(deltas, shapes, strict=True)
-    ]
-    return torch.stack([torch.zeros_like(fields[0]), *fields])
-
-
 def check_fields_of(function: Callable[..., Any]) -> None:
     """Exercise 2, `fields_of(deltas, shapes, inside, outside)`: ξ^i (Eq. 5), 0 for background."""
 
     def case(layers: int, seed: int, inside: float, outside: float) -> tuple[Any, ...]:
         shapes = _whole_shapes([BACK, FRONT, SMALL][:layers], 5, 6)
-        return _random(layers, 4, seed=seed), shapes, inside, outside
-
-    def built(inside: float, outside: float) -> Callable[..., Tensor]:
-        """The fields with the strengths multiplied by these numbers."""
-        return lambda deltas, shapes, a, b: _fields_of(deltas, shapes, inside * a, outside * b)
-
-    def guided_background(deltas: Tensor, shapes: Tensor, a: float, b: float) -> Tensor:
-        fields = _fields_of(deltas, shapes, a, b)
-        return torch.cat([fields[1:].sum(0, keepdim=True), fields[1:]])
-
-    def one_delta(deltas: Tensor, shapes: Tensor, a: float, b: float) -> Tensor:
-        return _fields_of(deltas[:1].expand_as(deltas), shapes, a, b)
+        return normal(layers, 4, seed=seed), shapes, inside, outside
 
     check_function(
         function,
@@ -152,51 +152,27 @@ def check_fields_of(function: Callable[..., Any]) -> None:
         "* (1 − shape)); then torch.cat or torch.stack with a field of zeros in front",
         mistakes=[
             Mistake(
-                "the background has a field, too: the sum of all",
-                "nobody says where the background should be: its ξ is zero",
-                guided_background,
-            ),
-            Mistake(
                 "the background's field is the last",
                 "in all our stacks the background is number 0",
                 lambda deltas, shapes, a, b: _fields_of(deltas, shapes, a, b).roll(-1, 0),
             ),
-            *sign_mistakes(built),
             Mistake(
-                "the two strengths have changed places",
-                "`inside` belongs to shape, `outside` to 1 − shape",
-                lambda deltas, shapes, a, b: _fields_of(deltas, shapes, b, a),
+                "nothing outside",
+                "outside, −outside·δ is added: the minus keeps second copies away",
+                lambda deltas, shapes, a, b: _fields_of(deltas, shapes, a, 0.0),
             ),
             Mistake(
-                "`outside` has no effect",
-                "each side has a strength of its own",
-                lambda deltas, shapes, a, b: _fields_of(deltas, shapes, a, a),
+                "outside has the sign of inside: +outside·δ",
+                "outside the object is suppressed: minus",
+                lambda deltas, shapes, a, b: _fields_of(deltas, shapes, a, -b),
             ),
             Mistake(
                 "all layers have the first layer's δ",
                 "deltas[i] belongs to shapes[i]",
-                one_delta,
+                lambda deltas, shapes, a, b: _fields_of(deltas[:1].expand_as(deltas), shapes, a, b),
             ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 3
-
-
-def _layer_noises(
-    ask: Callable[..., Tensor],
-    x: Tensor,
-    t: float,
-    fields: Tensor,
-    empty: Tensor,
-    prompts: Tensor,
-    scale: float,
-) -> Tensor:
-    seen, texts = x + fields, torch.cat([empty.expand_as(prompts), prompts])
-    # In one batch, as the pipeline asks: so it rounds like the pipeline.
-    s, s_y = ask(torch.cat([seen, seen]), t, texts).chunk(2)
-    return s + scale * (s_y - s)
 
 
 def check_layer_noises(function: Callable[..., Any]) -> None:
@@ -211,30 +187,22 @@ def check_layer_noises(function: Callable[..., Any]) -> None:
         return torch.tanh(x) * (1 + text.mean((1, 2)))[:, None, None, None] + 0.1 * t
 
     def case(layers: int, seed: int, t: float, scale: float) -> tuple[Any, ...]:
-        x, empty = _random(4, 5, 6, seed=seed), _random(3, 2, seed=seed + 1)
-        fields = 0.5 * _random(layers, 4, 5, 6, seed=seed + 2)
+        x, empty = normal(4, 5, 6, seed=seed), normal(3, 2, seed=seed + 1)
+        fields = 0.5 * normal(layers, 4, 5, 6, seed=seed + 2)
         fields[0] = 0  # the background's
-        return ask, x, t, fields, empty, _random(layers, 3, 2, seed=seed + 3), scale
+        return ask, x, t, fields, empty, normal(layers, 3, 2, seed=seed + 3), scale
 
-    def by_parts(combine: Callable[..., Tensor], **other: Callable) -> Callable[..., Tensor]:
-        """`combine(s, s_y, scale)`; what either of the two sees can be another x."""
-        right = lambda x, fields: x + fields  # noqa: E731
-        first, second = other.get("s", right), other.get("s_y", right)
+    def combined(formula: Callable[[Tensor, Tensor, float], Tensor], *, xi: float = 1) -> Any:
+        """`formula(s, s_y, scale)`; s, the answer without a prompt, sees x + `xi`·ξ."""
 
         def answer(ask, x, t, fields, empty, prompts, scale):
-            s = ask(first(x, fields), t, empty.expand_as(prompts))
-            return combine(s, ask(second(x, fields), t, prompts), scale)
+            s = ask(x + xi * fields, t, empty.expand_as(prompts))
+            return formula(s, ask(x + fields, t, prompts), scale)
 
         return answer
 
-    def guided(s: Tensor, s_y: Tensor, scale: float) -> Tensor:
-        return s + scale * (s_y - s)
-
-    def without(x: Tensor, fields: Tensor) -> Tensor:
-        return x.expand_as(fields)
-
-    def minus(x: Tensor, fields: Tensor) -> Tensor:
-        return x - fields
+    def blind(ask, x, t, fields, empty, prompts, scale):
+        return _layer_noises(ask, x, t, 0 * fields, empty, prompts, scale)
 
     check_function(
         function,
@@ -248,82 +216,32 @@ def check_layer_noises(function: Callable[..., Any]) -> None:
             Mistake(
                 "the answer without a prompt does not see ξ",
                 "both answers look at x + ξ: guidance is the difference that the *prompt* makes",
-                by_parts(guided, s=without),
-            ),
-            Mistake(
-                "the answer with the prompt does not see ξ",
-                "both answers look at x + ξ",
-                by_parts(guided, s_y=without),
+                combined(lambda s, s_y, scale: s + scale * (s_y - s), xi=0),
             ),
             Mistake(
                 "the U-Net does not see ξ at all",
                 "ask(x + fields, …) in place of ask(x, …)",
-                by_parts(guided, s=without, s_y=without),
-            ),
-            Mistake(
-                "ξ is taken away instead of added",
-                "the sign: x + fields",
-                by_parts(guided, s=minus, s_y=minus),
-            ),
-            Mistake(
-                "ξ is added to the answer, not to what the U-Net sees",
-                "ask(x + fields, …) in place of ask(x, …) + fields",
-                lambda ask, x, t, fields, empty, prompts, scale: (
-                    _layer_noises(ask, x, t, 0 * fields, empty, prompts, scale) + fields
-                ),
-            ),
-            Mistake(
-                "the prompt's answer alone, without guidance",
-                "s + scale·(s_y − s): go further than the prompt does",
-                by_parts(lambda s, s_y, scale: s_y),
-            ),
-            Mistake(
-                "scale·(s_y − s) alone: s is missing",
-                "the difference is added to s",
-                by_parts(lambda s, s_y, scale: scale * (s_y - s)),
+                blind,
             ),
             Mistake(
                 "s_y + scale·(s_y − s): one scale too much",
                 "our γ begins at s: s + scale·(s_y − s), so that γ = 1 is the prompt alone",
-                by_parts(lambda s, s_y, scale: s_y + scale * (s_y - s)),
+                combined(lambda s, s_y, scale: s_y + scale * (s_y - s)),
             ),
             Mistake(
                 "guided away from the prompt: s + scale·(s − s_y)",
                 "from the empty text towards the prompt: s_y − s",
-                by_parts(lambda s, s_y, scale: s + scale * (s - s_y)),
-            ),
-            Mistake(
-                "every layer is asked the first prompt",
-                "row i of the batch gets prompts[i]",
-                lambda ask, x, t, fields, empty, prompts, scale: _layer_noises(
-                    ask, x, t, fields, empty, prompts[:1].expand_as(prompts), scale
-                ),
+                combined(lambda s, s_y, scale: s + scale * (s - s_y)),
             ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 4
-
-
-def _composed(noises: Tensor, masks: Tensor) -> Tensor:
-    return (masks[:, None] * noises).sum(0)
 
 
 def check_composed(function: Callable[..., Any]) -> None:
     """Exercise 4, `composed(noises, masks)`: Φ = Σ_i M^i ⊙ noises^i (Eq. 8b)."""
 
     def case(boxes: list[Box], seed: int) -> tuple[Tensor, Tensor]:
-        return _random(len(boxes) + 1, 4, 6, 7, seed=seed), _visible_masks(boxes, 6, 7)
-
-    def mean_of_masked(noises: Tensor, masks: Tensor) -> Tensor:
-        return (masks[:, None] * noises).mean(0)
-
-    def without_background(noises: Tensor, masks: Tensor) -> Tensor:
-        return _composed(noises[1:], masks[1:])
-
-    def others(noises: Tensor, masks: Tensor) -> Tensor:
-        return _composed(noises, 1 - masks)
+        return normal(len(boxes) + 1, 4, 6, 7, seed=seed), _visible_masks(boxes, 6, 7)
 
     check_function(
         function,
@@ -347,48 +265,15 @@ def check_composed(function: Callable[..., Any]) -> None:
             Mistake(
                 "the right cells, but divided by the number of layers",
                 "the masks add up to 1 already: a sum, not a mean",
-                mean_of_masked,
+                lambda noises, masks: _composed(noises, masks) / len(masks),
             ),
             Mistake(
                 "nothing where the background is",
                 "the background is layer 0 and counts like the others",
-                without_background,
-            ),
-            Mistake(
-                "each layer counts where its mask is 0",
-                "masks in place of 1 − masks",
-                others,
+                lambda noises, masks: _composed(noises[1:], masks[1:]),
             ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 5
-
-
-def _algorithm_1(
-    x: Tensor,
-    times: list[int],
-    fraction: float,
-    layered: Callable[..., Tensor],
-    general: Callable[..., Tensor],
-    step: Callable[..., Tensor],
-) -> Tensor:
-    return _switched(lambda number, t, steps: number < round(fraction * steps))(
-        x, times, fraction, layered, general, step
-    )
-
-
-def _switched(is_layered: Callable[..., bool]) -> Callable[..., Tensor]:
-    """The loop of Algorithm 1 with another switch: `is_layered(number, t, steps)`."""
-
-    def answer(x, times, fraction, layered, general, step):
-        for number, t in enumerate(times):
-            noise = layered if is_layered(number, t, len(times)) else general
-            x = step(noise(x, t), t, x)
-        return x
-
-    return answer
 
 
 def check_algorithm_1(function: Callable[..., Any]) -> None:
@@ -404,16 +289,7 @@ def check_algorithm_1(function: Callable[..., Any]) -> None:
         return 1.05 * x - (0.2 + t / 2000) * noise
 
     def case(times: list[int], fraction: float, seed: int) -> tuple[Any, ...]:
-        return _random(4, 3, 3, seed=seed), times, fraction, layered, general, step
-
-    def with_fraction(rule: Callable[..., bool]) -> Callable[..., Tensor]:
-        """A wrong switch that may look at the fraction: `rule(number, t, steps, fraction)`."""
-        return lambda x, times, fraction, *rest: _switched(
-            lambda number, t, steps: rule(number, t, steps, fraction)
-        )(x, times, fraction, *rest)
-
-    def one_only(x: Tensor, times: list[int], *rest: Any) -> Tensor:
-        return _algorithm_1(x, times[:1], *rest)
+        return normal(4, 3, 3, seed=seed), times, fraction, layered, general, step
 
     # Uneven on purpose: a share of the steps is no share of the time.
     several = [990, 940, 900, 600, 100]
@@ -434,44 +310,22 @@ def check_algorithm_1(function: Callable[..., Any]) -> None:
             Mistake(
                 "one layered step too many",
                 "numbers begin at 0: <, not <=",
-                with_fraction(lambda number, t, steps, share: number <= round(share * steps)),
-            ),
-            Mistake(
-                "general first, layered afterwards",
-                "outlines are decided early: the layered steps come first",
-                with_fraction(lambda number, t, steps, share: number >= round(share * steps)),
-            ),
-            Mistake(
-                "the last part of the steps is layered",
-                "outlines are decided early: count from the first step on",
-                with_fraction(
-                    lambda number, t, steps, share: number >= steps - round(share * steps)
-                ),
+                _switched(lambda number, t, steps, share: number <= round(share * steps)),
             ),
             Mistake(
                 "the fraction is taken of the time t, not of the steps",
                 "compare the number of the step: times need not be evenly spaced",
-                with_fraction(lambda number, t, steps, share: t > (1 - share) * 1000),
+                _switched(lambda number, t, steps, share: t > (1 - share) * 1000),
             ),
             Mistake(
                 "the number of layered steps is cut off, not rounded",
                 "round(fraction * len(times)): int(2.7) is 2",
-                with_fraction(lambda number, t, steps, share: number < int(share * steps)),
-            ),
-            Mistake(
-                "every step is layered",
-                "from t0 on, ask general(x, t)",
-                _switched(lambda number, t, steps: True),
-            ),
-            Mistake(
-                "no step is layered",
-                "the first part asks layered(x, t)",
-                _switched(lambda number, t, steps: False),
+                _switched(lambda number, t, steps, share: number < int(share * steps)),
             ),
             Mistake(
                 "it stops after the first step",
                 "return after the loop, not in it",
-                one_only,
+                lambda x, times, *rest: _algorithm_1(x, times[:1], *rest),
             ),
         ],
     )
@@ -510,9 +364,9 @@ def assembled(*functions: Callable[..., Any]) -> Pieces:
     """
     pieces, yours = {}, []
     for (name, (check, right)), function in zip(_PARTS.items(), functions, strict=True):
-        with contextlib.redirect_stdout(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()) as verdict:
             check(function)
-        if said.getvalue().startswith("✓"):
+        if verdict.getvalue().startswith("✓"):
             yours.append(name)
             right = function
         pieces[name] = right

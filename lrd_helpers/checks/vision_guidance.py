@@ -8,15 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrd_helpers.checks import Mistake, check_function
+from lrd_helpers.checks import Mistake, check_function, normal
 from lrd_helpers.methods.guidance import dynamic_delta, vision_guidance
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-# ------------------------------------------------------------------ exercise 1
 
 
 def check_snr_of_mean(function: Callable[..., Any]) -> None:
@@ -49,60 +42,13 @@ def check_snr_of_mean(function: Callable[..., Any]) -> None:
                 "no square roots: ᾱ and 1 − ᾱ are shares of variance already",
                 lambda bar, variance, cells: (bar * variance * cells / (1 - bar)) ** 0.5,
             ),
-            Mistake(
-                "noise over signal",
-                "signal to noise: turn the fraction over",
-                lambda bar, variance, cells: (1 - bar) / (bar * variance * cells),
-            ),
-            Mistake(
-                "ᾱ² and (1 − ᾱ)²: the square is there twice",
-                "x_T holds √ᾱ of the picture, so ᾱ of its variance: that is the square already",
-                lambda bar, variance, cells: bar**2 * variance / ((1 - bar) ** 2 / cells),
-            ),
-            Mistake(
-                "the picture's own variance is missing",
-                "blocks of real pictures do not vary by 1: multiply ᾱ by `variance`",
-                lambda bar, variance, cells: bar * cells / (1 - bar),
-            ),
         ],
         tolerance=1e-6,
     )
 
 
-# ------------------------------------------------------------------ exercise 2
-
-
-def sign_mistakes(built: Callable[[float, float], Callable[..., Tensor]]) -> list[Mistake]:
-    """What goes wrong with the two strengths of ξ (Eq. 5).
-
-    Args:
-        built: gives the right function, but with inside and outside times these numbers.
-    """
-    return [
-        Mistake(
-            "nothing outside",
-            "outside, −outside·δ is added: the minus keeps second copies away",
-            built(1, 0),
-        ),
-        Mistake(
-            "outside has the sign of inside: +outside·δ",
-            "outside the object is suppressed: minus",
-            built(1, -1),
-        ),
-        Mistake(
-            "the signs have changed places: −δ inside, +δ outside",
-            "plus where the object should be, minus elsewhere",
-            built(-1, -1),
-        ),
-    ]
-
-
 def check_xi(function: Callable[..., Any]) -> None:
     """Exercise 2, `xi(delta, mask, inside, outside)`: δ·(inside·M − outside·(1 − M)) (Eq. 5)."""
-
-    def built(inside: float, outside: float) -> Callable[..., Tensor]:
-        """ξ with the strengths multiplied by these numbers."""
-        return lambda delta, mask, a, b: vision_guidance(delta, mask, inside * a, outside * b)
 
     def box(height: int, width: int) -> Tensor:
         mask = torch.zeros(height, width)
@@ -113,46 +59,37 @@ def check_xi(function: Callable[..., Any]) -> None:
         function,
         vision_guidance,
         [
-            (_random(4, seed=0), box(5, 6), 0.2, 0.2),
-            (_random(4, seed=1), box(4, 4), 0.05, 0.2),
-            (_random(3, seed=2), box(3, 7), 1.0, 0.0),
+            (normal(4, seed=0), box(5, 6), 0.2, 0.2),
+            (normal(4, seed=1), box(4, 4), 0.05, 0.2),
+            (normal(3, seed=2), box(3, 7), 1.0, 0.0),
         ],
         expected="inside·δ where the mask is 1, −outside·δ where it is 0; of shape (channels, "
         "height, width)",
         hint="delta[:, None, None] * field with a field of shape (height, width): inside where the "
         "mask is 1, −outside where it is 0",
         mistakes=[
-            *sign_mistakes(built),
             Mistake(
-                "the box and what is around it have changed places",
-                "`inside` belongs to mask, `outside` to 1 − mask",
-                lambda delta, mask, a, b: vision_guidance(delta, 1 - mask, a, b),
+                "nothing outside",
+                "outside, −outside·δ is added: the minus keeps second copies away",
+                lambda delta, mask, a, b: vision_guidance(delta, mask, a, 0.0),
+            ),
+            Mistake(
+                "outside has the sign of inside: +outside·δ",
+                "outside the object is suppressed: minus",
+                lambda delta, mask, a, b: vision_guidance(delta, mask, a, -b),
+            ),
+            Mistake(
+                "−outside·δ is added everywhere, inside too",
+                "outside only: multiply by 1 − mask",
+                lambda delta, mask, a, b: vision_guidance(delta, mask, a - b, b),
             ),
             Mistake(
                 "the two strengths have changed places",
                 "`inside` belongs to mask, `outside` to 1 − mask",
                 lambda delta, mask, a, b: vision_guidance(delta, mask, b, a),
             ),
-            Mistake(
-                "`outside` has no effect",
-                "each side has a strength of its own",
-                lambda delta, mask, a, b: vision_guidance(delta, mask, a, a),
-            ),
-            Mistake(
-                "nothing inside the box",
-                "inside, +inside·δ is added: inside * mask",
-                built(0, 1),
-            ),
-            Mistake(
-                "−outside·δ is added everywhere, inside too",
-                "outside only: multiply by 1 − mask",
-                lambda delta, mask, a, b: delta[:, None, None] * (a * mask - b),
-            ),
         ],
     )
-
-
-# ------------------------------------------------------------------ exercise 3
 
 
 def check_guided_step(function: Callable[..., Any]) -> None:
@@ -165,7 +102,7 @@ def check_guided_step(function: Callable[..., Any]) -> None:
         return 1.1 * x - (0.4 + 0.1 * t) * epsilon
 
     def case(t: float, seed: int) -> tuple[Any, ...]:
-        x, xi = (_random(2, 4, 3, 3, seed=seed + i) for i in range(2))
+        x, xi = (normal(2, 4, 3, 3, seed=seed + i) for i in range(2))
         return score, step, x, 0.5 * xi, t
 
     check_function(
@@ -186,16 +123,6 @@ def check_guided_step(function: Callable[..., Any]) -> None:
                 lambda score, step, x, xi, t: step(score(x, t), t, x),
             ),
             Mistake(
-                "ξ is in the latents, but the U-Net does not see it",
-                "the other way round: score(x + xi, t), and step from x",
-                lambda score, step, x, xi, t: step(score(x, t), t, x + xi),
-            ),
-            Mistake(
-                "ξ is taken away instead of added",
-                "the sign: x + xi",
-                lambda score, step, x, xi, t: step(score(x - xi, t), t, x),
-            ),
-            Mistake(
                 "ξ is added to the answer, not to what the U-Net sees",
                 "score(x + xi, t) in place of score(x, t) + xi",
                 lambda score, step, x, xi, t: step(score(x, t) + xi, t, x),
@@ -209,33 +136,17 @@ def check_guided_step(function: Callable[..., Any]) -> None:
     )
 
 
-# ------------------------------------------------------------------ exercise 4
-
-
 def check_delta_from_attention(function: Callable[..., Any]) -> None:
     """Exercise 4, `delta_from_attention(x, attention, k)`: mean of x at the k largest (Eq. 6)."""
 
-    def over_all(x: Tensor, attention: Tensor, k: int) -> Tensor:
-        return x.flatten(1).mean(1)
-
-    def weighted(x: Tensor, attention: Tensor, k: int) -> Tensor:
-        return (x * attention).sum((1, 2)) / attention.sum()
-
-    def weighted_chosen(x: Tensor, attention: Tensor, k: int) -> Tensor:
-        weights, chosen = attention.flatten().topk(k)
-        return (x.flatten(1)[:, chosen] * weights).sum(1) / weights.sum()
-
-    def scaled(x: Tensor, attention: Tensor, k: int) -> Tensor:
-        return 2 * torch.nn.functional.normalize(dynamic_delta(x, attention, k), dim=0)
+    def case(channels: int, height: int, width: int, k: int, seed: int) -> tuple[Any, ...]:
+        attention = normal(height, width, seed=seed + 1).softmax(1)
+        return normal(channels, height, width, seed=seed), attention, k
 
     check_function(
         function,
         dynamic_delta,
-        [
-            (_random(4, 5, 6, seed=0), _random(5, 6, seed=1).softmax(1), 3),
-            (_random(4, 3, 3, seed=2), _random(3, 3, seed=3).softmax(1), 5),
-            (_random(2, 4, 7, seed=4), _random(4, 7, seed=5).softmax(1), 1),
-        ],
+        [case(4, 5, 6, 3, 0), case(4, 3, 3, 5, 2), case(2, 4, 7, 1, 4)],
         expected="the mean of x over the k positions with the largest attention, of shape "
         "(channels,)",
         hint="attention.flatten().topk(k).indices are the positions, x.flatten(1)[:, positions] "
@@ -249,27 +160,17 @@ def check_delta_from_attention(function: Callable[..., Any]) -> None:
             Mistake(
                 "the mean over all positions",
                 "S is a choice: only the k positions where the attention is largest",
-                over_all,
+                lambda x, attention, k: x.mean((1, 2)),
             ),
             Mistake(
                 "the mean over all positions, weighted by attention",
                 "inside S all positions count the same, outside S none",
-                weighted,
-            ),
-            Mistake(
-                "the right positions, but weighted by their attention",
-                "Eq. 6 is a plain mean: inside S all positions count the same",
-                weighted_chosen,
+                lambda x, attention, k: (x * attention).sum((1, 2)) / attention.sum(),
             ),
             Mistake(
                 "the positions with the *smallest* attention",
                 "topk gives the largest; not -attention, not largest=False",
                 lambda x, attention, k: dynamic_delta(x, -attention, k),
-            ),
-            Mistake(
-                "the right direction, scaled to norm 2",
-                "only a constant δ is brought to one length; this one is as long as it comes",
-                scaled,
             ),
         ],
     )

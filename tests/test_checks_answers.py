@@ -1,0 +1,320 @@
+"""Answers to the exercises as people write them: right ones in other forms, and wrong ones.
+
+The mistakes that a check names are not here: `test_checks.py` tries each of them. Here are wrong
+answers without a name, and mistakes that are written in another way than the check does.
+"""
+
+import bisect
+import math
+
+import numpy
+import pytest
+import torch
+from test_checks import assert_rejected
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional
+
+from lrd_helpers.checks import (
+    autoencoder,
+    conditioning,
+    cross_attention,
+    ddpm,
+    editing,
+    evaluation,
+    image_tasks,
+    latent_diffusion,
+    layered_rendering,
+    quickstart,
+    vision_guidance,
+)
+
+# ------------------------------------------------------------------ notebooks 00 to 03
+
+
+def seed_by_loop(ious):
+    best, most = None, -1.0
+    for seed, values in ious.items():
+        if min(values) > most:
+            best, most = seed, min(values)
+    return best
+
+
+def jump_without_reshape(x0, t, noise, bars):
+    return bars[t].sqrt() * x0 + (1 - bars[t]).sqrt() * noise
+
+
+def ddim_along_epsilon(x, epsilon, bar, bar_to):
+    """Song et al. 2021, Eq. 13: x/√ᾱ goes along ε from one σ to the other."""
+    sigma, sigma_to = (((1 - b) / b) ** 0.5 for b in (bar, bar_to))
+    return bar_to**0.5 * (x / bar**0.5 + (sigma_to - sigma) * epsilon)
+
+
+def kl(mean, log_variance):
+    return -0.5 * (1 + log_variance - mean.pow(2) - log_variance.exp()).flatten(1).sum(1).mean()
+
+
+def quantised(latents, codebook):
+    """Without the package: all distances, position by position."""
+    difference = latents[:, None] - codebook[None, :, :, None, None]
+    return codebook[difference.square().sum(2).argmin(1)].permute(0, 3, 1, 2)
+
+
+def straight_through(latents, codebook):
+    return latents + (quantised(latents, codebook) - latents).detach()
+
+
+def straight_through_from_the_code(latents, codebook):
+    return quantised(latents, codebook).detach() + latents - latents.detach()
+
+
+def half_a_gradient(latents, codebook):
+    return 0.5 * latents + (quantised(latents, codebook) - 0.5 * latents).detach()
+
+
+def loss_without_sample(unet, z, text, t, noise, bars, factor):
+    bar = bars[t][:, None, None, None]
+    return functional.mse_loss(unet(bar.sqrt() * factor * z + (1 - bar).sqrt() * noise, t, text), z)
+
+
+# ------------------------------------------------------------------ notebooks 04 to 06
+
+
+def attention_scaled_by_tokens(x, c, to_q, to_k, to_v):
+    return ((x @ to_q.T) @ (c @ to_k.T).T / len(c) ** 0.5).softmax(1) @ (c @ to_v.T)
+
+
+def statistics_as_in_adain(features):
+    variance, mean = torch.var_mean(features, (2, 3))
+    return torch.cat([mean, (variance + 1e-5).sqrt()], 1)
+
+
+def statistics_with_variances(features):
+    return torch.cat([features.mean((2, 3)), features.var((2, 3), correction=0)], 1)
+
+
+def two_parts(noise, prediction, mean, log_variance, kl_weight):
+    code = Normal(mean, (log_variance / 2).exp())
+    rate = kl_divergence(code, Normal(0.0, 1.0)).sum(1).mean()
+    return functional.mse_loss(prediction, noise) + kl_weight * rate
+
+
+def two_parts_with_wrong_sign(noise, prediction, mean, log_variance, kl_weight):
+    return functional.mse_loss(prediction, noise) - kl_weight * kl(mean, log_variance)
+
+
+def blended_by_choice(x, z, noise, mask, bar):
+    return torch.where(mask > 0, x, bar.sqrt() * z + (1 - bar).sqrt() * noise)
+
+
+def positions_by_unravel(attention, k):
+    indices = attention.flatten().topk(k).indices
+    return torch.stack(torch.unravel_index(indices, attention.shape), dim=1)
+
+
+def iou_of_region(attention, mask, share):
+    region = attention >= share * attention.max()
+    return (region * mask).sum() / ((region + mask) > 0).sum()
+
+
+# ------------------------------------------------------------------ notebooks 07 to 10
+
+
+def xi_by_choice(delta, mask, inside, outside):
+    return torch.einsum("c,hw->chw", delta, torch.where(mask > 0, inside, -outside))
+
+
+def delta_by_sorting(x, attention, k):
+    order = sorted(range(attention.numel()), key=lambda n: -float(attention.flatten()[n]))
+    return torch.stack([x.flatten(1)[:, n] for n in order[:k]]).mean(0)
+
+
+def masks_by_loops(boxes, height, width):
+    masks = torch.zeros(len(boxes) + 1, height, width)
+    for row in range(height):
+        for column in range(width):
+            x, y = (column + 0.5) / width, (row + 0.5) / height
+            inside = [x0 <= x < x1 and y0 <= y < y1 for x0, y0, x1, y1 in boxes]
+            owner = len(boxes) - inside[::-1].index(True) if any(inside) else 0
+            masks[owner, row, column] = 1
+    return masks
+
+
+def masks_by_slices(boxes, height, width, to_cell=round):
+    owner = torch.zeros(height, width, dtype=torch.long)
+    for number, box in enumerate(boxes, start=1):
+        left, right = (to_cell(x * width) for x in box[::2])
+        top, bottom = (to_cell(y * height) for y in box[1::2])
+        owner[top:bottom, left:right] = number
+    return functional.one_hot(owner, len(boxes) + 1).permute(2, 0, 1).float()
+
+
+def masks_cut_off(boxes, height, width):
+    return masks_by_slices(boxes, height, width, to_cell=int)
+
+
+def masks_of_booleans(boxes, height, width):
+    return masks_by_loops(boxes, height, width).bool()
+
+
+def fields_by_loop(deltas, shapes, inside, outside):
+    fields = torch.zeros(len(deltas) + 1, deltas.shape[1], *shapes.shape[1:])
+    for number, (delta, shape) in enumerate(zip(deltas, shapes, strict=True), start=1):
+        fields[number] = xi_by_choice(delta, shape, inside, outside)
+    return fields
+
+
+def noises_layer_by_layer(ask, x, t, fields, empty, prompts, scale):
+    rows = []
+    for field, prompt in zip(fields, prompts, strict=True):
+        s = ask((x + field)[None], t, empty[None])[0]
+        rows.append((1 - scale) * s + scale * ask((x + field)[None], t, prompt[None])[0])
+    return torch.stack(rows)
+
+
+def composed_by_choice(noises, masks):
+    return noises.gather(0, masks.argmax(0).expand(1, *noises.shape[1:]))[0]
+
+
+def algorithm_in_two_parts(x, times, fraction, layered, general, step):
+    count = round(fraction * len(times))
+    for t in times[:count]:
+        x = step(layered(x, t), t, x)
+    for t in times[count:]:
+        x = step(general(x, t), t, x)
+    return x
+
+
+def iou_on_a_grid(a, b):
+    """By counting: the boxes of the cases have one or two decimals."""
+    y, x = torch.meshgrid(*[(torch.arange(200) + 0.5) / 200] * 2, indexing="ij")
+    inside = [(x > c[0]) & (x < c[2]) & (y > c[1]) & (y < c[3]) for c in (a, b)]
+    return (inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum()
+
+
+def precision_from_the_right(right, asked):
+    """As COCO's own code does it."""
+    hits = numpy.cumsum(right)
+    precision = hits / numpy.arange(1, len(right) + 1)
+    best = numpy.maximum.accumulate(precision[::-1])[::-1]
+    places = [bisect.bisect_left(hits / asked, level / 100) for level in range(101)]
+    return sum(best[place] for place in places if place < len(right)) / 101
+
+
+def p_by_trying(wins, losses):
+    """All sequences of coins."""
+    n, far = wins + losses, abs(wins - losses)
+    heads = [bin(number).count("1") for number in range(2**n)]
+    return sum(abs(2 * h - n) >= far for h in heads) / 2**n
+
+
+def kept_by_weights(before, after, changed):
+    outside = (~changed).float()
+    error = ((after - before) ** 2).mean(0) * outside
+    return -10 * math.log10(error.sum() / outside.sum())
+
+
+def cells_by_views(mask, factor):
+    height, width = mask.shape
+    return mask.view(height // factor, factor, width // factor, factor).any(3).any(1)
+
+
+def share_of_cells(mask, factor):
+    return functional.avg_pool2d(mask[None].float(), factor)[0]
+
+
+def inside_by_recursion(step, pages, changing, noise):
+    x = torch.where(changing, noise, pages[-1])
+    if len(pages) == 1:
+        return x
+    x = torch.where(changing, step(x, len(pages) - 1), pages[-2])
+    return inside_by_recursion(step, pages[:-1], changing, x)
+
+
+# ------------------------------------------------------------------ right answers
+
+RIGHT = [
+    (quickstart.check_best_seed, seed_by_loop),
+    (ddpm.check_ddim_step, ddim_along_epsilon),
+    (autoencoder.check_kl, kl),
+    (autoencoder.check_quantise, straight_through),
+    (autoencoder.check_quantise, straight_through_from_the_code),
+    (autoencoder.check_factor, lambda z: 1 / float(z.std(correction=0))),
+    (latent_diffusion.check_guided, lambda s, s_y, g: s_y + (g - 1) * (s_y - s)),
+    (conditioning.check_style_statistics, statistics_as_in_adain),
+    (conditioning.check_two_part_loss, two_parts),
+    (conditioning.check_two_part_loss, lambda *case: two_parts(*case).item()),
+    (image_tasks.check_blended, blended_by_choice),
+    (cross_attention.check_word_map, lambda w, i, h, n: w.mean(0)[:, i].sum(1).view(h, n)),
+    (cross_attention.check_similarity, lambda a, b: numpy.corrcoef(a.ravel(), b.ravel())[0, 1]),
+    (cross_attention.check_top_positions, positions_by_unravel),
+    (cross_attention.check_mask_iou, iou_of_region),
+    (vision_guidance.check_snr_of_mean, lambda bar, v, n: torch.tensor(n * v * bar / (1 - bar))),
+    (vision_guidance.check_xi, xi_by_choice),
+    (vision_guidance.check_xi, lambda d, m, a, b: d[:, None, None] * ((a + b) * m - b)),
+    (vision_guidance.check_delta_from_attention, delta_by_sorting),
+    (layered_rendering.check_visible_masks, masks_by_loops),
+    (layered_rendering.check_visible_masks, masks_by_slices),
+    (layered_rendering.check_visible_masks, masks_of_booleans),
+    (layered_rendering.check_fields_of, fields_by_loop),
+    (layered_rendering.check_layer_noises, noises_layer_by_layer),
+    (layered_rendering.check_composed, composed_by_choice),
+    (layered_rendering.check_algorithm_1, algorithm_in_two_parts),
+    (evaluation.check_iou, iou_on_a_grid),
+    (evaluation.check_average_precision, precision_from_the_right),
+    (evaluation.check_p_value, p_by_trying),
+    (editing.check_kept, kept_by_weights),
+    (editing.check_ddim_move, ddim_along_epsilon),
+    (editing.check_touched_cells, cells_by_views),
+    (editing.check_touched_cells, lambda mask, factor: share_of_cells(mask, factor) > 0),
+    (editing.check_redraw_inside, inside_by_recursion),
+]
+
+
+@pytest.mark.parametrize(("check", "answer"), RIGHT)
+def test_a_right_answer_passes_however_written(check, answer, capsys):
+    check(answer)
+    assert capsys.readouterr().out.startswith("✓ ")
+
+
+# ------------------------------------------------------------------ wrong answers
+
+WRONG = [
+    (quickstart.check_best_seed, lambda ious: max(ious, key=ious.get), "the first layer alone"),
+    (quickstart.check_best_seed, lambda ious: ious[seed_by_loop(ious)], "a list"),
+    (ddpm.check_jump, jump_without_reshape, "it raised RuntimeError"),
+    (autoencoder.check_kl, lambda m, v: kl(m, v) / 4, "from one number, ½·Σ"),
+    (autoencoder.check_kl, lambda m, v: kl(m, v)[None], "the shape (1,)"),
+    (autoencoder.check_draw, lambda m, v, e: torch.normal(m, v.exp().sqrt()), "from μ + σ·ε"),
+    (autoencoder.check_draw, lambda m, v, e: m + v.sqrt() * e, "nan"),
+    (autoencoder.check_quantise, quantised, "the gradient goes to the codebook, none"),
+    (autoencoder.check_quantise, torch.no_grad()(quantised), "no gradient reaches the encoder"),
+    (autoencoder.check_quantise, half_a_gradient, "from at each position"),
+    (autoencoder.check_factor, lambda z: 0.18215, "0.1822"),
+    (autoencoder.check_factor, lambda z: 1 / z.std((0, 2, 3)), "a number"),
+    (latent_diffusion.check_latent_loss, loss_without_sample, "it raised"),
+    (conditioning.check_cross_attention, attention_scaled_by_tokens, "from softmax(QKᵀ/√d)·V"),
+    (conditioning.check_style_statistics, statistics_with_variances, "square root is missing"),
+    (conditioning.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
+    (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
+    (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
+    (layered_rendering.check_visible_masks, masks_cut_off, "as number"),
+    (
+        layered_rendering.check_layer_noises,
+        lambda ask, x, t, xi, y0, y, g: ask(x, t, y),
+        "ask wants a batch",
+    ),
+    (evaluation.check_iou, lambda a, b: 1 - iou_on_a_grid(a, b), "from the area"),
+    (
+        evaluation.check_average_precision,
+        lambda right, asked: 0.5,
+        "from the mean over the recalls",
+    ),
+    (editing.check_touched_cells, lambda *case: share_of_cells(*case).round(), "at least half"),
+    (editing.check_touched_cells, lambda *case: share_of_cells(*case) > 0.5, "at least half"),
+]
+
+
+@pytest.mark.parametrize(("check", "answer", "message"), WRONG)
+def test_a_wrong_answer_is_rejected(check, answer, message, capsys):
+    check(answer)
+    assert_rejected(capsys.readouterr().out, message)

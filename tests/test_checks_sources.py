@@ -1,0 +1,144 @@
+"""What the checks take for right is held against second sources: diffusers, COCO, drawn numbers."""
+
+import numpy
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler, RePaintScheduler
+from diffusers.models.attention_processor import Attention
+from PIL import Image
+
+from lrd_helpers.benchmark import estimate
+from lrd_helpers.checks import (
+    conditioning,
+    editing,
+    evaluation,
+    image_tasks,
+    latent_diffusion,
+    vision_guidance,
+)
+from lrd_helpers.editing import Edited
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.measure import Detection, average_precision
+from lrd_helpers.pictures import picture_of
+
+STABLE_DIFFUSION = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+}
+
+
+def scaled_linear(steps, start, end):
+    return DDIMScheduler(steps, start, end, beta_schedule="scaled_linear").betas
+
+
+def attention(x, c, to_q, to_k, to_v):
+    """`Attention` with one head and these matrices, and nothing after them."""
+    d, width = to_q.shape
+    module = Attention(width, c.shape[1], heads=1, dim_head=d, bias=False, out_bias=False)
+    for name, matrix in (("to_q", to_q), ("to_k", to_k), ("to_v", to_v)):
+        module.get_submodule(name).weight.data = matrix
+    module.to_out = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    return module(x[None], encoder_hidden_states=c[None])[0]
+
+
+def noisy_start(z, noise, strength, timesteps, alphas_cumprod):
+    """As in StableDiffusionImg2ImgPipeline."""
+    left = min(int(len(timesteps) * strength), len(timesteps))
+    scheduler = DDIMScheduler(**STABLE_DIFFUSION)
+    return scheduler.add_noise(z, noise, timesteps[len(timesteps) - left :][:1])
+
+
+def noisier(x, noise, bar, more):
+    """The mean of RePaint's `undo_step` over its noise, step by step, and the variance left."""
+    scheduler = RePaintScheduler(**STABLE_DIFFUSION)
+    first, last = ((scheduler.alphas_cumprod - level).abs().argmin() for level in (bar, more))
+    kept = (1 - scheduler.betas[first + 1 : last + 1]).sqrt().prod()
+    return kept * x + (1 - kept**2).sqrt() * noise
+
+
+def euler_step(x, epsilon, bar, after):
+    scheduler = DDIMScheduler(**STABLE_DIFFUSION, clip_sample=False)
+    scheduler.alphas_cumprod = torch.stack([after, bar])
+    scheduler.num_inference_steps = scheduler.config.num_train_timesteps
+    return scheduler.step(epsilon, 1, x).prev_sample
+
+
+def ddim_move(x, epsilon, bar, bar_to):
+    """Down with DDIMScheduler, up with DDIMInverseScheduler."""
+    down = bar_to > bar
+    kind = DDIMScheduler if down else DDIMInverseScheduler
+    scheduler = kind(**STABLE_DIFFUSION, clip_sample=False)
+    scheduler.num_inference_steps = scheduler.config.num_train_timesteps
+    scheduler.alphas_cumprod = torch.stack([bar_to, bar] if down else [bar, bar_to])
+    return scheduler.step(epsilon, 1, x).prev_sample
+
+
+def kept(before, after, changed):
+    return Edited(picture_of(after), picture_of(before), changed).kept
+
+
+SOURCES = [
+    (latent_diffusion.check_scaled_linear, scaled_linear),
+    (conditioning.check_cross_attention, attention),
+    (image_tasks.check_noisy_start, noisy_start),
+    (image_tasks.check_noisier, noisier),
+    (image_tasks.check_euler_step, euler_step),
+    (editing.check_ddim_move, ddim_move),
+]
+
+
+@pytest.mark.parametrize(("check", "function"), SOURCES)
+def test_a_check_accepts_what_another_source_computes(check, function, capsys):
+    check(function)
+    assert capsys.readouterr().out.startswith("✓ ")
+
+
+def test_the_solution_of_kept_is_the_figure_of_the_package(monkeypatch):
+    """`Edited.kept` takes pictures of whole numbers, so not the check's own cases."""
+    solutions = []
+    monkeypatch.setattr(editing, "check_function", lambda *case, **_: solutions.append(case[1]))
+    editing.check_kept(None)
+    generator = torch.Generator().manual_seed(0)
+    before, after = (torch.randint(256, (3, 8, 8), generator=generator) / 255 for _ in range(2))
+    changed = torch.zeros(8, 8, dtype=torch.bool)
+    changed[2:5, 3:] = True
+    assert solutions[0](before, after, changed) == pytest.approx(kept(before, after, changed))
+
+
+def test_the_area_under_the_curve_is_what_coco_computes():
+    pytest.importorskip("pycocotools")
+    box, elsewhere = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
+    right = [True, False, True, False, True]
+
+    def detector(image, prompts):
+        number = image.getpixel((0, 0))[0]
+        return [[Detection(box if right[number] else elsewhere, 0.9 - 0.1 * number, None)]]
+
+    layout = Layout("a car", layers=[Layer("a car", box)])
+    images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(len(right))]
+    coco = average_precision(detector, [(image, layout) for image in images])
+    area = evaluation.area_under_curve(right, len(right))
+    assert coco["AP50"] == pytest.approx(area, abs=0.011)
+
+
+def test_the_interval_is_what_the_report_computes():
+    values = torch.rand(20, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    chosen = numpy.random.default_rng(0).integers(20, size=(2000, 20))
+    interval = evaluation.bootstrap_interval(values, torch.from_numpy(chosen))
+    assert interval.tolist() == pytest.approx(estimate(values.tolist())[1:], abs=1e-9)
+
+
+def test_the_ratio_of_signal_to_noise_is_that_of_drawn_noise(capsys):
+    def drawn(bar, variance, cells):
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(20_000, cells, generator=generator, dtype=torch.float64).mean(1)
+        return bar * variance / ((1 - bar) * noise.var())
+
+    def exact(bar, variance, cells):
+        return bar * variance * cells / (1 - bar)
+
+    for case in ((0.1, 0.6, 16), (0.5, 1.0, 1)):
+        assert drawn(*case) == pytest.approx(exact(*case), rel=0.05)
+    vision_guidance.check_snr_of_mean(exact)
+    assert capsys.readouterr().out.startswith("✓ ")
