@@ -13,14 +13,24 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lrd_helpers.words import word_tokenizer
 
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
-# pipeline.py and editing.py: what they say of wrong arguments is tested, and must not be
-# forestalled.
+# pipeline.py, editing.py and the methods' options: what they say of wrong arguments is tested, and
+# must not be forestalled.
 CHECKED = (
     "attention",
     "autoencoder",
     "ddpm",
     "measure",
-    "methods",
+    "methods.boxdiff",
+    "methods.collage",
+    "methods.guidance",
+    "methods.layout_guidance",
+    "methods.lrdiff",
+    "methods.multidiffusion",
+    "methods.paint_with_words",
+    "methods.placement",
+    "methods.plain",
+    "methods.regions",
+    "methods.script",
     "pictures",
     "plotting",
     "sampling",

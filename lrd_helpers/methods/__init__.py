@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.choices import Choices
-from lrd_helpers.methods.collage import collage
+from lrd_helpers.methods.collage import collage_of_sketches
 from lrd_helpers.methods.guidance import check_words, layers_looked_at
 from lrd_helpers.methods.layout_guidance import LayoutGuidance
 from lrd_helpers.methods.lrdiff import layered_denoising
@@ -55,7 +55,7 @@ __all__ = [
     "parsed",
 ]
 
-ALGORITHMS = {"steps": layered_denoising, "once": merged_once, "collage": collage}
+ALGORITHMS = {"steps": layered_denoising, "once": merged_once, "collage": collage_of_sketches}
 """`Choices.fuse` → the algorithm, in a file of its own."""
 
 

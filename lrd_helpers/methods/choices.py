@@ -36,8 +36,8 @@ class Choices:
         fuse: the layers are put together at all "steps" (`lrdiff.layered_denoising`: the paper's
             Algorithm 1); or each runs alone and they are put together "once", after the last
             layered step (`script.merged_once`); or each is sketched alone, and its object is put
-            into a "collage" (`collage.collage`, which is no LRDiff). Where all layers (of all
-            pictures) fill the canvas there is nothing to move, and "collage" is "steps".
+            into a "collage" (`collage.collage_of_sketches`, which is no LRDiff). Where all layers
+            (of all pictures) fill the canvas there is nothing to move: "collage" is "steps".
         sketch_steps: with fuse="collage": in how many steps of DDIM a layer is sketched.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0). With
             fuse="collage" these steps are not made: the sketches take their place.

@@ -31,7 +31,7 @@ RELEVANCE_SAMPLES = 2
 """How many noises that is the mean of."""
 
 
-def collage(run: Run, choices: Choices) -> Iterator[State]:
+def collage_of_sketches(run: Run, choices: Choices) -> Iterator[State]:
     """Sketch each layer, find its object, paste it into its box, noise it all, and finish."""
     begin = phases(run, choices).layered
     xi = vision_fields(run, choices)

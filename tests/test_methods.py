@@ -14,13 +14,13 @@ from diffusers import (
     PNDMScheduler,
     StableDiffusionPipeline,
 )
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from lrd_helpers.attention import capture_attention
-from lrd_helpers.baselines import draw
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.methods import METHODS as BASELINES
+from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.methods.boxdiff import BoxDiff, box_constraints, maps_nearest_to, smoothed
 from lrd_helpers.methods.layout_guidance import (
     LayoutGuidance,
@@ -30,7 +30,7 @@ from lrd_helpers.methods.layout_guidance import (
 from lrd_helpers.methods.multidiffusion import MultiDiffusion
 from lrd_helpers.methods.paint_with_words import PaintWithWords, painted
 from lrd_helpers.pipeline import LayeredRenderingPipeline
-from lrd_helpers.sampling import Sampling
+from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import noise_level
 from lrd_helpers.words import WordError
 
@@ -47,8 +47,9 @@ TWO = Layout(
     background="on grass",
     layers=[Layer("a red car", (0, 0.5, 0.75, 1)), Layer("a yellow star", (0.5, 0, 1, 0.75))],
 )
-QUICK = BASELINES | {"boxdiff": BoxDiff(refinements=2)}
-"""The methods with fewer moves where they change nothing that is tested."""
+OTHERS = {name: m for name, m in METHODS.items() if not isinstance(m, LayeredRendering)}
+QUICK = OTHERS | {"boxdiff": BoxDiff(refinements=2)}
+"""The others' methods, with fewer moves where they change nothing that is tested."""
 
 EVERY_METHOD = pytest.mark.parametrize("method", QUICK.values(), ids=QUICK)
 NO_STRENGTH = {
@@ -58,13 +59,26 @@ NO_STRENGTH = {
 }
 
 
+@pytest.fixture
+def tiny(tiny: StableDiffusionPipeline) -> LayeredRenderingPipeline:
+    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(
+    pipe: LayeredRenderingPipeline, layout: Layout, *, method: object = "plain", **options: object
+) -> object:
+    return pipe(layout, method=method, **options).images[0]
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def latents_of(pipe: object, layout: Layout, **options: object) -> Tensor:
     defaults = {"num_inference_steps": 4, "generator": seeded(), "output_type": "latent"}
-    return draw(pipe, layout, **defaults | options)
+    return draw(pipe, layout, **defaults | options)[None]
 
 
 def scored(pipe: object, x: Tensor, t: Tensor, *prompts: str, scale: float = 5.0) -> Tensor:
@@ -94,14 +108,13 @@ def test_plain_is_stable_diffusion(tiny, scheduler, guidance_scale) -> None:
     tiny.scheduler = scheduler.from_config(tiny.scheduler.config)
     options = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "pt"}
     options |= {"negative_prompt": "a ball"} if guidance_scale > 1 else {}
-    expected = tiny(TWO.caption, generator=seeded(), **options).images[0]
+    plain = StableDiffusionPipeline(**tiny.components, requires_safety_checker=False)
+    expected = plain(TWO.caption, generator=seeded(), **options).images[0]
     assert torch.equal(draw(tiny, TWO, generator=seeded(), **options), expected)
 
 
 @EVERY_METHOD
 def test_every_method_starts_from_the_noise_of_layered_rendering(tiny, method, monkeypatch) -> None:
-    ours = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    ours.set_progress_bar_config(disable=True)
     inputs, forward = [], tiny.unet.forward
 
     def noting(x: Tensor, *arguments: object, **named: object) -> object:
@@ -109,7 +122,7 @@ def test_every_method_starts_from_the_noise_of_layered_rendering(tiny, method, m
         return forward(x, *arguments, **named)
 
     monkeypatch.setattr(tiny.unet, "forward", noting)
-    ours(TWO, num_inference_steps=1, generator=seeded(), layered_fraction=0)
+    tiny(TWO, num_inference_steps=1, generator=seeded(), layered_fraction=0.0)
     expected = inputs.pop()
     options = {"num_inference_steps": 1, "generator": seeded(), "height": 32, "width": 32}
     draw(tiny, TWO, method=method, **options)
@@ -237,14 +250,14 @@ def test_what_a_picture_costs(tiny, method, samples, backward, monkeypatch) -> N
 
 def losses_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The list that the losses of whatever is drawn from now on are noted in."""
-    losses, descended = [], Sampling.descended
+    losses, descended = [], Run.descended
 
     def noting(*arguments: object, **named: object) -> object:
         loss, x = descended(*arguments, **named)
         losses.append(loss)
         return loss, x
 
-    monkeypatch.setattr(Sampling, "descended", noting)
+    monkeypatch.setattr(Run, "descended", noting)
     return losses
 
 
@@ -597,8 +610,8 @@ def test_boxdiff_by_hand(tiny) -> None:
 
 
 @pytest.fixture(scope="module")
-def storybook(storybook_folder) -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline.from_pretrained(str(storybook_folder), safety_checker=None)
+def storybook(storybook_folder) -> LayeredRenderingPipeline:
+    pipe = LayeredRenderingPipeline.from_pretrained(str(storybook_folder), safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -614,15 +627,14 @@ def test_guidance_moves_the_words_of_the_shipped_model(storybook, monkeypatch) -
     assert min(losses[5:]) < 0.95 * losses[0]
 
 
-def test_the_shipped_model_draws_the_same_with_every_pipeline(storybook) -> None:
-    ours = LayeredRenderingPipeline(**storybook.components, requires_safety_checker=False)
-    ours.set_progress_bar_config(disable=True)
+def test_the_shipped_model_draws_what_stable_diffusion_draws(storybook) -> None:
+    plain = StableDiffusionPipeline(**storybook.components, requires_safety_checker=False)
+    plain.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "guidance_scale": 5.0}
-    expected = storybook(TWO.caption, generator=seeded(), **options).images[0]
-    for pipe in (storybook, ours):
-        for method in ("plain", *NO_STRENGTH.values()):
-            drawn = draw(pipe, TWO, method=method, generator=seeded(), **options)
-            assert drawn.tobytes() == expected.tobytes()
+    expected = plain(TWO.caption, generator=seeded(), **options).images[0]
+    for method in ("plain", *NO_STRENGTH.values()):
+        drawn = draw(storybook, TWO, method=method, generator=seeded(), **options)
+        assert drawn.tobytes() == expected.tobytes()
 
 
 # ------------------------------------------------------------------ bad input
@@ -631,8 +643,8 @@ def test_the_shipped_model_draws_the_same_with_every_pipeline(storybook) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "boxdif"}, "method is 'boxdif', but should be one of plain, multidiffusion, "
-         "paint-with-words, layout-guidance, boxdiff, or options"),
+        ({"method": "boxdif"}, "method is 'boxdif', but should be one of collage, paper, authors, "
+         "unofficial, plain, multidiffusion, paint-with-words, layout-guidance, boxdiff, or opt"),
         ({"height": 36, "width": 33}, "height and width are 36 and 33, but should be divisible by "
          "8; 32 and 32 would work"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and 1000"),
@@ -668,7 +680,50 @@ def test_options_that_are_none(make, message) -> None:
         make()
 
 
-def test_a_distilled_model_is_refused(tiny) -> None:
+@EVERY_METHOD
+def test_guidance_may_be_distilled_into_the_model(tiny, method) -> None:
     tiny.unet = type(tiny.unet).from_config(tiny.unet.config, time_cond_proj_dim=8).eval()
-    with pytest.raises(ValueError, match="guidance is distilled into this UNet2DConditionModel"):
-        latents_of(tiny, TWO)
+    drawn = [latents_of(tiny, TWO, method=method, guidance_scale=scale) for scale in (3.0, 5.0)]
+    assert drawn[0].isfinite().all()
+    assert not torch.equal(*drawn), "the scale is a condition"
+
+
+@EVERY_METHOD
+def test_pictures_of_a_batch_are_those_drawn_alone(tiny, method) -> None:
+    other = replace(TWO, caption="a yellow star and a red car at sea")
+    options = {"method": method, "num_inference_steps": 3, "output_type": "latent"}
+    numbers, seeds = [], [seeded(1), seeded(2)]
+    callback = lambda pipe, number, t, tensors: numbers.append(number) or {}  # noqa: E731
+    both = tiny([TWO, other], generator=seeds, callback_on_step_end=callback, **options).images
+    alone = [latents_of(tiny, TWO, generator=seeded(1), **options)]
+    alone += [latents_of(tiny, other, generator=seeded(2), **options)]
+    assert torch.allclose(both, torch.cat(alone), atol=1e-3)
+    assert numbers == [0, 1, 2] * (1 if method.batched else 2)
+    assert tiny.num_timesteps == 3
+
+
+@EVERY_METHOD
+def test_callbacks_can_change_and_stop_a_picture(tiny, method) -> None:
+    zeros = lambda *_: {"latents": torch.zeros(1, 4, 4, 4)}  # noqa: E731
+    assert latents_of(tiny, TWO, method=method, callback_on_step_end=zeros).abs().max() == 0
+    numbers = []
+
+    def stop(pipe, number, t, tensors):
+        numbers.append(number)
+        pipe._interrupt = number == 1
+        return {}
+
+    latents_of(tiny, TWO, method=method, callback_on_step_end=stop)
+    assert numbers == [0, 1]
+
+
+@EVERY_METHOD
+def test_what_a_method_cannot_do_is_said(tiny, method, monkeypatch) -> None:
+    monkeypatch.setattr(tiny.unet, "forward", None)  # is not called
+    late = replace(TWO, layers=[replace(TWO.layers[0], start=0.5), TWO.layers[1]])
+    canvas = Image.new("RGB", (32, 32))
+    with pytest.raises(ValueError, match="canvas: nothing would be pasted onto it; that takes"):
+        latents_of(tiny, TWO, method=method, canvas=canvas)
+    if method != METHODS["plain"]:  # which looks at no layer
+        with pytest.raises(ValueError, match="layer 1 'a red car' has a start or an end, but"):
+            latents_of(tiny, late, method=method)

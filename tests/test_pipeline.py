@@ -33,6 +33,7 @@ from lrd_helpers.methods.guidance import constant_delta, vision_guidance
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.sampling.model import StableDiffusion
 
 SCHEDULERS = [
     DDIMScheduler,
@@ -575,10 +576,10 @@ def test_the_collage_is_what_the_picture_goes_on_from(pipe, monkeypatch, schedul
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     pictures = []
     for added in (0.0, 3.0):
-        collages = lambda self, layouts, *rest, added=added: torch.full(  # noqa: E731
-            (len(layouts), 4, 4, 4), added
+        collages = lambda self, images, added=added: torch.full(  # noqa: E731
+            (len(images), 4, 4, 4), added
         )
-        monkeypatch.setattr(LayeredRenderingPipeline, "_collages", collages)
+        monkeypatch.setattr(StableDiffusion, "encode", collages)
         pictures.append(latents_of(pipe, TWO, method=COLLAGE, num_inference_steps=25))
     assert (pictures[1] - pictures[0]).mean() > 1
 
@@ -624,14 +625,11 @@ def test_the_progress_bar_ends_where_it_should(
 
 def test_interrupted_while_it_sketches(pipe, monkeypatch) -> None:
     recorded = Recorded(pipe, monkeypatch)
-    scores = pipe._scores
-
-    def stop(*arguments):
-        pipe._interrupt = True
-        return scores(*arguments)
-
-    monkeypatch.setattr(pipe, "_scores", stop)
-    assert latents_of(pipe, TWO, method=COLLAGE).shape == (1, 4, 4, 4)
+    hook = pipe.unet.register_forward_hook(lambda *_: setattr(pipe, "_interrupt", True))
+    try:
+        assert latents_of(pipe, TWO, method=COLLAGE).shape == (1, 4, 4, 4)
+    finally:
+        hook.remove()
     assert len(recorded.inputs) == 1
 
 
@@ -644,7 +642,8 @@ def test_a_collage_that_nothing_follows(pipe) -> None:
     assert everything.isfinite().all()
     assert not steps
     latents_of(pipe, TWO, method=COLLAGE, callback_on_step_end=note)
-    assert steps == [3, 4], "the numbers of the steps that are made"
+    assert steps == [0, 1], "sketches are not counted"
+    assert pipe.num_timesteps == 2
 
 
 def test_what_fills_the_canvas_is_not_looked_for(pipe, monkeypatch) -> None:
@@ -654,7 +653,7 @@ def test_what_fills_the_canvas_is_not_looked_for(pipe, monkeypatch) -> None:
         looked_at.append(picture)
         return torch.ones_like(picture[0], dtype=torch.bool)
 
-    monkeypatch.setattr("lrd_helpers.rendering.object_pixels", nowhere)
+    monkeypatch.setattr("lrd_helpers.methods.collage.object_pixels", nowhere)
     everywhere = Layer("a yellow star", (0, 0, 1, 1))
     latents_of(pipe, replace(TWO, layers=[everywhere, TWO.layers[0]]), method=COLLAGE)
     assert len(looked_at) == 1
@@ -676,11 +675,11 @@ def test_who_is_in_front_in_a_collage(pipe, monkeypatch, overlap, seen) -> None:
     values = torch.tensor([0.0, 0.5, 1.0])  # background, first, second
     decoded = values[:, None, None, None].expand(3, 3, 32, 32)
     rows = iter(2 * decoded - 1)
-    monkeypatch.setattr(pipe.vae, "decode", lambda z, return_dict: (next(rows)[None],))
+    monkeypatch.setattr(pipe.vae, "decode", lambda z, **_: (next(rows)[None],))
     encode = pipe.vae.encode
     monkeypatch.setattr(pipe.vae, "encode", lambda x: made.append(x / 2 + 0.5) or encode(x))
     monkeypatch.setattr(
-        "lrd_helpers.rendering.object_pixels",
+        "lrd_helpers.methods.collage.object_pixels",
         lambda picture, *rest: torch.ones_like(picture[0], dtype=torch.bool),
     )
     latents_of(pipe, layout, method=replace(COLLAGE, overlap=overlap))
@@ -731,18 +730,6 @@ def test_a_canvas_that_cannot_be_pasted_onto(pipe, monkeypatch, options, message
     with pytest.raises(ValueError, match=message):
         latents_of(pipe, TWO, **{"method": COLLAGE} | options)
     assert not recorded.inputs
-
-
-def test_a_scheduler_that_needs_the_first_steps_makes_no_collage(pipe) -> None:
-    # LMS itself needs scipy.
-    name = "LMSDiscreteScheduler"
-    pipe.scheduler = type(name, (EulerDiscreteScheduler,), {}).from_config(pipe.scheduler.config)
-    with pytest.raises(ValueError, match=f"{name} counts on predictions of all earlier steps"):
-        latents_of(pipe, TWO, method=COLLAGE)
-    assert latents_of(pipe, TWO).isfinite().all()
-    everywhere = Layout("a car", layers=[Layer("a car", (0, 0, 1, 1))])
-    for layout, fraction in ((everywhere, 0.6), (TWO, 0.0)):  # nothing is pasted
-        assert latents_of(pipe, layout, method=COLLAGE, layered_fraction=fraction).isfinite().all()
 
 
 def test_predictions_that_are_not_finite_make_no_collage(pipe, monkeypatch) -> None:
@@ -1163,7 +1150,8 @@ def test_the_progress_bar_counts_the_steps(pipe, scheduler, capsys) -> None:
     latents_of(pipe, TWO, num_inference_steps=4)
     shown = capsys.readouterr().err
     assert "drawing" in shown
-    assert "4/4" in shown
+    count = len(pipe.scheduler.timesteps)
+    assert f"{count}/{count}" in shown
     pipe.set_progress_bar_config(disable=True)
     latents_of(pipe, TWO)
     assert capsys.readouterr().err == ""
@@ -1196,14 +1184,15 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and"),
         (TWO, {"num_inference_steps": 1001}, "is 1001, but should be between 1 and 1000"),
         (TWO, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        (TWO, {"method": "papper"}, "method is 'papper', but should be one of default, paper"),
+        (TWO, {"method": "papper"}, "method is 'papper', but should be one of collage, paper"),
         (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
         (TWO, {"method": "paper"}, "top_k is 20, but there are only 16 positions to choose from"),
         (replace(TWO, layers=[replace(TWO.layers[0], word="bike")]),
          {"method": LayeredRendering(delta="dynamic", top_k=1)},
          "layer 1 'a red car', word: 'bike' is not in the prompt \"a red car\"; its words are: a, "
          "red, car"),
-        (replace(TWO, layers=[replace(TWO.layers[0], start=0.1)]), {"method": LayeredRendering(fuse="once")},
+        (replace(TWO, layers=[replace(TWO.layers[0], start=0.1)]),
+         {"method": LayeredRendering(fuse="once")},
          "layer 1 'a red car' has a start or an end, but with fuse='once' every layer runs alone"),
         (TWO, {"method": LayeredRendering(delta="dynamic", top_k=1, attention=lambda name: False)},
          "matches none of the"),
@@ -1215,7 +1204,11 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
          "have (1, 4, 4, 4)"),
         (TWO, {"latents": torch.full((1, 4, 4, 4), torch.nan)}, "latents has values that are not"),
         (TWO, {"callback_on_step_end_tensor_inputs": ["noise"]}, "has noise, but only latents"),
-        (TWO, {"generator": [seeded(), seeded()]}, "list of generators of length 2"),
+        (TWO, {"prompt_embeds": torch.zeros(1, 16, 16)}, "prompt_embeds is a Tensor, but should"),
+        (TWO, {"method": "boxdiff", "inside": 1.0}, "method 'boxdiff' has no choice 'inside'"),
+        (TWO, {"method": "plain", "output_layers": True}, "output_layers: Plain predicts no"),
+        (TWO, {"ip_adapter_image": Image.new("RGB", (8, 8))}, "no IP-Adapter is loaded"),
+        (TWO, {"generator": [seeded(), seeded()]}, "generator is a list of 2, but there are 1 p"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_before_the_first_call(
