@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from lrd_helpers.storybook import (
@@ -366,22 +366,6 @@ def test_another_text_encoder_costs_only_the_keys_and_values(tmp_path, text_enco
         assert torch.equal(value, kept.unet.state_dict()[name]), name
         anew = name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
         assert torch.equal(value, other.unet.state_dict()[name]) is not anew, name
-    # Taught by the first one: nothing to learn for its copy, something for one that reads anew.
-    latents, captions = torch.randn(2, 4, 16, 16, generator=seeded(0)), ["a red car", "at sea"]
-    pupils = [
-        latent_diffusion.LatentDiffusionTraining(tmp_path, encoder, teacher=tmp_path).eval()
-        for encoder in (None, text_encoder)
-    ]
-    losses = [
-        float(pupil(latent_diffusion.Batch(latents, captions, captions), seeded(0))["mse"])
-        for pupil in pupils
-    ]
-    assert losses[0] == pytest.approx(0, abs=1e-9)
-    assert losses[1] > 1e-6
-    assert pupils[1].state_dict().keys() == first.state_dict().keys(), "the teacher is not saved"
-    # The teacher reads the caption that leaves nothing out.
-    shortened = latent_diffusion.Batch(latents, ["", ""], captions)
-    assert float(pupils[0](shortened, seeded(0))["mse"]) > 1e-6
 
 
 def test_noise_levels_count_as_much_as_is_said():
@@ -434,7 +418,7 @@ def test_features_learn_to_see_and_what_sees_is_not_exported(tmp_path, text_enco
     rendering = StorybookDataset(2, seed=5, sticker_count=2).batch(0)
     latents = torch.randn(2, 4, 16, 16, generator=seeded(0))
     classes = latent_diffusion.cell_classes(rendering)
-    batch = latent_diffusion.Batch(latents, rendering.captions, rendering.captions, classes)
+    batch = latent_diffusion.Batch(latents, rendering.captions, classes)
     optimizer = torch.optim.AdamW(trainee.seeing.parameters(), 1e-2)
     seen = []
     for _ in range(25):  # what sees learns even from features of random weights
@@ -500,7 +484,7 @@ def test_a_ghost_is_noise_to_be_taken_away(text_encoder):
     for ghosts in (0.5, 0.0):
         trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder, ghosts=ghosts)
         trainee.trained_unet = clean_scene_known
-        batch = latent_diffusion.Batch(latents, ["a car"] * 64, ["a car"] * 64, None, latents + 1)
+        batch = latent_diffusion.Batch(latents, ["a car"] * 64, None, latents + 1)
         assert float(trainee(batch, seeded(1))["mse"]) < 1e-8, "asked for is the scene, not a ghost"
     (with_ghosts, timesteps, _), (without, same_timesteps, _) = noisy
     assert torch.equal(timesteps, same_timesteps)
@@ -527,45 +511,14 @@ def test_a_ghost_is_noise_to_be_taken_away(text_encoder):
     assert 0.15 < (strengths < 0.5).float().mean() < 0.35
     before = len(noisy)
     trainee.eval().unet.forward = clean_scene_known
-    trainee(latent_diffusion.Batch(latents, ["a car"] * 64, ["a car"] * 64), seeded(0))
+    trainee(latent_diffusion.Batch(latents, ["a car"] * 64), seeded(0))
     assert len(noisy) == before + 1, "judged without ghosts"
-
-
-def test_lessons_are_learned_beside_the_scenes(text_encoder):
-    trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder, see=0.5)
-    tokens = trainee.tokenizer(["a red car", "a fish"], padding="max_length", return_tensors="pt")
-    states, predictions = torch.randn(2, 2, 4, 16, 16, generator=seeded(0))
-    lessons = latent_diffusion.Lessons(
-        states, torch.tensor([801, 121]), predictions, tokens.input_ids
-    )
-    latents = torch.randn(4, 4, 16, 16, generator=seeded(1))
-    captions = ["a car"] * 4
-    classes = torch.zeros(4, 16, 16, dtype=torch.long)
-    batch = latent_diffusion.Batch(latents, captions, captions, classes, None, lessons)
-    with torch.no_grad():
-        without = trainee(batch._replace(lessons=None), seeded(2))
-        losses = trainee(batch, seeded(2))
-    assert float(losses["mse"]) == pytest.approx(float(without["mse"]), rel=1e-4)
-    assert float(losses["seen"]) == pytest.approx(float(without["seen"]), rel=1e-4)
-    more = float(losses["loss"] - without["loss"])
-    assert more == pytest.approx(
-        latent_diffusion.LESSON_WEIGHT * float(losses["lessons"]), rel=1e-3
-    )
-
-    text = trainee.text_encoder(lessons.tokens)[0]
-    with torch.no_grad():
-        own = trainee.unet(states, lessons.timesteps, text).sample
-    known = batch._replace(lessons=lessons._replace(predictions=own))
-    with torch.no_grad():
-        assert float(trainee(known, seeded(2))["lessons"]) < 1e-8
-    assert "lessons" not in trainee.eval()(batch, seeded(2))
 
 
 def test_seeing_that_cannot_work_exits_with_2(capsys):
     for arguments, message in [
         (["--ghosts", "1.5"], "--ghosts 1.5: it must be a share, from 0 to 1"),
         (["--ghosts", "0.5", "--data", "shards.tar"], "--data cannot be drawn once more"),
-        (["--lessons", "x", "--data", "shards.tar"], "--lessons are of storybook captions"),
         (["--see", "-1"], "--see -1: a weight cannot be negative"),
         (["--spread", "0"], "--spread 0: it must be a number above 0"),
         (["--spread", "inf"], "--spread inf: it must be a number above 0"),
@@ -589,7 +542,7 @@ def test_only_training_steps_run_compiled(monkeypatch, text_encoder):
     monkeypatch.setattr(torch, "compile", compiled)
     trainee = latent_diffusion.LatentDiffusionTraining(text_encoder=text_encoder)
     names = trainee.state_dict().keys()
-    batch = latent_diffusion.Batch(torch.zeros(1, 4, 16, 16), ["a red car"], ["a red car"])
+    batch = latent_diffusion.Batch(torch.zeros(1, 4, 16, 16), ["a red car"])
     trainee.compile_unet()
     assert trainee.state_dict().keys() == names
     trainee(batch, seeded(0))["loss"].backward()
@@ -630,8 +583,7 @@ def test_only_training_steps_run_compiled(monkeypatch, text_encoder):
 def test_each_training_runs_and_exports_a_loadable_folder(
     tmp_path, monkeypatch, text_encoder, module, files
 ):
-    def quick(trainee, *others, **_):
-        assert not getattr(trainee, "teachers", []), "it is judged by the noise"
+    def quick(*_, **__):
         return {"standard deviation of latents": 0.5, "quick": 1.0}
 
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
@@ -659,11 +611,6 @@ def test_each_training_runs_and_exports_a_loadable_folder(
     if module in (latent_diffusion, style, upsampler):
         assert_a_second_run_goes_on(module, [*options, "--sample-every", "0"], tmp_path)
     if module is latent_diffusion:
-        taught = ["--teacher", str(tmp_path / "out"), "--run", str(tmp_path / "taught")]
-        module.main([*options, *read_by, *taught])
-        card = (tmp_path / "out" / "README.md").read_text()
-        assert "; learned were an older U-Net's predictions |" in card
-
         # A quarter of the way back to where it began; steps so large that they can be told.
         again = [*options, "--from", str(tmp_path / "out"), "--run", str(tmp_path / "more")]
         again += ["--learning-rate", "0.05", "--warmup", "1", "--ema-decay", "0", "--fresh"]
@@ -702,7 +649,7 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
         norm_num_groups=2,
     )
 
-    def cached(shares, ghosts=0.0, lessons=None):
+    def cached(shares, ghosts=0.0):
         told = argparse.Namespace(
             seed=1,
             cache=64,
@@ -711,7 +658,6 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
             sticker_shares=[float(share) for share in shares],
             mixed_precision="no",
             ghosts=ghosts,
-            lessons=lessons,
         )
         return latent_diffusion.LatentCache(vae, told, 0, 1)
 
@@ -733,31 +679,6 @@ def test_the_u_net_can_see_more_scenes_of_several_stickers(tmp_path):
     assert haunted.captions == plain.captions
     assert haunted.flawed.shape == haunted.latents.shape
     assert (haunted.flawed != haunted.latents).flatten(1).any(1).sum() >= 14
-
-    # And lessons, one for every two scenes.
-    assert plain.lessons is None
-    with pytest.raises(OSError, match="no lessons there; python -m lrd_helpers.training.repair"):
-        cached((0, 0, 1, 0, 0), lessons=tmp_path)
-    for number in range(2):
-        kept = {
-            "states": torch.full((3, 4, 2, 2), number).half(),
-            "timesteps": torch.tensor([1, 2, 3]),
-            "predictions": torch.full((3, 4, 2, 2), number).half(),
-            "tokens": torch.full((3, 5), number),
-        }
-        save_file(kept, tmp_path / f"lessons-{number}-of-2.safetensors")
-    (tmp_path / "other").mkdir()
-    cache = cached((0, 0, 1, 0, 0), lessons=tmp_path)
-    batches = [batch for _, batch in zip(range(3), cache.batches(0), strict=False)]
-    assert all(len(batch.lessons.states) == 8 for batch in batches)
-    assert {int(token) for batch in batches for token in batch.lessons.tokens[:, 0]} == {0, 1}
-    save_file({"cat": torch.zeros(1)}, tmp_path / "other" / "lessons-0-of-1.safetensors")
-    with pytest.raises(ValueError, match=r"lessons-0-of-1.safetensors: no lessons, it holds cat"):
-        cached((0, 0, 1, 0, 0), lessons=tmp_path / "other")
-    assert batches[0].lessons.states.dtype == torch.float32
-    assert torch.equal(
-        batches[0].lessons.states[:, 0, 0, 0].long(), batches[0].lessons.tokens[:, 0]
-    )
 
 
 @pytest.mark.parametrize("coarse_steps", ["0", "1"])

@@ -6,9 +6,9 @@ min-SNR, γ = 5 (Hang et al. 2023), or by --weighting. Latents are encoded once 
 are drawn anew at every visit, so that one scene teaches several. With --see, features of the U-Net
 also have to tell what stands in each cell (after REPA, Yu et al. 2024, with the renderer's truth in
 place of a pretrained encoder). With --ghosts, flawed versions of a scene stand in its noise, which
-teaches to take back what the caption does not name. With --lessons, it is corrected where `repair`
-found its drawings to go wrong. With --keep, exported is a mean of the weights it began with and
-those it ended with. With --data, pictures and captions come from webdataset shards.
+teaches to take back what the caption does not name. With --keep, exported is a mean of the weights
+it began with and those it ended with. With --data, pictures and captions come from webdataset
+shards.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.training_utils import compute_snr
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -44,7 +43,6 @@ from lrd_helpers.storybook import (
     Rendering,
     Scene,
     StorybookDataset,
-    caption_of,
     render_scenes,
     sample_caption,
     sample_scene,
@@ -60,20 +58,10 @@ MIN_SNR_GAMMA = 5.0
 LEAST_SNR = 0.04  # "root-snr" weighs what is noisier than this no more: there is little to see
 EMPTY_CAPTIONS = 0.1
 CACHE_BATCH = 64
-LESSON_WEIGHT = 8.0  # lessons have no noise in them: what is left of their loss is small
 SEEING_BLOCKS = (0, 1)  # the U-Net's up-blocks whose features are asked what stands where
 
 Latents = Float[Tensor, "batch 4 height width"]
 Classes = Int[Tensor, "batch height width"]
-
-
-class Lessons(NamedTuple):
-    """What a U-Net should have predicted at states that its own drawing came to, see `repair`."""
-
-    states: Latents
-    timesteps: Int[Tensor, "batch"]
-    predictions: Latents  # of the noise, given the caption
-    tokens: Int[Tensor, "batch length"]  # of the caption
 
 
 class Batch(NamedTuple):
@@ -81,10 +69,8 @@ class Batch(NamedTuple):
 
     latents: Latents
     captions: list[str]
-    whole_captions: list[str]  # that leave nothing out
     classes: Classes | None = None  # what each cell shows, if known
     flawed: Latents | None = None  # the same scenes with one mistake each, see `flawed_scene`
-    lessons: Lessons | None = None
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -184,9 +170,6 @@ class LatentDiffusionTraining(nn.Module):
         start_from: the folder of a pipeline to go on from; None for a U-Net without experience.
         text_encoder: the folder of a text encoder to read by instead of the pipeline's own; the
             U-Net's keys and values then begin anew.
-        teacher: the folder of a pipeline whose predictions are learned instead of the noise. They
-            are the noise's mean, which is learned from far fewer samples: so a U-Net that has to
-            read anew learns from the one that could. It reads captions that leave nothing out.
         weighting: see `loss_weights`.
         see: weight of the loss of seeing; with 0 there is none, and nothing that sees.
         spread: of the timesteps learned from, see `stratified_timesteps`.
@@ -201,7 +184,6 @@ class LatentDiffusionTraining(nn.Module):
         self,
         start_from: Path | None = None,
         text_encoder: Path | None = None,
-        teacher: Path | None = None,
         *,
         weighting: str = "min-snr",
         see: float = 0.0,
@@ -209,8 +191,6 @@ class LatentDiffusionTraining(nn.Module):
         ghosts: float = 0.0,
     ) -> None:
         super().__init__()
-        # In a list: its weights are not part of this model.
-        self.teachers = [LatentDiffusionTraining(teacher).eval()] if teacher else []
         self.scheduler = noise_schedule()
         self.weighting, self.see, self.spread, self.ghosts = weighting, see, spread, ghosts
         if start_from is not None:
@@ -297,7 +277,7 @@ class LatentDiffusionTraining(nn.Module):
         return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        latents, captions, whole_captions, classes, flawed, lessons = batch
+        latents, captions, classes, flawed = batch
         device = self.unet.device
         empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
         captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
@@ -317,33 +297,12 @@ class LatentDiffusionTraining(nn.Module):
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         text = self.encoded_text(captions)
         unet = self.trained_unet if self.training else self.unet
-        if lessons is None or not self.training:
-            prediction = unet(noisy.to(device), timesteps.to(device), text).sample.float()
-        else:
-            states = torch.cat([noisy, lessons.states]).to(device)
-            read = torch.cat([text, self.text_encoder(lessons.tokens.to(device))[0]])
-            at = torch.cat([timesteps, lessons.timesteps]).to(device)
-            answers = unet(states, at, read).sample.float()
-            prediction, corrected = answers[: len(noisy)], answers[len(noisy) :]
-        target = noise.to(device)
-        for teacher in self.teachers:
-            with torch.no_grad():
-                whole = [
-                    "" if drop else caption
-                    for drop, caption in zip(empty, whole_captions, strict=True)
-                ]
-                known = teacher.to(device).encoded_text(whole)
-                target = teacher.unet(noisy.to(device), timesteps.to(device), known).sample.float()
-        squares = (prediction - target).square().flatten(1).mean(1)
+        prediction = unet(noisy.to(device), timesteps.to(device), text).sample.float()
+        squares = (prediction - noise.to(device)).square().flatten(1).mean(1)
         # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
         snr = snr.to(device)
         loss = (loss_weights(snr, self.weighting) * squares).mean()
         losses = {"loss": loss, "mse": squares.mean()}
-        if lessons is not None and self.training:
-            errors = (corrected - lessons.predictions.to(device)).square().flatten(1).mean(1)
-            weights = loss_weights(compute_snr(self.scheduler, lessons.timesteps), self.weighting)
-            losses["lessons"] = (weights.to(device) * errors).mean()
-            losses["loss"] = loss = loss + LESSON_WEIGHT * losses["lessons"]
         if self.see and self.training:
             seen = self._loss_of_seeing(classes)
             losses |= {
@@ -368,28 +327,6 @@ def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiff
     )
 
 
-def read_lessons(folder: Path) -> Lessons:
-    """All that the processes of `repair` wrote into a folder.
-
-    Raises:
-        OSError: there are none.
-        ValueError: a file of that name holds something else.
-    """
-    files = sorted(folder.glob("lessons-*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: no lessons there; python -m lrd_helpers.training.repair"
-        )
-    parts = [load_file(file) for file in files]
-    for file, part in zip(files, parts, strict=True):
-        if set(part) != set(Lessons._fields):
-            raise ValueError(f"{file}: no lessons, it holds {', '.join(sorted(part)) or 'nothing'}")
-    known = {name: torch.cat([part[name] for part in parts]) for name in Lessons._fields}
-    return Lessons(
-        **{n: one.float() if one.is_floating_point() else one for n, one in known.items()}
-    )
-
-
 class LatentCache:
     """Latents of the first scenes of a stream, encoded once, and batches drawn from them."""
 
@@ -397,8 +334,6 @@ class LatentCache:
         self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
     ) -> None:
         self.options, self.reader = options, reader
-        # First, since encoding takes minutes, and there may be none.
-        self.lessons = read_lessons(options.lessons) if options.lessons else None
         numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
         stream = StorybookDataset(
             CACHE_BATCH, seed=options.seed, sticker_shares=options.sticker_shares
@@ -431,18 +366,11 @@ class LatentCache:
             generator = seeded(self.options.seed, 2, number, self.reader)
             rows = torch.randint(len(self.scenes), (self.options.batch_size,), generator=generator)
             chosen = [self.scenes[row] for row in rows.tolist()]
-            lessons = None
-            if self.lessons is not None:
-                few = (max(1, self.options.batch_size // 2),)
-                taken = torch.randint(len(self.lessons.states), few, generator=generator)
-                lessons = Lessons(*(part[taken] for part in self.lessons))
             yield Batch(
                 self.kept["latents"][rows].float(),
                 [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
-                [caption_of(scene.stickers, scene.place) for scene in chosen],
                 self.kept["classes"][rows].long(),
                 self.kept["flawed"][rows].float() if self.options.ghosts else None,
-                lessons,
             )
             number += 1
 
@@ -467,7 +395,7 @@ def shard_batches(
     stream = islice(pairs, start * batch_size, None)
     while True:
         pictures, captions = zip(*islice(stream, batch_size), strict=True)
-        yield Batch(encoded(vae, torch.stack(pictures)), list(captions), list(captions))
+        yield Batch(encoded(vae, torch.stack(pictures)), list(captions))
 
 
 @torch.no_grad()
@@ -499,8 +427,7 @@ def evaluate(
     if not batches:
         return {}  # too few pairs for one in a hundred
     losses = [
-        trainee(Batch(encoded(vae, images), captions, captions), seeded(number))["loss"]
-        * len(captions)
+        trainee(Batch(encoded(vae, images), captions), seeded(number))["loss"] * len(captions)
         for number, (images, captions) in enumerate(batches)
     ]
     mean = float(sum(losses)) / sum(len(captions) for _, captions in batches)
@@ -536,12 +463,6 @@ def main(arguments: list[str] | None = None) -> None:
         "values then begin anew (without --from: runs/text-encoder/model)",
     )
     parser.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="FOLDER",
-        help="a pipeline whose predictions are learned in place of the noise",
-    )
-    parser.add_argument(
         "--weighting",
         choices=("min-snr", "root-snr"),
         default="min-snr",
@@ -569,13 +490,6 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="SHARE",
         help="of the pictures in whose noise a flawed version of the scene stands: a thing too "
         "much, say, that is to be taken back (storybook scenes only)",
-    )
-    parser.add_argument(
-        "--lessons",
-        type=Path,
-        metavar="FOLDER",
-        help="what `python -m lrd_helpers.training.repair` found; one for every two scenes is "
-        "learned with them (storybook scenes only)",
     )
     parser.add_argument(
         "--keep",
@@ -617,8 +531,6 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--see is for storybook scenes: of --data nobody knows what stands where")
     if not 0 <= options.ghosts <= 1:
         parser.error(f"--ghosts {options.ghosts:g}: it must be a share, from 0 to 1")
-    if options.data and options.lessons:
-        parser.error("--lessons are of storybook captions: they do not go with --data")
     if options.data and options.ghosts:
         parser.error("--ghosts is for storybook scenes: --data cannot be drawn once more")
     if not 0 <= options.keep < 1:
@@ -648,7 +560,6 @@ def main(arguments: list[str] | None = None) -> None:
     trainee = LatentDiffusionTraining(
         options.start_from,
         options.text_encoder,
-        options.teacher,
         weighting=options.weighting,
         see=options.see,
         spread=options.spread,
@@ -696,16 +607,12 @@ def main(arguments: list[str] | None = None) -> None:
         for name, weight in trainee.unet.state_dict().items():
             weight.lerp_(start[name].to(weight.device), options.keep)
     # Whatever was learned from: judged is by the noise, weighted as it always was.
-    trainee.teachers, trainee.weighting = [], "min-snr"
+    trainee.weighting = "min-snr"
     scores = evaluate(trainee, vae.cpu(), held_out)
     data = None
     if streams:
         data = f"{len(streams[0].shards)} shards: {streams[0].summary()}"
         print(data)
-    if options.lessons:
-        data = f"{data or loop.own_data(options)}; and lessons from its own mistakes"
-    if options.teacher:
-        data = f"{data or loop.own_data(options)}; learned were an older U-Net's predictions"
     trainee.unet.set_attn_processor(AttnProcessor2_0())
     with loop.replacing_folder(options.output) as folder:
         pipeline(trainee, vae).to(torch.float16).save_pretrained(folder)
