@@ -56,6 +56,7 @@ from lrd_helpers.benchmark_layouts import BenchmarkError, NamedLayout, ground_tr
 from lrd_helpers.caption import layer_words
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
+from lrd_helpers.machine import describe_machine
 from lrd_helpers.method import CHOICES, METHODS, Method
 from lrd_helpers.metrics import (
     Clip,
@@ -73,7 +74,6 @@ from lrd_helpers.plotting import as_image
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.rendering import LayeredRenderingPipeline
 from lrd_helpers.storybook import render_scenes, seeded
-from lrd_helpers.training.loop import describe_machine
 
 with quiet_libraries():
     from accelerate import PartialState

@@ -10,7 +10,6 @@ import csv
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lrd_helpers.files import write_atomically
+from lrd_helpers.machine import describe_machine
 from lrd_helpers.storybook import StorybookDataset, seeded
 from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
 
@@ -530,10 +530,3 @@ def add_scores(folder: Path, scores: dict[str, object]) -> None:
         card.append(f"| {name} | {value} |")
     write_atomically(folder / "README.md", ("\n".join(card) + "\n").encode())
     write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())
-
-
-def describe_machine() -> str:
-    """The processor a training ran on, as its card says."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"
