@@ -201,7 +201,8 @@ def test_options_become_a_typed_dataclass_and_a_new_default_keeps_its_help(tmp_p
     assert "python -m lrd_helpers.training.line" in text
     assert "Trains a line." in text
     assert "stop after this many minutes of training, resumes included (default: 1.0)" in text
-    assert "--from FOLDER" in text
+    assert "--from FOLDER start from the weights" in text
+    assert "_from" not in text
 
 
 def test_the_learning_rate_is_a_trapezoid():

@@ -126,6 +126,8 @@ def parse(kind: type[Options], name: str, description: str, arguments: list[str]
     parser = HfArgumentParser(
         kind, prog=f"python -m lrd_helpers.training.{name}", description=description
     )
+    for action in parser._actions:  # help shows a single spelling: --batch-size, --from
+        action.option_strings = action.option_strings[-1:]
     options, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
