@@ -15,12 +15,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
+from lrd_helpers.machine import describe_machine
 from lrd_helpers.measure import StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
 from lrd_helpers.storybook import Scene, caption_of, render_scenes, sample_scene, seeded
 from lrd_helpers.training import autoencoder, clip, segmenter
-from lrd_helpers.training.latent_diffusion import encoded
-from lrd_helpers.training.loop import HELD_OUT_SEED, add_scores, describe_machine
+from lrd_helpers.training.export import add_scores
+from lrd_helpers.training.latent_cache import encoded
+from lrd_helpers.training.loop import HELD_OUT_SEED
 
 README = Path(__file__).parents[1] / "README.md"
 

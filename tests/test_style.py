@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
 from collections.abc import Iterator
@@ -228,7 +227,7 @@ def pairs(
 ) -> Iterator[training.StyledPairs]:
     """Batches of 256 from 64 scenes; their "latents" are the pictures, 16 pixels wide."""
     run = tmp_path_factory.mktemp("run")
-    options = argparse.Namespace(seed=0, cache=64, batch_size=256, run=run, mixed_precision="no")
+    options = training.StyleOptions(seed=0, cache=64, batch_size=256, run=run, mixed_precision="no")
 
     def small(_: object, images: Tensor) -> Tensor:
         small = functional.avg_pool2d(images, 8)

@@ -192,7 +192,7 @@ def test_load_upsampler(
 
 
 def cache(folder: Path, vae: AutoencoderKL, noise_level: float = 0.05) -> training.EnlargementCache:
-    options = argparse.Namespace(
+    options = training.UpsamplerOptions(
         seed=0, cache=64, batch_size=8, run=folder, mixed_precision="no", noise_level=noise_level
     )
     return training.EnlargementCache(vae, options, 0, 1)

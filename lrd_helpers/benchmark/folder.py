@@ -26,7 +26,7 @@ from lrd_helpers.benchmark.contenders import Contender, choices_of
 from lrd_helpers.benchmark.judges import Judges, digest
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.files import write_atomically
-from lrd_helpers.training.loop import describe_machine
+from lrd_helpers.machine import describe_machine
 
 if TYPE_CHECKING:
     from lrd_helpers.pipeline import LayeredRenderingPipeline

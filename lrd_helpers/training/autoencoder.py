@@ -7,19 +7,38 @@ With --freeze-encoder only the decoder learns. The latents stay as they are, so 
 trained on them stays valid while the pictures get sharper.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.hf_argparser import HfArg
 
 from lrd_helpers.autoencoder import gradient_loss, kl_divergence, psnr
 from lrd_helpers.storybook import STYLES, Rendering, StorybookDataset
-from lrd_helpers.training import loop
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.options import ASSETS, TrainingOptions, command, parse
 from lrd_helpers.training.sheets import save_sheet
 
 WIDTHS = (16, 32, 64, 96)
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions(TrainingOptions):
+    """The options of this training."""
+
+    batch_size: int = 4
+    weight_decay: float = 0.0
+    run: Path = Path("runs/autoencoder")
+    output: Path = ASSETS / "storybook" / "vae"
+    freeze_encoder: bool = HfArg(default=False, help="train the decoder only")
+
+    def check(self) -> None:
+        super().check()
+        if self.freeze_encoder and not self.start_from:
+            raise ValueError("--freeze-encoder needs --from: the encoder that is to be kept")
 
 
 class AutoencoderTraining(nn.Module):
@@ -76,20 +95,7 @@ def evaluate(vae: AutoencoderKL, scenes: int = 1000) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = loop.parser(
-        "autoencoder",
-        __doc__,
-        minutes=60,
-        batch_size=4,
-        learning_rate=1e-3,
-        ema_decay=0.999,
-        weight_decay=0.0,
-        output=loop.ASSETS / "storybook" / "vae",
-    )
-    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
-    options = loop.parse(parser, arguments)
-    if options.freeze_encoder and not options.start_from:
-        parser.error("--freeze-encoder needs --from: the encoder that is to be kept")
+    options = parse(AutoencoderOptions, "autoencoder", __doc__, arguments)
     torch.manual_seed(options.seed)
     trainee = AutoencoderTraining(options.start_from, options.freeze_encoder)
 
@@ -114,18 +120,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Latents are divided by their standard deviation, so that diffusion starts from unit variance.
     if not options.freeze_encoder:
         trainee.vae.register_to_config(scaling_factor=1 / scores["standard deviation of latents"])
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options, progress, scores, title="storybook: autoencoder", what=__doc__
+    ) as folder:
         trainee.vae.half().save_pretrained(folder)
-        loop.model_card(
-            folder,
-            title="storybook: autoencoder",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

@@ -4,6 +4,7 @@ The loss is CLIP's (Radford et al. 2021, Fig. 3), except that equal captions wit
 equally right: the world is small, and "on sand" is true of every picture so captioned.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,9 +13,23 @@ from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from lrd_helpers.storybook import IMAGE_SIZE, WORDS, Rendering, StorybookDataset
-from lrd_helpers.training import loop
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.options import ASSETS, TrainingOptions, command, parse
 from lrd_helpers.training.sheets import save_sheet
 from lrd_helpers.words import word_tokenizer
+
+
+@dataclass(frozen=True)
+class ClipOptions(TrainingOptions):
+    """The options of this training."""
+
+    minutes: float = 20.0
+    batch_size: int = 128
+    decay: float = 0.6
+    weight_decay: float = 0.05
+    ema_decay: float = 0.995
+    run: Path = Path("runs/clip")
+    output: Path = ASSETS / "storybook-clip"
 
 
 class ClipTraining(nn.Module):
@@ -62,7 +77,7 @@ class ClipTraining(nn.Module):
     def forward(self, batch: Rendering, generator: torch.Generator) -> dict[str, Tensor]:
         logits = self.similarities(batch.images, batch.captions).float()
         same = torch.tensor(
-            [[one == other for other in batch.captions] for one in batch.captions],
+            [[row == column for column in batch.captions] for row in batch.captions],
             device=logits.device,
         ).float()
         target = same / same.sum(1, keepdim=True)
@@ -101,27 +116,16 @@ def sample_sheet(trainee: ClipTraining, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = loop.parse(
-        loop.parser(
-            "clip",
-            __doc__,
-            minutes=20,
-            batch_size=128,
-            learning_rate=1e-3,
-            ema_decay=0.995,
-            decay=0.6,
-            weight_decay=0.05,
-            output=loop.ASSETS / "storybook-clip",
-        ),
-        arguments,
-    )
+    options = parse(ClipOptions, "clip", __doc__, arguments)
     torch.manual_seed(options.seed)
     trainee = ClipTraining(options.start_from)
     progress = loop.train(trainee, options, sample=lambda path: sample_sheet(trainee, path))
     scores = evaluate(trainee)
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options, progress, scores, title="storybook: CLIP", what=__doc__
+    ) as folder:
         trainee.clip.half().save_pretrained(folder)
-        loop.read_in_single_precision(folder)
+        export.read_in_single_precision(folder)
         trainee.tokenizer.save_pretrained(folder)
         CLIPImageProcessor(
             size={"shortest_edge": IMAGE_SIZE},
@@ -129,16 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         ).save_pretrained(folder)
-        loop.model_card(
-            folder,
-            title="storybook: CLIP",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

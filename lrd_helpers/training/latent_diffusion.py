@@ -3,23 +3,22 @@
 Stable Diffusion's recipe (Rombach et al. 2022): scaled_linear betas, noise prediction, a frozen
 text encoder, a tenth of the captions left empty for classifier-free guidance; losses weighted by
 min-SNR, γ = 5 (Hang et al. 2023), or by --weighting. Latents are encoded once and kept; captions
-are drawn anew at every visit, so that one scene teaches several. With --see, features of the U-Net
+are drawn anew at every visit, so that a scene teaches several. With --see, features of the U-Net
 also have to tell what stands in each cell (after REPA, Yu et al. 2024, with the renderer's truth in
 place of a pretrained encoder). With --ghosts, flawed versions of a scene stand in its noise, which
-teaches to take back what the caption does not name. With --lessons, it is corrected where `repair`
-found its drawings to go wrong. With --keep, exported is a mean of the weights it began with and
-those it ended with. With --data, pictures and captions come from webdataset shards.
+teaches to take back what the caption does not name. With --keep, exported is a mean of the weights
+the training began with and those it ended with. With --data, pictures and captions come from
+webdataset shards.
 """
 
-import argparse
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -31,65 +30,48 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.training_utils import compute_snr
-from jaxtyping import Float, Int
-from safetensors.torch import load_file
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.hf_argparser import HfArg
 
 from lrd_helpers.storybook import (
-    COLOURS,
-    STICKERS,
-    PlacedSticker,
-    Rendering,
-    Scene,
     StorybookDataset,
-    caption_of,
     render_scenes,
     sample_caption,
     sample_scene,
     seeded,
 )
-from lrd_helpers.storybook.stickers import aspect_ratio
-from lrd_helpers.training import loop
-from lrd_helpers.training.latent_cache import encoded_once
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.ghosts import Ghosts, flawed_scene
+from lrd_helpers.training.latent_cache import CACHE_BATCH, Batch, Latents, SceneCache, encoded
+from lrd_helpers.training.options import (
+    ASSETS,
+    CacheOptions,
+    SceneOptions,
+    check_trained,
+    command,
+    parse,
+)
+from lrd_helpers.training.seeing import Seeing, cell_classes
 from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
 from lrd_helpers.training.sheets import save_sheet
 
 MIN_SNR_GAMMA = 5.0
-LEAST_SNR = 0.04  # "root-snr" weighs what is noisier than this no more: there is little to see
+LEAST_SNR = 0.04  # root_snr weighs what is noisier than this no more: there is little to see
 EMPTY_CAPTIONS = 0.1
-CACHE_BATCH = 64
-LESSON_WEIGHT = 8.0  # lessons have no noise in them: what is left of their loss is small
-SEEING_BLOCKS = (0, 1)  # the U-Net's up-blocks whose features are asked what stands where
-
-Latents = Float[Tensor, "batch 4 height width"]
-Classes = Int[Tensor, "batch height width"]
+TIMESTEPS = 1000
+SHEET_STEPS = 20
+TEXT_ENCODER = Path("runs") / "text-encoder" / "model"
 
 
-class Lessons(NamedTuple):
-    """What a U-Net should have predicted at states that its own drawing came to, see `repair`."""
-
-    states: Latents
-    timesteps: Int[Tensor, "batch"]
-    predictions: Latents  # of the noise, given the caption
-    tokens: Int[Tensor, "batch length"]  # of the caption
-
-
-class Batch(NamedTuple):
-    """What is learned from in one step."""
-
-    latents: Latents
-    captions: list[str]
-    whole_captions: list[str]  # that leave nothing out
-    classes: Classes | None = None  # what each cell shows, if known
-    flawed: Latents | None = None  # the same scenes with one mistake each, see `flawed_scene`
-    lessons: Lessons | None = None
+# ------------------------------------------------------------------ the objective
 
 
 def noise_schedule() -> DDIMScheduler:
     """Stable Diffusion's: 1000 steps, betas linear in their square root from .00085 to .012."""
     return DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -99,21 +81,30 @@ def noise_schedule() -> DDIMScheduler:
     )
 
 
-def loss_weights(snr: Float[Tensor, "batch"], weighting: str = "min-snr") -> Float[Tensor, "batch"]:
-    """How much the squared error of the predicted noise counts at each signal-to-noise ratio.
+def min_snr(snr: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """min(SNR, γ) / SNR: the errors of x̂_0 weighted by min(SNR, γ) (Hang et al. 2023).
 
-    "min-snr": min(SNR, γ) / SNR, the errors of x̂_0 weighted by min(SNR, γ) (Hang et al. 2023).
-    "root-snr": SNR^-1/2, and so the errors of x̂_0 by SNR^1/2: more for the noisy middle, where it
-    is decided how many things there are and where. It is close to what EDM's loss comes to (Karras
-    et al. 2022, table 1).
+    Without it the nearly clean steps, which decide nothing, take most of the effort.
     """
-    if weighting == "min-snr":
-        return snr.clamp(max=MIN_SNR_GAMMA) / snr
+    return snr.clamp(max=MIN_SNR_GAMMA) / snr
+
+
+def root_snr(snr: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """SNR^-1/2, and so the errors of x̂_0 by SNR^1/2: more for the noisy middle.
+
+    There it is decided how many things there are and where. It is close to what EDM's loss comes to
+    (Karras et al. 2022, table 1).
+    """
     return snr.clamp(min=LEAST_SNR) ** -0.5
 
 
+def uniform_timesteps(count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
+    """Timesteps that are all equally probable."""
+    return torch.randint(TIMESTEPS, (count,), generator=generator)
+
+
 def stratified_timesteps(
-    count: int, steps: int, generator: torch.Generator, spread: float | None = None
+    count: int, generator: torch.Generator, *, steps: int = TIMESTEPS, spread: float | None = None
 ) -> Int[Tensor, "count"]:
     """Timesteps, one from each of `count` equally probable parts of [0, steps), in random order.
 
@@ -128,98 +119,64 @@ def stratified_timesteps(
     return (parts[order] * steps).long().clamp(max=steps - 1)
 
 
-def cell_classes(rendering: Rendering, factor: int = 8) -> Int[Tensor, "batch height width"]:
-    """What most of each cell of factor × factor pixels shows: 0 for the place, or 1 + a number that
-    counts through all stickers in all colours."""
-    coverage = functional.avg_pool2d(rendering.masks.float(), factor)
-    coverage = torch.cat([1 - coverage.sum(1, keepdim=True), coverage], 1)
-    kinds = torch.zeros(coverage.shape[:2], dtype=torch.long)
-    for row, scene in enumerate(rendering.scenes):
-        for z, placed in enumerate(scene.stickers):
-            sticker, colour = STICKERS.index(placed.sticker), list(COLOURS).index(placed.colour)
-            kinds[row, 1 + z] = 1 + sticker * len(COLOURS) + colour
-    winner = coverage.argmax(1)
-    return kinds.gather(1, winner.flatten(1)).view_as(winner)
+def noise_alone(
+    noise: Latents,
+    batch: Batch,
+    snr: Float[Tensor, "batch"],
+    empty: Bool[Tensor, "batch"],
+    generator: torch.Generator,
+) -> Latents:
+    """ε as it was drawn."""
+    return noise
 
 
-def flawed_scene(scene: Scene, generator: torch.Generator) -> Scene:
-    """The scene with one of the mistakes that a U-Net makes, of those that a caption tells: a thing
-    too much (in three of ten cases one of those there are, smaller, once more), one too few, or
-    one in another colour (one time in eight by chance the same).
+@dataclass(frozen=True)
+class Extras:
+    """What the objective has beyond notebook 03's. As it stands: min-SNR weights, nothing else.
+
+    Attributes:
+        timesteps: (count, generator) → timesteps.
+        noise: (noise, batch, SNR, empty captions, generator) → what is added and asked for.
+        weights: SNR → what each picture's error counts.
     """
-    draw, *numbers = torch.rand(7, generator=generator).tolist()
-    stickers = list(scene.stickers)
-    kind = int(torch.randint(len(STICKERS) * len(COLOURS), (), generator=generator))
-    sticker, colour = STICKERS[kind // len(COLOURS)], list(COLOURS)[kind % len(COLOURS)]
-    one = int(numbers[3] * len(stickers))
-    if not stickers or draw < 0.8:
-        longest = 0.16 * (0.5 / 0.16) ** numbers[0]
-        size = (
-            longest * min(1, aspect_ratio(sticker)),
-            longest * min(1, 1 / aspect_ratio(sticker)),
-        )
-        more = PlacedSticker(sticker, colour, (0.5, 0.5), size)
-        if stickers and draw < 0.25:
-            # Smaller, so that the two can be told apart: which of two alike is one too much?
-            smaller = tuple((0.4 + 0.5 * numbers[0]) * side for side in stickers[one].size)
-            more = replace(stickers[one], size=smaller, flip=numbers[5] < 0.5)
-        centre = tuple(
-            side / 2 + (1 - side) * at for side, at in zip(more.size, numbers[1:3], strict=True)
-        )
-        stickers.insert(int(numbers[4] * (len(stickers) + 1)), replace(more, centre=centre))
-    elif draw < 0.9:
-        del stickers[one]
-    else:
-        stickers[one] = replace(stickers[one], colour=colour)
-    return replace(scene, stickers=tuple(stickers))
+
+    timesteps: Callable[..., Int[Tensor, "batch"]] = uniform_timesteps
+    noise: Callable[..., Latents] = noise_alone
+    weights: Callable[[Float[Tensor, "batch"]], Float[Tensor, "batch"]] = min_snr
+
+
+STRATIFIED = Extras(timesteps=stratified_timesteps)
 
 
 class LatentDiffusionTraining(nn.Module):
-    """A U-Net with the noise-prediction loss, and the text encoder that it reads.
+    """A U-Net with the noise-prediction loss, and the frozen text encoder that it reads.
 
-    The text encoder is frozen. Trained jointly from nothing it found a way that lowers the loss and
-    spoils the maps: every word's own token came to say the same, and the end mark said it all.
+    A text encoder that learned with the U-Net, from nothing, lowered the loss and spoiled the maps:
+    every word's token came to say the same, and the end mark said it all.
 
     Args:
         start_from: the folder of a pipeline to go on from; None for a U-Net without experience.
-        text_encoder: the folder of a text encoder to read by instead of the pipeline's own; the
-            U-Net's keys and values then begin anew.
-        teacher: the folder of a pipeline whose predictions are learned instead of the noise. They
-            are the noise's mean, which is learned from far fewer samples: so a U-Net that has to
-            read anew learns from the one that could. It reads captions that leave nothing out.
-        weighting: see `loss_weights`.
-        see: weight of the loss of seeing; with 0 there is none, and nothing that sees.
-        spread: of the timesteps learned from, see `stratified_timesteps`.
-        ghosts: share of the pictures in whose noise a flawed version of the scene shines through,
-            half of them as strong as the scene itself, the others less. Asked for is the scene
-            without the flaw: so the U-Net learns to take back what the caption does not name,
-            which Gaussian noise never shows it, but its own steps of sampling do. Of pictures
-            whose caption is left empty nobody could tell; they have none.
+        text_encoder: the folder of a text encoder to read by instead of the pipeline's; the U-Net's
+            keys and values then begin anew.
+        extras: of training steps; a model is judged without them.
     """
 
     def __init__(
         self,
         start_from: Path | None = None,
         text_encoder: Path | None = None,
-        teacher: Path | None = None,
-        *,
-        weighting: str = "min-snr",
-        see: float = 0.0,
-        spread: float | None = None,
-        ghosts: float = 0.0,
+        extras: Extras = STRATIFIED,
     ) -> None:
         super().__init__()
-        # In a list: its weights are not part of this model.
-        self.teachers = [LatentDiffusionTraining(teacher).eval()] if teacher else []
-        self.scheduler = noise_schedule()
-        self.weighting, self.see, self.spread, self.ghosts = weighting, see, spread, ghosts
+        self.scheduler, self.extras = noise_schedule(), extras
         if start_from is not None:
-            single = {"torch_dtype": torch.float32}
             self.tokenizer = CLIPTokenizer.from_pretrained(start_from / "tokenizer")
             self.text_encoder = CLIPTextModel.from_pretrained(
                 start_from / "text_encoder", dtype=torch.float32
             )
-            self.unet = UNet2DConditionModel.from_pretrained(start_from / "unet", **single)
+            self.unet = UNet2DConditionModel.from_pretrained(
+                start_from / "unet", torch_dtype=torch.float32
+            )
         else:
             if text_encoder is None:
                 raise ValueError("start_from or text_encoder: the U-Net has to read by something")
@@ -232,58 +189,28 @@ class LatentDiffusionTraining(nn.Module):
                 block_out_channels=(64, 128, 192),
                 layers_per_block=1,
                 norm_num_groups=16,
-                attention_head_dim=(2, 4, 4),
-            )  # diffusers' name; the numbers are heads, not sizes
+                attention_head_dim=(2, 4, 4),  # diffusers' name; the numbers are heads, not sizes
+            )
         if text_encoder is not None:
             self._read_by(text_encoder)
         self.text_encoder.requires_grad_(False)
         if not torch.cuda.is_available():
             # On CPUs the fused attention's backward pass is slower than the plain one's.
             self.unet.set_attn_processor(AttnProcessor())
-        self.features: dict[int, Tensor] = {}
-        self.seeing = nn.ModuleDict()
-        if see:
-            for number in SEEING_BLOCKS:
-                block = self.unet.up_blocks[number]
-                width = block.resnets[-1].out_channels
-                self.seeing[str(number)] = nn.Sequential(
-                    nn.GroupNorm(16, width),
-                    nn.Conv2d(width, 192, 1),
-                    nn.SiLU(),
-                    nn.Conv2d(192, 1 + len(STICKERS) + 1 + len(COLOURS), 1),
-                )
-                block.register_forward_hook(partial(self._keep_features, number))
         self.trained_unet: Callable[..., UNet2DConditionOutput] = self.unet.__call__
-
-    def _keep_features(self, number: int, block: nn.Module, given: tuple, features: Tensor) -> None:
-        self.features[number] = features
-
-    def _loss_of_seeing(self, classes: Classes) -> Tensor:
-        """Cross-entropy of sticker and of colour in each cell, and at each kept block."""
-        total = 0.0
-        stickers = 1 + len(STICKERS)
-        for number, head in self.seeing.items():
-            answers = head(self.features.pop(int(number))[: len(classes)]).float()
-            stride = classes.shape[-1] // answers.shape[-1]
-            truth = classes[:, stride // 2 :: stride, stride // 2 :: stride].to(answers.device)
-            sticker = torch.where(truth > 0, 1 + (truth - 1) // len(COLOURS), 0)
-            colour = torch.where(truth > 0, 1 + (truth - 1) % len(COLOURS), 0)
-            total = total + functional.cross_entropy(answers[:, :stickers], sticker)
-            total = total + functional.cross_entropy(answers[:, stickers:], colour)
-        return total / len(self.seeing)
 
     def _read_by(self, folder: Path) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.text_encoder = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
-        known = {
-            name: value
-            for name, value in self.unet.state_dict().items()
+        weights = {
+            name: weight
+            for name, weight in self.unet.state_dict().items()
             if not name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
         }
-        width = self.text_encoder.config.hidden_size
-        own = {name: one for name, one in self.unet.config.items() if not name.startswith("_")}
-        self.unet = UNet2DConditionModel(**own | {"cross_attention_dim": width})
-        self.unet.load_state_dict(known, strict=False)
+        config = {name: x for name, x in self.unet.config.items() if not name.startswith("_")}
+        config["cross_attention_dim"] = self.text_encoder.config.hidden_size
+        self.unet = UNet2DConditionModel(**config)
+        self.unet.load_state_dict(weights, strict=False)
 
     def compile_unet(self) -> None:
         """From now on training steps run the U-Net compiled; its weights and names stay."""
@@ -297,61 +224,31 @@ class LatentDiffusionTraining(nn.Module):
         return self.text_encoder(tokens.to(self.text_encoder.device))[0]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        latents, captions, whole_captions, classes, flawed, lessons = batch
-        device = self.unet.device
-        empty = torch.rand(len(captions), generator=generator) < EMPTY_CAPTIONS
-        captions = ["" if drop else caption for drop, caption in zip(empty, captions, strict=True)]
-        noise = torch.randn(latents.shape, generator=generator)
-        steps = self.scheduler.config.num_train_timesteps
         if self.training:
-            timesteps = stratified_timesteps(len(latents), steps, generator, self.spread)
-        else:
-            timesteps = torch.randint(steps, (len(latents),), generator=generator)
-        snr = compute_snr(self.scheduler, timesteps)
-        if self.ghosts and self.training:
-            draws, strength, whole = torch.rand(3, len(latents), generator=generator)
-            strength = torch.where(whole < 0.5, 1.0, strength)
-            # In units of the noise; in units of x_0 it is `strength` until little noise is left.
-            strength = strength * snr.sqrt().clamp(max=2) * (draws < self.ghosts) * ~empty
-            noise = noise + strength[:, None, None, None] * (flawed - latents)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        text = self.encoded_text(captions)
-        unet = self.trained_unet if self.training else self.unet
-        if lessons is None or not self.training:
-            prediction = unet(noisy.to(device), timesteps.to(device), text).sample.float()
-        else:
-            states = torch.cat([noisy, lessons.states]).to(device)
-            read = torch.cat([text, self.text_encoder(lessons.tokens.to(device))[0]])
-            at = torch.cat([timesteps, lessons.timesteps]).to(device)
-            answers = unet(states, at, read).sample.float()
-            prediction, corrected = answers[: len(noisy)], answers[len(noisy) :]
-        target = noise.to(device)
-        for teacher in self.teachers:
-            with torch.no_grad():
-                whole = [
-                    "" if drop else caption
-                    for drop, caption in zip(empty, whole_captions, strict=True)
-                ]
-                known = teacher.to(device).encoded_text(whole)
-                target = teacher.unet(noisy.to(device), timesteps.to(device), known).sample.float()
-        squares = (prediction - target).square().flatten(1).mean(1)
-        # min-SNR: without it the nearly clean steps, which decide nothing, take most of the effort.
-        snr = snr.to(device)
-        loss = (loss_weights(snr, self.weighting) * squares).mean()
-        losses = {"loss": loss, "mse": squares.mean()}
-        if lessons is not None and self.training:
-            errors = (corrected - lessons.predictions.to(device)).square().flatten(1).mean(1)
-            weights = loss_weights(compute_snr(self.scheduler, lessons.timesteps), self.weighting)
-            losses["lessons"] = (weights.to(device) * errors).mean()
-            losses["loss"] = loss = loss + LESSON_WEIGHT * losses["lessons"]
-        if self.see and self.training:
-            seen = self._loss_of_seeing(classes)
-            losses |= {
-                "loss": loss + self.see * seen,
-                "noise": (loss_weights(snr) * squares).mean(),
-                "seen": seen,
-            }
-        return losses
+            return self.objective(batch, generator, self.trained_unet, self.extras)
+        return self.objective(batch, generator, self.unet, Extras())
+
+    def objective(
+        self,
+        batch: Batch,
+        generator: torch.Generator,
+        unet: Callable[..., UNet2DConditionOutput],
+        extras: Extras,
+    ) -> dict[str, Tensor]:
+        """w(t)·‖ε − ε_θ(z_t, t, τ(y))‖² (LDM, Eq. 3), a tenth of the captions left empty."""
+        z, device = batch.latents, self.unet.device
+        empty = torch.rand(len(z), generator=generator) < EMPTY_CAPTIONS
+        captions = ["" if drop else y for drop, y in zip(empty, batch.captions, strict=True)]
+        text = self.encoded_text(captions)  # τ(y)
+        noise = torch.randn(z.shape, generator=generator)  # ε ~ N(0, I)
+        t = extras.timesteps(len(z), generator)
+        snr = compute_snr(self.scheduler, t)
+        noise = extras.noise(noise, batch, snr, empty, generator)
+        z_t = self.scheduler.add_noise(z, noise, t)  # √ᾱ_t·z + √(1 − ᾱ_t)·ε
+        guess = unet(z_t.to(device), t.to(device), text).sample.float()  # ε_θ(z_t, t, τ(y))
+        squares = (guess - noise.to(device)).square().flatten(1).mean(1)
+        loss = (extras.weights(snr.to(device)) * squares).mean()
+        return {"loss": loss, "mse": squares.mean()}
 
 
 def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiffusionPipeline:
@@ -368,93 +265,166 @@ def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiff
     )
 
 
-def read_lessons(folder: Path) -> Lessons:
-    """All that the processes of `repair` wrote into a folder.
+# ------------------------------------------------------------------ what it learns from
 
-    Raises:
-        OSError: there are none.
-        ValueError: a file of that name holds something else.
-    """
-    files = sorted(folder.glob("lessons-*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"{folder}: no lessons there; python -m lrd_helpers.training.repair"
-        )
-    parts = [load_file(file) for file in files]
-    for file, part in zip(files, parts, strict=True):
-        if set(part) != set(Lessons._fields):
-            raise ValueError(f"{file}: no lessons, it holds {', '.join(sorted(part)) or 'nothing'}")
-    known = {name: torch.cat([part[name] for part in parts]) for name in Lessons._fields}
-    return Lessons(
-        **{n: one.float() if one.is_floating_point() else one for n, one in known.items()}
+
+@dataclass(frozen=True)
+class LatentDiffusionOptions(CacheOptions, SceneOptions):
+    """The options of this training."""
+
+    minutes: float = 180.0
+    learning_rate: float = 7e-4
+    warmup: int = 300
+    decay: float = 0.6
+    ema_decay: float = 0.9995
+    run: Path = Path("runs/latent-diffusion")
+    output: Path = ASSETS / "storybook"
+    autoencoder: Path = HfArg(
+        default=ASSETS / "storybook" / "vae", help="folder of the finished first stage"
+    )
+    text_encoder: Path | None = HfArg(
+        default=None,
+        help="a text encoder to read by instead of that of --from; the U-Net's keys and values "
+        f"then begin anew (without --from: {TEXT_ENCODER})",
+        metadata={"metavar": "FOLDER"},
+    )
+    weighting: Literal["min-snr", "root-snr"] = HfArg(
+        default="min-snr",
+        help="of the loss over the noise levels; root-snr cares more for the very noisy ones",
+    )
+    see: float = HfArg(
+        default=0.0,
+        help="of a second loss: features of the U-Net have to tell what stands in each cell "
+        "(0: none; storybook scenes only)",
+        metadata={"metavar": "WEIGHT"},
+    )
+    spread: float | None = HfArg(
+        default=None,
+        help="draw timesteps from a logit-normal distribution of this spread: 1.2, say, for a "
+        "quarter more of those between 200 and 800 (without: all are equally probable)",
+        metadata={"metavar": "DEVIATION"},
+    )
+    ghosts: float = HfArg(
+        default=0.0,
+        help="of the pictures in whose noise a flawed version of the scene stands: a thing too "
+        "much, say, that is to be taken back (storybook scenes only)",
+        metadata={"metavar": "SHARE"},
+    )
+    keep: float = HfArg(
+        default=0.0,
+        help="of the weights the training starts from in those that are exported: half-way between "
+        "the two a model keeps more of what the training was not about (Wortsman et al. 2022)",
+        metadata={"metavar": "SHARE"},
+    )
+    compile: bool = HfArg(
+        default=False,
+        help="torch.compile the U-Net: minutes of waiting first, then a quarter more steps "
+        "a second (2 CPU cores; needs a C++ compiler)",
+    )
+    data: list[str] | None = HfArg(
+        default=None,
+        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes",
+        metadata={"metavar": "SHARDS"},
+    )
+    only: list[str] = HfArg(
+        default_factory=list,
+        help="with --data: leave out pairs whose .json does not fulfil 'punsafe<0.3' and the like",
+        metadata={"metavar": "CONDITION"},
+    )
+    least_side: int | None = HfArg(
+        default=None,
+        help="with --data: leave out smaller pictures; by default those smaller than the model's",
+        metadata={"metavar": "PIXELS"},
     )
 
+    @property
+    def reads_by(self) -> Path | None:
+        """The folder of the text encoder; None for the one that the pipeline of --from has."""
+        return self.text_encoder or (None if self.start_from else TEXT_ENCODER)
 
-class LatentCache:
-    """Latents of the first scenes of a stream, encoded once, and batches drawn from them."""
+    def check(self) -> None:
+        super().check()
+        if not self.data and (self.only or self.least_side):
+            raise ValueError(
+                "--only and --least-side are for --data; storybook scenes are all good"
+            )
+        if self.data and self.see:
+            raise ValueError(
+                "--see is for storybook scenes: nobody knows what stands where in those of --data"
+            )
+        if self.data and self.ghosts:
+            raise ValueError("--ghosts is for storybook scenes: --data cannot be drawn once more")
+        if not 0 <= self.ghosts <= 1:
+            raise ValueError(f"--ghosts {self.ghosts:g}: it must be a share, from 0 to 1")
+        if not 0 <= self.keep < 1:
+            raise ValueError(f"--keep {self.keep:g}: it must be a share, from 0 to less than 1")
+        if self.keep and (not self.start_from or self.text_encoder):
+            raise ValueError("--keep is for going on from a U-Net (--from) and its text encoder")
+        if self.see < 0:
+            raise ValueError(f"--see {self.see:g}: a weight cannot be negative")
+        if self.spread is not None and not 0 < self.spread < math.inf:
+            raise ValueError(f"--spread {self.spread:g}: it must be a number above 0")
+        needed = "config.json"
+        check_trained("--autoencoder", self.autoencoder, "autoencoder", "autoencoder", needed)
+        if self.reads_by is not None:
+            check_trained("--text-encoder", self.reads_by, "text encoder", "text_encoder", needed)
 
-    def __init__(
-        self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
-    ) -> None:
-        self.options, self.reader = options, reader
-        # First, since encoding takes minutes, and there may be none.
-        self.lessons = read_lessons(options.lessons) if options.lessons else None
-        numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
-        stream = StorybookDataset(
-            CACHE_BATCH, seed=options.seed, sticker_shares=options.sticker_shares
+    def extras(self) -> Extras:
+        """What these options add to the objective."""
+        return Extras(
+            timesteps=partial(stratified_timesteps, spread=self.spread),
+            noise=Ghosts(self.ghosts) if self.ghosts else noise_alone,
+            weights=root_snr if self.weighting == "root-snr" else min_snr,
         )
 
-        def encode(number: int) -> dict[str, Tensor]:
-            half = options.mixed_precision == "bf16"
-            with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                rendering = stream.batch(number)
-                latents = encoded(vae, rendering.images).half()
-                known = {"latents": latents}
-                if options.ghosts:
-                    generator = seeded(options.seed, 3, number)
-                    wrong = [flawed_scene(scene, generator) for scene in rendering.scenes]
-                    known["flawed"] = encoded(vae, render_scenes(wrong).images).half()
-            factor = rendering.images.shape[-1] // latents.shape[-1]
-            return known | {"classes": cell_classes(rendering, factor).byte()}
 
-        shares_name = "-".join(f"{share:g}" for share in options.sticker_shares)
-        # Another name whenever the stream changes: the latents must be those of its scenes.
-        name = f"cells-latents-{options.cache}-{options.seed}-{shares_name}-{reader}-of-{readers}"
-        file = options.run / f"{name}{'-with-flaws' if options.ghosts else ''}.safetensors"
-        self.kept = encoded_once(file, vae, numbers, encode, quiet=reader > 0)
-        self.scenes = [scene for number in numbers for scene in stream.scenes(number)]
+class LatentCache(SceneCache):
+    """Latents of the first scenes of a stream, what their cells show, and captions drawn anew."""
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Batch number n depends on (seed, n, reader) alone."""
-        number = start
-        while True:
-            generator = seeded(self.options.seed, 2, number, self.reader)
-            rows = torch.randint(len(self.scenes), (self.options.batch_size,), generator=generator)
-            chosen = [self.scenes[row] for row in rows.tolist()]
-            lessons = None
-            if self.lessons is not None:
-                few = (max(1, self.options.batch_size // 2),)
-                taken = torch.randint(len(self.lessons.states), few, generator=generator)
-                lessons = Lessons(*(part[taken] for part in self.lessons))
-            yield Batch(
-                self.kept["latents"][rows].float(),
-                [sample_caption(scene.stickers, scene.place, generator) for scene in chosen],
-                [caption_of(scene.stickers, scene.place) for scene in chosen],
-                self.kept["classes"][rows].long(),
-                self.kept["flawed"][rows].float() if self.options.ghosts else None,
-                lessons,
-            )
-            number += 1
+    options: LatentDiffusionOptions
+
+    def __init__(
+        self, vae: AutoencoderKL, options: LatentDiffusionOptions, reader: int, readers: int
+    ) -> None:
+        self.stream = StorybookDataset(
+            CACHE_BATCH, seed=options.seed, sticker_shares=options.sticker_shares
+        )
+        shares = "-".join(f"{share:g}" for share in options.sticker_shares)
+        kind = "cells-latents-flaws" if options.ghosts else "cells-latents"
+        name = f"{kind}-{options.cache}-{options.seed}-{shares}"
+        super().__init__(name, vae, options, reader, readers)
+        self.scenes = [scene for number in self.numbers for scene in self.stream.scenes(number)]
+
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        with self.half_precision():
+            rendering = self.stream.batch(number)
+            kept = {"latents": encoded(self.vae, rendering.images).half()}
+            if self.options.ghosts:
+                generator = seeded(self.options.seed, 3, number)
+                flawed = [flawed_scene(scene, generator) for scene in rendering.scenes]
+                kept["flawed"] = encoded(self.vae, render_scenes(flawed).images).half()
+        factor = rendering.images.shape[-1] // kept["latents"].shape[-1]
+        return kept | {"classes": cell_classes(rendering, factor).byte()}
+
+    def batch(self, number: int) -> Batch:
+        generator = seeded(self.options.seed, 2, number, self.reader)
+        rows = torch.randint(len(self.scenes), (self.options.batch_size,), generator=generator)
+        scenes = [self.scenes[row] for row in rows.tolist()]
+        return Batch(
+            self.kept["latents"][rows].float(),
+            [sample_caption(scene.stickers, scene.place, generator) for scene in scenes],
+            self.kept["classes"][rows].long(),
+            self.kept["flawed"][rows].float() if self.options.ghosts else None,
+        )
 
 
-def shard_pairs(options: argparse.Namespace, size: int, **more: object) -> ShardPairs:
+def shard_pairs(options: LatentDiffusionOptions, size: int, **more: Any) -> ShardPairs:
     """What --data, --only and --least-side ask for."""
-    conditions = [Condition(text) for text in options.only]
     return ShardPairs(
         shard_list(options.data),
         size,
         least_side=options.least_side,
-        conditions=conditions,
+        conditions=[Condition(text) for text in options.only],
         seed=options.seed,
         **more,
     )
@@ -467,14 +437,10 @@ def shard_batches(
     stream = islice(pairs, start * batch_size, None)
     while True:
         pictures, captions = zip(*islice(stream, batch_size), strict=True)
-        yield Batch(encoded(vae, torch.stack(pictures)), list(captions), list(captions))
+        yield Batch(encoded(vae, torch.stack(pictures)), list(captions))
 
 
-@torch.no_grad()
-def encoded(vae: AutoencoderKL, images: Float[Tensor, "batch 3 _height _width"]) -> Latents:
-    """The latents of images in [0, 1]: the mean of the posterior, times the scaling factor."""
-    posterior = vae.encode(2 * images.to(vae.device) - 1).latent_dist
-    return (posterior.mean * vae.config.scaling_factor).cpu()
+# ------------------------------------------------------------------ the command
 
 
 @torch.no_grad()
@@ -499,231 +465,85 @@ def evaluate(
     if not batches:
         return {}  # too few pairs for one in a hundred
     losses = [
-        trainee(Batch(encoded(vae, images), captions, captions), seeded(number))["loss"]
-        * len(captions)
+        trainee(Batch(encoded(vae, images), captions), seeded(number))["loss"] * len(captions)
         for number, (images, captions) in enumerate(batches)
     ]
     mean = float(sum(losses)) / sum(len(captions) for _, captions in batches)
     return {f"weighted noise-prediction loss, {what}": round(mean, 5)}
 
 
+@torch.no_grad()
+def mix_with(unet: UNet2DConditionModel, folder: Path, share: float) -> None:
+    """Moves the U-Net's weights by `share` of the way toward those in the folder."""
+    start = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32).state_dict()
+    for name, weight in unet.state_dict().items():
+        weight.lerp_(start[name].to(weight.device), share)
+
+
+def sample_sheet(pipe: StableDiffusionPipeline, captions: list[str], path: Path) -> None:
+    """A picture for each caption, always from the same noise."""
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(
+        captions,
+        num_inference_steps=SHEET_STEPS,
+        guidance_scale=5.0,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    save_sheet(images.cpu().float(), path, columns=8)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = loop.parser(
-        "latent_diffusion",
-        __doc__,
-        minutes=180,
-        batch_size=32,
-        learning_rate=7e-4,
-        ema_decay=0.9995,
-        decay=0.6,
-        warmup=300,
-        output=loop.ASSETS / "storybook",
-        run=Path("runs") / "latent-diffusion",
-    )
-    parser.add_argument(
-        "--autoencoder",
-        type=Path,
-        default=loop.ASSETS / "storybook" / "vae",
-        help="folder of the finished first stage",
-    )
-    parser.add_argument("--cache", type=int, default=32_000, help="scenes encoded once and kept")
-    loop.add_sticker_shares(parser)
-    parser.add_argument(
-        "--text-encoder",
-        type=Path,
-        metavar="FOLDER",
-        help="a text encoder to read by instead of the one that --from has; the U-Net's keys and "
-        "values then begin anew (without --from: runs/text-encoder/model)",
-    )
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        metavar="FOLDER",
-        help="a pipeline whose predictions are learned in place of the noise",
-    )
-    parser.add_argument(
-        "--weighting",
-        choices=("min-snr", "root-snr"),
-        default="min-snr",
-        help="of the loss over the noise levels; root-snr cares more for the very noisy ones",
-    )
-    parser.add_argument(
-        "--see",
-        type=float,
-        default=0.0,
-        metavar="WEIGHT",
-        help="of a second loss: features of the U-Net have to tell what stands in each cell "
-        "(0: none; storybook scenes only)",
-    )
-    parser.add_argument(
-        "--spread",
-        type=float,
-        metavar="DEVIATION",
-        help="draw timesteps from a logit-normal distribution of this spread: 1.2, say, for a "
-        "quarter more of those between 200 and 800 (without: all are equally probable)",
-    )
-    parser.add_argument(
-        "--ghosts",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="of the pictures in whose noise a flawed version of the scene stands: a thing too "
-        "much, say, that is to be taken back (storybook scenes only)",
-    )
-    parser.add_argument(
-        "--lessons",
-        type=Path,
-        metavar="FOLDER",
-        help="what `python -m lrd_helpers.training.repair` found; one for every two scenes is "
-        "learned with them (storybook scenes only)",
-    )
-    parser.add_argument(
-        "--keep",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="of the weights the training starts from in those that are exported: half-way between "
-        "the two a model keeps more of what the training was not about (Wortsman et al. 2022)",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the U-Net: minutes of waiting first, then a quarter more steps "
-        "a second (2 CPU cores; needs a C++ compiler)",
-    )
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        metavar="SHARDS",
-        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes",
-    )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="CONDITION",
-        help="with --data: leave out pairs whose .json does not fulfil 'punsafe<0.3' and the like",
-    )
-    parser.add_argument(
-        "--least-side",
-        type=int,
-        metavar="PIXELS",
-        help="with --data: leave out smaller pictures; by default those smaller than the model's",
-    )
-    options = loop.parse(parser, arguments)
-    if not options.data and (options.only or options.least_side):
-        parser.error("--only and --least-side are for --data; storybook scenes are all good")
-    if options.data and options.see:
-        parser.error("--see is for storybook scenes: of --data nobody knows what stands where")
-    if not 0 <= options.ghosts <= 1:
-        parser.error(f"--ghosts {options.ghosts:g}: it must be a share, from 0 to 1")
-    if options.data and options.lessons:
-        parser.error("--lessons are of storybook captions: they do not go with --data")
-    if options.data and options.ghosts:
-        parser.error("--ghosts is for storybook scenes: --data cannot be drawn once more")
-    if not 0 <= options.keep < 1:
-        parser.error(f"--keep {options.keep:g}: it must be a share, from 0 to less than 1")
-    if options.keep and (not options.start_from or options.text_encoder):
-        parser.error("--keep is for going on from a U-Net (--from) with its own text encoder")
-    if options.see < 0:
-        parser.error(f"--see {options.see:g}: a weight cannot be negative")
-    if options.spread is not None and not 0 < options.spread < math.inf:
-        parser.error(f"--spread {options.spread:g}: it must be a number above 0")
-    if not (options.autoencoder / "config.json").exists():
-        parser.error(
-            f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
-            "python -m lrd_helpers.training.autoencoder"
-        )
-    if not options.start_from and not options.text_encoder:
-        options.text_encoder = Path("runs") / "text-encoder" / "model"
-    if options.text_encoder and not (options.text_encoder / "config.json").exists():
-        parser.error(
-            f"--text-encoder {options.text_encoder}: no text encoder there; train one first: "
-            "python -m lrd_helpers.training.text_encoder"
-        )
+    options = parse(LatentDiffusionOptions, "latent_diffusion", __doc__, arguments)
     torch.manual_seed(options.seed)
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
         vae.cuda()
-    trainee = LatentDiffusionTraining(
-        options.start_from,
-        options.text_encoder,
-        options.teacher,
-        weighting=options.weighting,
-        see=options.see,
-        spread=options.spread,
-        ghosts=options.ghosts,
-    )
+    trainee = LatentDiffusionTraining(options.start_from, options.reads_by, options.extras())
     if options.compile:
         trainee.compile_unet()
     size = trainee.unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
     held_out, streams = None, []
     if options.data:
         held_out = shard_pairs(options, size, held_out=True)
-        first = list(islice(shard_pairs(options, size).one_pass(), 24))
-        sheet_captions = [caption for _, caption in first]
+        captions = [caption for _, caption in islice(shard_pairs(options, size).one_pass(), 24)]
     else:
-        sheet_captions = [sample_scene(seeded(loop.HELD_OUT_SEED, i)).caption for i in range(24)]
+        captions = [sample_scene(seeded(loop.HELD_OUT_SEED, i)).caption for i in range(24)]
 
-    def batches(start: int, reader: int, readers: int) -> Iterator:
+    def batches(start: int, reader: int, readers: int) -> Iterable[Batch]:
         if not options.data:
             return LatentCache(vae, options, reader, readers).batches(start)
         streams.append(shard_pairs(options, size, reader=reader, readers=readers))
         return shard_batches(vae, streams[-1], options.batch_size, start)
 
-    def sample(path: Path) -> None:
-        pipe = pipeline(trainee, vae)
-        pipe.set_progress_bar_config(disable=True)
-        images = pipe(
-            sheet_captions,
-            num_inference_steps=20,
-            guidance_scale=5.0,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(0),
-        ).images
-        save_sheet(images.cpu().float(), path, columns=8)
-
     progress = loop.train(
-        trainee,
+        Seeing(trainee, options.see) if options.see else trainee,
         options,
-        sample=sample,
         batches=batches,
+        sample=lambda path: sample_sheet(pipeline(trainee, vae), captions, path),
     )
     if options.keep:
-        start = UNet2DConditionModel.from_pretrained(
-            options.start_from / "unet", torch_dtype=torch.float32
-        ).state_dict()
-        for name, weight in trainee.unet.state_dict().items():
-            weight.lerp_(start[name].to(weight.device), options.keep)
-    # Whatever was learned from: judged is by the noise, weighted as it always was.
-    trainee.teachers, trainee.weighting = [], "min-snr"
+        mix_with(trainee.unet, options.start_from / "unet", options.keep)
     scores = evaluate(trainee, vae.cpu(), held_out)
     data = None
     if streams:
         data = f"{len(streams[0].shards)} shards: {streams[0].summary()}"
         print(data)
-    if options.lessons:
-        data = f"{data or loop.own_data(options)}; and lessons from its own mistakes"
-    if options.teacher:
-        data = f"{data or loop.own_data(options)}; learned were an older U-Net's predictions"
     trainee.unet.set_attn_processor(AttnProcessor2_0())
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options,
+        progress,
+        scores,
+        title="storybook: a complete Stable Diffusion pipeline",
+        what=__doc__,
+        data=data,
+    ) as folder:
         pipeline(trainee, vae).to(torch.float16).save_pretrained(folder)
-        loop.read_in_single_precision(folder / "text_encoder")
+        export.read_in_single_precision(folder / "text_encoder")
         # The first stage as it was shipped, with its own card.
         shutil.rmtree(folder / "vae")
         shutil.copytree(options.autoencoder, folder / "vae")
-        loop.model_card(
-            folder,
-            title="storybook: a complete Stable Diffusion pipeline",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-            data=data,
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

@@ -1,16 +1,12 @@
-"""The loop all trainings share: budget, learning rate, EMA, log, checkpoints, exact resume, export.
+"""The loop all trainings share: budget, learning rate, EMA, log, checkpoints, exact resume.
 
 A training is a module whose `forward(batch, generator)` returns a dictionary of losses; "loss" is
 minimised, the others are logged. Batch number n and the random numbers of step n depend on
 (seed, n) alone, so a training that is cut and taken up again walks the same path.
 """
 
-import argparse
 import csv
-import json
-import math
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -18,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -29,11 +24,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lrd_helpers.files import write_atomically
 from lrd_helpers.storybook import StorybookDataset, seeded
-from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
+from lrd_helpers.training.options import TrainingOptions
 
-ASSETS = Path(__file__).parents[1] / "assets"
 HELD_OUT_SEED = 1_000_000  # trainings use small seeds: a held-out scene was never trained on
 
 
@@ -53,94 +46,6 @@ class Progress:
             setattr(self, name, value)
 
 
-def parser(name: str, description: str, **defaults: object) -> argparse.ArgumentParser:
-    """The options every training has; `defaults` are this training's own."""
-    result = argparse.ArgumentParser(
-        f"python -m lrd_helpers.training.{name}",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = result.add_argument
-    add(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="stop after N optimiser steps, whatever "
-        "--minutes says; such a run is exactly repeatable, resumed or not",
-    )
-    add("--minutes", type=float, help="stop after this many minutes of training, resumes included")
-    add("--batch-size", type=int, help="scenes a step and process")
-    add("--learning-rate", type=float, help="at its peak: after a warm-up, before the decay")
-    add("--warmup", type=int, help="steps of linear warm-up", default=100)
-    add(
-        "--decay",
-        type=float,
-        default=0.5,
-        help="share of the budget over which the rate falls to 0",
-    )
-    add("--weight-decay", type=float, default=0.01)
-    add("--ema-decay", type=float, default=0.999, help="of the averaged weights that are exported")
-    add("--seed", type=int, default=0)
-    add(
-        "--mixed-precision",
-        choices=("no", "bf16", "fp16"),
-        default="bf16",
-        help="bf16 helps on GPUs and on CPUs with AVX512-BF16 or AMX; elsewhere say no",
-    )
-    add("--run", type=Path, default=Path("runs") / name, help="folder of checkpoints, log, samples")
-    add("--output", type=Path, help="folder the finished model is written to")
-    add(
-        "--from",
-        dest="start_from",
-        type=Path,
-        metavar="FOLDER",
-        help="start from the weights of a finished model instead of from nothing",
-    )
-    add("--fresh", action="store_true", help="begin anew; the run's checkpoints are removed")
-    add("--log-every", type=int, default=50, metavar="STEPS")
-    add("--checkpoint-every", type=int, default=1000, metavar="STEPS")
-    add("--sample-every", type=int, default=2000, metavar="STEPS", help="0 for no sample sheets")
-    result.set_defaults(**defaults)
-    return result
-
-
-def add_sticker_shares(options: argparse.ArgumentParser) -> None:
-    """The option --sticker-shares, for trainings on storybook scenes; `parse` checks it."""
-    options.add_argument(
-        "--sticker-shares",
-        type=float,
-        nargs=MOST_STICKERS + 1,
-        default=list(STICKER_COUNT_SHARES),
-        metavar="SHARE",
-        help="how many of the scenes have 0, 1, 2, 3 and 4 stickers (only their ratio counts); "
-        "default: as the world has them",
-    )
-
-
-def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Parses, and refuses with one sentence (exit code 2) what no training can do."""
-    parsed = options.parse_args(arguments)
-    if parsed.steps is not None:
-        parsed.minutes = None
-    if (parsed.minutes if parsed.steps is None else parsed.steps) <= 0:
-        options.error("the budget, --steps or --minutes, must be more than 0")
-    if parsed.start_from is not None and not parsed.start_from.is_dir():
-        options.error(f"--from {parsed.start_from}: no such folder")
-    shares = getattr(parsed, "sticker_shares", STICKER_COUNT_SHARES)
-    if not all(0 <= share < math.inf for share in shares) or not sum(shares):
-        options.error("--sticker-shares: none can be negative, and one must be more than 0")
-    return parsed
-
-
-def command(main: Callable[[], None]) -> None:
-    """Runs a training as a command: what a user can mend is one sentence, exit code 2."""
-    try:
-        main()
-    except (OSError, ValueError, ImportError, FloatingPointError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def learning_rate_factor(step: int, done: float, warmup: int, decay: float) -> float:
     """Trapezoid: linear warm-up, constant, then linear to 0 over the last `decay` of the budget."""
     return min(1.0, (step + 1) / max(1, warmup), max(0.0, 1 - done) / max(decay, 1e-9))
@@ -148,7 +53,7 @@ def learning_rate_factor(step: int, done: float, warmup: int, decay: float) -> f
 
 def train(
     trainee: nn.Module,
-    options: argparse.Namespace,
+    options: TrainingOptions,
     *,
     batches: Callable[[int, int, int], Iterable] | None = None,
     sample: Callable[[Path], None] | None = None,
@@ -159,7 +64,7 @@ def train(
 
     Args:
         trainee: `forward(batch, generator) -> {"loss": …}`, losses as means over the batch.
-        options: from `parse`.
+        options: budget, rates, folders.
         batches: (start, process, processes) → batches; by default rendered storybook scenes.
         sample: draws pictures with the averaged weights into the file it is given.
     """
@@ -210,7 +115,7 @@ def train(
         spent = progress.seconds / 60 / options.minutes
         if accelerator.num_processes == 1:
             return spent
-        # Processes must agree on when to stop, so the first one's clock counts.
+        # Processes must agree on when to stop, so the first process's clock counts.
         return float(broadcast(torch.tensor(spent, device=accelerator.device)))
 
     bar = tqdm(
@@ -249,7 +154,7 @@ def train(
                 if progress.step % options.log_every == 0:
                     means = log.write(progress, optimizer.param_groups[0]["lr"])
                     bar.set_postfix_str(f"step {progress.step}, loss {means['loss']:.4f}")
-                    # Not done(): that asks all processes, and only the first one is here.
+                    # Not done(): that asks all processes, and only the first is here.
                     bar.update(100 * share - bar.n)
             if progress.step % options.checkpoint_every == 0:
                 save_checkpoint(accelerator, options.run, progress.step)
@@ -305,8 +210,8 @@ def averaged(trainee: nn.Module, average: EMAModel) -> Iterator[None]:
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint: a folder gets its name only when it is complete."""
-    found = [path for path in run.glob("checkpoint-*") if path.suffix != ".partial"]
-    return max(found, default=None)
+    complete = [path for path in run.glob("checkpoint-*") if path.suffix != ".partial"]
+    return max(complete, default=None)
 
 
 def save_checkpoint(accelerator: Accelerator, run: Path, step: int) -> None:
@@ -321,11 +226,7 @@ def save_checkpoint(accelerator: Accelerator, run: Path, step: int) -> None:
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(partial))
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch reports a full disk its own way
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch's full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(
             f"could not write {final}: {error}; the checkpoint before it stands"
@@ -376,164 +277,3 @@ class Log:
             writer.writerow(row)
         self.sums, self.count = {}, 0
         return means
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty sibling folder; on success it takes `folder`'s place, on failure it vanishes.
-
-    Raises:
-        OSError: as met while writing (a full disk, say), naming `folder`, which is then as it was.
-    """
-    partial, previous = (
-        folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous")
-    )
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"could not write {folder}: {error}; it was left as it was") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.replace(folder, previous)
-    os.replace(partial, folder)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def read_in_single_precision(folder: Path) -> None:
-    """Lets `from_pretrained` make a float32 model of half-precision weights, as diffusers does.
-
-    transformers would keep the precision of the file, and half precision is slow on CPUs.
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
-    for part in ("text_config", "vision_config"):
-        if part in config:
-            config[part]["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def forget_folders(folder: Path) -> None:
-    """Takes out of all configurations where a part was loaded from: that is one machine's own."""
-    for file in folder.rglob("*.json"):
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def earlier_runs(start_from: Path | None) -> list[dict[str, int | float]]:
-    """The runs that made the weights a training starts from, the latest first."""
-    if start_from is None or not (start_from / "training.json").exists():
-        return []
-    record = json.loads((start_from / "training.json").read_text(encoding="utf-8"))
-    return [{name: record[name] for name in asdict(Progress())}, *record.get("before", [])]
-
-
-def own_data(options: argparse.Namespace) -> str:
-    """What a model was trained on, if nothing else is said."""
-    return f"storybook scenes, rendered as needed from seed {options.seed}"
-
-
-def model_card(
-    folder: Path,
-    *,
-    title: str,
-    what: str,
-    options: argparse.Namespace,
-    progress: Progress,
-    scores: dict[str, object],
-    data: str | None = None,
-) -> None:
-    """Writes README.md (for people), training.json and a thinned log.csv (for notebooks).
-
-    `data` says what the model was trained on, if not on storybook scenes.
-    """
-    forget_folders(folder)
-    # Folders are this machine's own affair.
-    used = {
-        name: value
-        for name, value in vars(options).items()
-        if name not in ("fresh", "data") and not isinstance(value, Path)
-    }
-    data = data or own_data(options)
-    before = earlier_runs(options.start_from)
-    lines = [
-        "---",
-        "license: mit",
-        "library_name: diffusers",
-        "---",
-        f"# {title}",
-        "",
-        what,
-        "",
-        "| training | |",
-        "|---|---|",
-        f"| data | {data} |",
-        f"| optimiser steps | {progress.step:,} |",
-        f"| samples seen | {progress.samples:,} |",
-        *(
-            f"| before that | {run['samples']:,} samples in {run['seconds'] / 60:.1f} minutes |"
-            for run in before
-        ),
-        f"| time in steps | {progress.seconds / 60:.1f} minutes |",
-        f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
-        f"| machine | {describe_machine()} |",
-        f"| date | {date.today()} |",
-        f"| options | `{json.dumps(used)}` |",
-        "",
-        "| held-out score | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in scores.items()),
-    ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    record = {**asdict(progress), "before": before, "scores": scores, "options": used}
-    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    rows = joined_logs(options.start_from, options.run, before)
-    if rows:
-        with (folder / "log.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows[:: math.ceil(len(rows) / 400)])
-
-
-def joined_logs(
-    start_from: Path | None, run: Path, before: list[dict[str, int | float]]
-) -> list[dict[str, str]]:
-    """The rows of a run's log, after those of the runs it started from; counts go on."""
-    logs = [folder / "log.csv" for folder in (start_from, run) if folder is not None]
-    parts = [list(csv.DictReader(log.open(newline=""))) if log.exists() else [] for log in logs]
-    rows = parts.pop()
-    for row in rows:
-        for name in ("step", "samples"):
-            row[name] = str(int(row[name]) + sum(earlier[name] for earlier in before))
-        row["seconds"] = f"{float(row['seconds']) + sum(one['seconds'] for one in before):.1f}"
-    earlier = parts.pop() if parts else []
-    if not earlier or not rows:
-        return rows
-    # Another version of the training, or other options, may have logged other losses.
-    shared = [name for name in earlier[0] if name in rows[0]]
-    return [{name: row[name] for name in shared} for row in earlier + rows]
-
-
-def add_scores(folder: Path, scores: dict[str, object]) -> None:
-    """Puts scores that were measured after the training into a model's card and training.json."""
-    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    card = (folder / "README.md").read_text(encoding="utf-8").splitlines()
-    for name, value in scores.items():
-        record["scores"][name] = value
-        card = [line for line in card if not line.startswith(f"| {name} | ")]
-        card.append(f"| {name} | {value} |")
-    write_atomically(folder / "README.md", ("\n".join(card) + "\n").encode())
-    write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())
-
-
-def describe_machine() -> str:
-    """The processor a training ran on, as its card says."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__}"

@@ -8,6 +8,7 @@ disturbed latents.
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,12 +16,27 @@ from diffusers import AutoencoderKL, UNet2DModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.hf_argparser import HfArg
 
 from lrd_helpers.storybook import COLOURS, IMAGE_SIZE, PLACES, STICKERS, Rendering, StorybookDataset
-from lrd_helpers.training import loop
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.options import ASSETS, SceneOptions, command, parse
 from lrd_helpers.training.sheets import save_sheet
 
 WHAT = STICKERS + PLACES
+
+
+@dataclass(frozen=True)
+class SegmenterOptions(SceneOptions):
+    """The options of this training."""
+
+    minutes: float = 30.0
+    batch_size: int = 8
+    learning_rate: float = 1.5e-3
+    ema_decay: float = 0.995
+    run: Path = Path("runs/segmenter")
+    output: Path = ASSETS / "storybook-segmenter"
+    coarse_steps: int = HfArg(default=5000, help="first steps, on pictures of half the size")
 
 
 def labels(
@@ -159,22 +175,9 @@ def sample_sheet(unet: UNet2DModel, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = loop.parser(
-        "segmenter",
-        __doc__,
-        minutes=30,
-        batch_size=8,
-        learning_rate=1.5e-3,
-        ema_decay=0.995,
-        output=loop.ASSETS / "storybook-segmenter",
-    )
-    parser.add_argument(
-        "--coarse-steps", type=int, default=5000, help="first steps, on pictures of half the size"
-    )
-    loop.add_sticker_shares(parser)
-    options = loop.parse(parser, arguments)
+    options = parse(SegmenterOptions, "segmenter", __doc__, arguments)
     torch.manual_seed(options.seed)
-    autoencoder = loop.ASSETS / "storybook" / "vae"
+    autoencoder = ASSETS / "storybook" / "vae"
     vae = (
         AutoencoderKL.from_pretrained(autoencoder, torch_dtype=torch.float32)
         if autoencoder.exists()
@@ -202,18 +205,11 @@ def main(arguments: list[str] | None = None) -> None:
         trainee, options, batches=batches, sample=lambda path: sample_sheet(trainee.unet, path)
     )
     scores = evaluate(trainee.unet, vae)
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options, progress, scores, title="storybook: segmenter", what=__doc__
+    ) as folder:
         trainee.unet.half().save_pretrained(folder)
-        loop.model_card(
-            folder,
-            title="storybook: segmenter",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

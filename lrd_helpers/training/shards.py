@@ -57,11 +57,11 @@ def shard_list(patterns: str | Sequence[str]) -> list[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in braceexpand(pattern):
             # An address (https:, s3:) or a command (pipe:) is tried when it is its turn.
-            found = [name] if re.match(r"[a-z0-9]{2,}:", name) else sorted(glob.glob(name))
-            if not found:
-                told = "" if name == pattern else f" (from {pattern!r})"
-                raise FileNotFoundError(f"no shard matches {name!r}{told}")
-            shards += found
+            matches = [name] if re.match(r"[a-z0-9]{2,}:", name) else sorted(glob.glob(name))
+            if not matches:
+                origin = "" if name == pattern else f" (from {pattern!r})"
+                raise FileNotFoundError(f"no shard matches {name!r}{origin}")
+            shards += matches
     if not shards:
         raise FileNotFoundError("no shards were named; give for example 'shards/{0000..0009}.tar'")
     return shards
@@ -71,7 +71,7 @@ class Condition:
     """A condition on a pair's facts, such as "punsafe<0.3": those of its .json must fulfil it.
 
     Raises:
-        ValueError: it is not NAME, one of < <= > >=, NUMBER.
+        ValueError: it is not NAME, then <, <=, > or >=, then NUMBER.
     """
 
     def __init__(self, text: str) -> None:
@@ -153,9 +153,9 @@ class ShardPairs:
         import webdataset
 
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, number)).tolist()
-        own = [self.shards[index] for index in order[self.reader :: self.readers]]
+        mine = [self.shards[index] for index in order[self.reader :: self.readers]]
         files = webdataset.WebDataset(
-            own,
+            mine,
             shardshuffle=False,
             nodesplitter=None,
             workersplitter=None,

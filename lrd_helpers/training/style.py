@@ -7,8 +7,6 @@ the code, times --kl-weight. A style at strength s is kept with probability s; o
 without a style, scenes are flat, as the U-Net draws them from the start.
 """
 
-import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.training_utils import compute_snr
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.hf_argparser import HfArg
 
 from lrd_helpers.autoencoder import kl_divergence, reparameterise
 from lrd_helpers.storybook import (
@@ -30,21 +29,45 @@ from lrd_helpers.storybook import (
     seeded,
 )
 from lrd_helpers.style import StyleConditioning, StyleEncoder, join, styled_prompt, weight_sum
-from lrd_helpers.training import loop
-from lrd_helpers.training.latent_cache import encoded_once
-from lrd_helpers.training.latent_diffusion import (
-    CACHE_BATCH,
-    EMPTY_CAPTIONS,
-    MIN_SNR_GAMMA,
-    encoded,
-)
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.latent_cache import CACHE_BATCH, Latents, SceneCache, encoded
+from lrd_helpers.training.latent_diffusion import EMPTY_CAPTIONS, min_snr, uniform_timesteps
+from lrd_helpers.training.options import ASSETS, CacheOptions, check_trained, command, parse
 from lrd_helpers.training.sheets import save_sheet
 
 NO_STYLE, FULL_STYLE = 0.1, 0.6  # shares of references at strength 0 and 1; the rest lie between
+SHEET_STEPS = 20
 TUNED = ("attn2", "norm", "proj_in", "proj_out", "conv_in", "conv_out")
 
-Latents = Float[Tensor, "batch 4 height width"]
 Images = Float[Tensor, "batch 3 _height _width"]
+
+
+@dataclass(frozen=True)
+class StyleOptions(CacheOptions):
+    """The options of this training."""
+
+    minutes: float = 40.0
+    learning_rate: float = 5e-4
+    run: Path = Path("runs/style")
+    output: Path = ASSETS / "storybook-style"
+    cache: int = 16_000
+    pipeline: Path = HfArg(
+        default=ASSETS / "storybook",
+        help="folder of the finished pipeline whose U-Net is fine-tuned",
+    )
+    tune: list[str] = HfArg(
+        default_factory=lambda: list(TUNED),
+        help="the U-Net's weights with one of these in their names learn; all others stay",
+        metadata={"metavar": "PART"},
+    )
+    kl_weight: float = HfArg(default=1e-4, help="of the code's KL, in nats")
+    code_size: int = HfArg(default=2, help="numbers in a style's code")
+    tokens: int = HfArg(default=4, help="tokens that a style adds")
+
+    def check(self) -> None:
+        super().check()
+        needed = "model_index.json"
+        check_trained("--pipeline", self.pipeline, "pipeline", "latent_diffusion", needed)
 
 
 @dataclass(frozen=True)
@@ -118,14 +141,12 @@ class StyleTraining(nn.Module):
         """Squared error of the predicted noise for each picture, min-SNR-weighted and plain."""
         scheduler, device = self.pipe[0].scheduler, self.unet.device
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(
-            scheduler.config.num_train_timesteps, (len(latents),), generator=generator
-        )
+        timesteps = uniform_timesteps(len(latents), generator)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         prediction = self.unet(noisy.to(device), timesteps.to(device), tokens).sample.float()
         squares = (prediction - noise.to(device)).square().flatten(1).mean(1)
         snr = compute_snr(scheduler, timesteps).to(device)
-        return snr.clamp(max=MIN_SNR_GAMMA) / snr * squares, squares
+        return min_snr(snr) * squares, squares
 
     def forward(self, batch: Pairs, generator: torch.Generator) -> dict[str, Tensor]:
         device = self.unet.device
@@ -146,37 +167,31 @@ class StyleTraining(nn.Module):
 
     def conditioning(self) -> StyleConditioning:
         """What is shipped, in half precision."""
-        own = self.unet.state_dict()
-        weights = {name: own[name].half() for name in self.tuned}
+        weights = self.unet.state_dict()
+        weights = {name: weights[name].half() for name in self.tuned}
         return StyleConditioning(self.encoder.half(), weights, self.base)
 
 
-class StyledPairs:
+class StyledPairs(SceneCache):
     """Scenes of all styles, encoded once, and batches of them with fresh references."""
 
     def __init__(
-        self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
+        self, vae: AutoencoderKL, options: StyleOptions, reader: int, readers: int
     ) -> None:
-        self.options, self.reader = options, reader
-        stream = StorybookDataset(CACHE_BATCH, seed=options.seed, styles=STYLES)
-        numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
-
-        def encode(number: int) -> dict[str, Tensor]:
-            half = options.mixed_precision == "bf16"
-            with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                return {"latents": encoded(vae, stream.batch(number).images).half()}
-
-        name = f"styled-{options.cache}-{options.seed}-{reader}-of-{readers}.safetensors"
-        kept = encoded_once(options.run / name, vae, numbers, encode, quiet=reader > 0)
-        self.latents = kept["latents"]
-        self.scenes = [scene for number in numbers for scene in stream.scenes(number)]
+        self.stream = StorybookDataset(CACHE_BATCH, seed=options.seed, styles=STYLES)
+        super().__init__(f"styled-{options.cache}-{options.seed}", vae, options, reader, readers)
+        self.latents = self.kept["latents"]
+        self.scenes = [scene for number in self.numbers for scene in self.stream.scenes(number)]
         self.rows = {
             style: [row for row, scene in enumerate(self.scenes) if scene.style == style]
             for style in STYLES
         }
 
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        with self.half_precision():
+            return {"latents": encoded(self.vae, self.stream.batch(number).images).half()}
+
     def batch(self, number: int) -> Pairs:
-        """Batch `number`; it depends on (seed, number, reader) alone."""
         generator = seeded(self.options.seed, 2, number, self.reader)
         rows, references, strengths = [], [], []
         for _ in range(self.options.batch_size):
@@ -194,11 +209,6 @@ class StyledPairs:
             render_scenes(references).images,
             torch.tensor(strengths),
         )
-
-    def batches(self, start: int) -> Iterator[Pairs]:
-        while True:
-            yield self.batch(start)
-            start += 1
 
 
 def held_out_scenes(style: str, count: int, first: int = 0) -> list[Scene]:
@@ -254,7 +264,7 @@ def sample_sheet(trainee: StyleTraining, path: Path) -> None:
         prompt = styled_prompt(pipe, caption, style, [0.0, 1.0, 1.0, 1.0])
         drawn = pipe(
             **prompt,
-            num_inference_steps=20,
+            num_inference_steps=SHEET_STEPS,
             guidance_scale=5.0,
             output_type="pt",
             generator=[torch.Generator().manual_seed(0) for _ in style],
@@ -264,39 +274,7 @@ def sample_sheet(trainee: StyleTraining, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = loop.parser(
-        "style",
-        __doc__,
-        minutes=40,
-        batch_size=32,
-        learning_rate=5e-4,
-        ema_decay=0.999,
-        warmup=100,
-        output=loop.ASSETS / "storybook-style",
-    )
-    parser.add_argument(
-        "--pipeline",
-        type=Path,
-        default=loop.ASSETS / "storybook",
-        help="folder of the finished pipeline whose U-Net is fine-tuned",
-    )
-    parser.add_argument("--cache", type=int, default=16_000, help="scenes encoded once and kept")
-    parser.add_argument(
-        "--tune",
-        nargs="+",
-        default=list(TUNED),
-        metavar="PART",
-        help="the U-Net's weights with one of these in their names learn; all others stay",
-    )
-    parser.add_argument("--kl-weight", type=float, default=1e-4, help="of the code's KL, in nats")
-    parser.add_argument("--code-size", type=int, default=2, help="numbers in a style's code")
-    parser.add_argument("--tokens", type=int, default=4, help="tokens that a style adds")
-    options = loop.parse(parser, arguments)
-    if not (options.pipeline / "model_index.json").exists():
-        parser.error(
-            f"--pipeline {options.pipeline}: no pipeline there; train it first: "
-            "python -m lrd_helpers.training.latent_diffusion"
-        )
+    options = parse(StyleOptions, "style", __doc__, arguments)
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = StableDiffusionPipeline.from_pretrained(options.pipeline, torch_dtype=torch.float32)
@@ -323,19 +301,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     scores = evaluate(trainee, before)
     trainee.unet.set_attn_processor(AttnProcessor2_0())
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options,
+        progress,
+        scores,
+        title="storybook: style from a reference picture",
+        what=__doc__,
+        data=f"storybook scenes in the styles {', '.join(STYLES)}, seed {options.seed}",
+    ) as folder:
         trainee.conditioning().save_pretrained(folder)
-        loop.model_card(
-            folder,
-            title="storybook: style from a reference picture",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-            data=f"storybook scenes in the styles {', '.join(STYLES)}, seed {options.seed}",
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

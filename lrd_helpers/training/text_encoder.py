@@ -8,6 +8,8 @@ that a U-Net finds a caption's words only at the words, and its attention to the
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -25,7 +27,8 @@ from lrd_helpers.storybook import (
     sample_scene,
     seeded,
 )
-from lrd_helpers.training import loop
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.options import TrainingOptions, command, parse
 from lrd_helpers.words import word_tokenizer
 
 RANDOM_WORDS = 0.25
@@ -34,12 +37,21 @@ SHARPNESS = 20.0
 """Times the cosine between a state and a readout's direction is a logit, as CLIP has it."""
 
 
+@dataclass(frozen=True)
+class TextEncoderOptions(TrainingOptions):
+    """The options of this training."""
+
+    minutes: float = 4.0
+    batch_size: int = 128
+    run: Path = Path("runs/text-encoder")
+    output: Path = Path("runs/text-encoder/model")
+
+
 def random_words(generator: torch.Generator) -> str:
     """One to twelve words of the storybook in any order."""
-    count = int(torch.randint(1, 13, (), generator=generator))
-    return " ".join(
-        WORDS[word] for word in torch.randint(len(WORDS), (count,), generator=generator).tolist()
-    )
+    length = int(torch.randint(1, 13, (), generator=generator))
+    words = torch.randint(len(WORDS), (length,), generator=generator)
+    return " ".join(WORDS[word] for word in words.tolist())
 
 
 class TextEncoderTraining(nn.Module):
@@ -75,7 +87,7 @@ class TextEncoderTraining(nn.Module):
         }
         width = self.text_encoder.config.hidden_size
         self.readouts = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(count, width)) for name, count in classes.items()}
+            {name: nn.Parameter(torch.randn(kinds, width)) for name, kinds in classes.items()}
         )
 
     def truth(self, tokens: Int[Tensor, "batch tokens"]) -> dict[str, Int[Tensor, "batch tokens"]]:
@@ -154,42 +166,22 @@ def evaluate(trainee: TextEncoderTraining) -> dict[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = loop.parse(
-        loop.parser(
-            "text_encoder",
-            __doc__,
-            minutes=4,
-            batch_size=128,
-            learning_rate=1e-3,
-            output=Path("runs") / "text-encoder" / "model",
-            run=Path("runs") / "text-encoder",
-        ),
-        arguments,
-    )
+    options = parse(TextEncoderOptions, "text_encoder", __doc__, arguments)
     torch.manual_seed(options.seed)
     trainee = TextEncoderTraining(options.start_from)
 
     def batches(start: int, reader: int, readers: int) -> Iterator[list[str]]:
-        number = start
-        while True:
+        for number in count(start):
             yield captions_of_batch(number, reader, options.batch_size, options.seed)
-            number += 1
 
     progress = loop.train(trainee, options, batches=batches)
     scores = evaluate(trainee)
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options, progress, scores, title="storybook: the text encoder", what=__doc__
+    ) as folder:
         trainee.text_encoder.save_pretrained(folder)
         trainee.tokenizer.save_pretrained(folder)
-        loop.model_card(
-            folder,
-            title="storybook: the text encoder",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

@@ -5,8 +5,6 @@ picture lack. Half of the small pictures have noise on them, up to --noise-level
 told how much: it may then be asked to trust a poor picture less.
 """
 
-import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +13,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.hf_argparser import HfArg
 
 from lrd_helpers.autoencoder import psnr
 from lrd_helpers.storybook import STYLES, StorybookDataset, seeded
-from lrd_helpers.training import loop
-from lrd_helpers.training.latent_cache import encoded_once
-from lrd_helpers.training.latent_diffusion import CACHE_BATCH
+from lrd_helpers.training import export, loop
+from lrd_helpers.training.latent_cache import CACHE_BATCH, SceneCache
+from lrd_helpers.training.options import ASSETS, CacheOptions, check_trained, command, parse
 from lrd_helpers.training.sheets import save_sheet
 from lrd_helpers.upsampling import (
     CELL,
@@ -37,6 +36,29 @@ from lrd_helpers.upsampling import (
 )
 
 Latents = Float[Tensor, "batch 4 rows columns"]
+
+
+@dataclass(frozen=True)
+class UpsamplerOptions(CacheOptions):
+    """The options of this training."""
+
+    minutes: float = 40.0
+    run: Path = Path("runs/upsampler")
+    output: Path = ASSETS / "storybook-upsampler"
+    cache: int = 12_000
+    autoencoder: Path = HfArg(
+        default=ASSETS / "storybook" / "vae", help="folder of the finished first stage"
+    )
+    noise_level: float = HfArg(
+        default=0.05, help="the most noise on a small picture (standard deviation); 0 for none"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not self.noise_level >= 0:
+            raise ValueError(f"--noise-level {self.noise_level}: must be 0 or more")
+        needed = "config.json"
+        check_trained("--autoencoder", self.autoencoder, "autoencoder", "autoencoder", needed)
 
 
 @dataclass(frozen=True)
@@ -88,47 +110,42 @@ class UpsamplerTraining(nn.Module):
         return {"loss": functional.mse_loss(prediction, target.to(device))}
 
 
-class EnlargementCache:
+class EnlargementCache(SceneCache):
     """Small pictures and latents of the first scenes of a stream, and batches drawn from them."""
 
+    options: UpsamplerOptions
+
     def __init__(
-        self, vae: AutoencoderKL, options: argparse.Namespace, reader: int, readers: int
+        self, vae: AutoencoderKL, options: UpsamplerOptions, reader: int, readers: int
     ) -> None:
-        self.options, self.reader = options, reader
         styles = ("flat",) * 6 + STYLES[1:]  # as the autoencoder's
-        stream = StorybookDataset(CACHE_BATCH, seed=options.seed, styles=styles)
+        self.stream = StorybookDataset(CACHE_BATCH, seed=options.seed, styles=styles)
+        name = f"small-{options.cache}-{options.seed}-{options.noise_level:g}"
+        super().__init__(name, vae, options, reader, readers)
 
-        def make(number: int) -> dict[str, Tensor]:
-            images, generator = stream.batch(number).images, seeded(options.seed, 3, number)
-            levels = options.noise_level * torch.rand(len(images), generator=generator)
-            levels[::2] = 0
-            small = shrink(images)
-            small = with_noise(small, levels, torch.randn(small.shape, generator=generator))
-            half = options.mixed_precision == "bf16"
-            with torch.autocast(vae.device.type, torch.bfloat16, enabled=half):
-                base = encode(enlarge(small).clamp(0, 1), vae).float().cpu()
-                residual = encode(images, vae).float().cpu() - base
-            return {
-                "small": (255 * small).round().byte(),
-                "levels": levels,
-                "base": base.half(),
-                "residual": residual.half(),
-            }
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        images = self.stream.batch(number).images
+        generator = seeded(self.options.seed, 3, number)
+        levels = self.options.noise_level * torch.rand(len(images), generator=generator)
+        levels[::2] = 0
+        small = shrink(images)
+        small = with_noise(small, levels, torch.randn(small.shape, generator=generator))
+        with self.half_precision():
+            base = encode(enlarge(small).clamp(0, 1), self.vae).float().cpu()
+            residual = encode(images, self.vae).float().cpu() - base
+        return {
+            "small": (255 * small).round().byte(),
+            "levels": levels,
+            "base": base.half(),
+            "residual": residual.half(),
+        }
 
-        numbers = range(reader, max(1, options.cache // CACHE_BATCH // readers) * readers, readers)
-        noise = f"{options.noise_level:g}"
-        name = f"small-{options.cache}-{options.seed}-{noise}-{reader}-of-{readers}.safetensors"
-        self.kept = encoded_once(options.run / name, vae, numbers, make, quiet=reader > 0)
-
-    def batches(self, start: int) -> Iterator[Enlargements]:
-        """Batch number n depends on (seed, n, reader) alone."""
-        while True:
-            generator = seeded(self.options.seed, 2, start, self.reader)
-            count = len(self.kept["levels"])
-            rows = torch.randint(count, (self.options.batch_size,), generator=generator)
-            chosen = {name: tensor[rows].float() for name, tensor in self.kept.items()}
-            yield Enlargements(**chosen | {"small": chosen["small"] / 255})
-            start += 1
+    def batch(self, number: int) -> Enlargements:
+        generator = seeded(self.options.seed, 2, number, self.reader)
+        count = len(self.kept["levels"])
+        rows = torch.randint(count, (self.options.batch_size,), generator=generator)
+        chosen = {name: tensor[rows].float() for name, tensor in self.kept.items()}
+        return Enlargements(**chosen | {"small": chosen["small"] / 255})
 
 
 def evaluate(
@@ -170,37 +187,7 @@ def sample_sheet(trainee: UpsamplerTraining, vae: AutoencoderKL, path: Path) -> 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = loop.parser(
-        "upsampler",
-        __doc__,
-        minutes=40,
-        batch_size=32,
-        learning_rate=1e-3,
-        ema_decay=0.999,
-        warmup=100,
-        output=loop.ASSETS / "storybook-upsampler",
-    )
-    parser.add_argument(
-        "--autoencoder",
-        type=Path,
-        default=loop.ASSETS / "storybook" / "vae",
-        help="folder of the finished first stage",
-    )
-    parser.add_argument("--cache", type=int, default=12_000, help="scenes encoded once and kept")
-    parser.add_argument(
-        "--noise-level",
-        type=float,
-        default=0.05,
-        help="the most noise on a small picture (standard deviation); 0 for none",
-    )
-    options = loop.parse(parser, arguments)
-    if options.noise_level < 0:
-        parser.error(f"--noise-level {options.noise_level}: must be 0 or more")
-    if not (options.autoencoder / "config.json").exists():
-        parser.error(
-            f"--autoencoder {options.autoencoder}: no autoencoder there; train it first: "
-            "python -m lrd_helpers.training.autoencoder"
-        )
+    options = parse(UpsamplerOptions, "upsampler", __doc__, arguments)
     torch.manual_seed(options.seed)
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
@@ -215,19 +202,16 @@ def main(arguments: list[str] | None = None) -> None:
         sample=lambda path: sample_sheet(trainee, vae, path),
     )
     scores = evaluate(trainee.unet, trainee.scheduler, vae.cpu())
-    with loop.replacing_folder(options.output) as folder:
+    with export.exported(
+        options,
+        progress,
+        scores,
+        title="storybook: latent upsampler, 64 → 128 px",
+        what=__doc__,
+    ) as folder:
         trainee.unet.half().save_pretrained(folder)
         trainee.scheduler.save_pretrained(folder / "scheduler")
-        loop.model_card(
-            folder,
-            title="storybook: latent upsampler, 64 → 128 px",
-            what=__doc__.strip(),
-            options=options,
-            progress=progress,
-            scores=scores,
-        )
-    print(scores)
 
 
 if __name__ == "__main__":
-    loop.command(main)
+    command(main)

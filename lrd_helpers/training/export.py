@@ -1,0 +1,190 @@
+"""A finished model's folder: written whole or not at all, with a card that says how it was made."""
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lrd_helpers.files import write_atomically
+from lrd_helpers.machine import describe_machine
+from lrd_helpers.training.loop import Progress
+from lrd_helpers.training.options import TrainingOptions
+
+
+@contextmanager
+def exported(
+    options: TrainingOptions,
+    progress: Progress,
+    scores: dict[str, object],
+    *,
+    title: str,
+    what: str,
+    data: str | None = None,
+) -> Iterator[Path]:
+    """Yields an empty folder for the model's files, gives it a card, and puts it in `output`.
+
+    Args:
+        title, what: the card's heading, and what was trained and how.
+        data: what the model was trained on, if not on storybook scenes.
+    """
+    with replacing_folder(options.output) as folder:
+        yield folder
+        model_card(folder, options, progress, scores, title=title, what=what, data=data)
+    print(scores)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty sibling folder; on success it takes `folder`'s place, on failure it vanishes.
+
+    Raises:
+        OSError: as met while writing (a full disk, say), naming `folder`, which is then as it was.
+    """
+    partial, previous = (
+        folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous")
+    )
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"could not write {folder}: {error}; it was left as it was") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        os.replace(folder, previous)
+    os.replace(partial, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def read_in_single_precision(folder: Path) -> None:
+    """Lets `from_pretrained` make a float32 model of half-precision weights, as diffusers does.
+
+    transformers would keep the precision of the file, and half precision is slow on CPUs.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    for part in ("text_config", "vision_config"):
+        if part in config:
+            config[part]["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_folders(folder: Path) -> None:
+    """Takes out of all configurations where a part was loaded from: elsewhere it means nothing."""
+    for file in folder.rglob("*.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def earlier_runs(start_from: Path | None) -> list[dict[str, int | float]]:
+    """The runs that made the weights a training starts from, the latest first."""
+    if start_from is None or not (start_from / "training.json").exists():
+        return []
+    record = json.loads((start_from / "training.json").read_text(encoding="utf-8"))
+    return [{name: record[name] for name in asdict(Progress())}, *record.get("before", [])]
+
+
+def model_card(
+    folder: Path,
+    options: TrainingOptions,
+    progress: Progress,
+    scores: dict[str, object],
+    *,
+    title: str,
+    what: str,
+    data: str | None = None,
+) -> None:
+    """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
+    forget_folders(folder)
+    # Folders are no matter of the model.
+    used = {
+        name: value
+        for name, value in asdict(options).items()
+        if name not in ("fresh", "data") and not isinstance(value, Path)
+    }
+    if options.steps is not None:
+        used["minutes"] = None
+    data = data or f"storybook scenes, rendered as needed from seed {options.seed}"
+    before = earlier_runs(options.start_from)
+    lines = [
+        "---",
+        "license: mit",
+        "library_name: diffusers",
+        "---",
+        f"# {title}",
+        "",
+        what.strip(),
+        "",
+        "| training | |",
+        "|---|---|",
+        f"| data | {data} |",
+        f"| optimiser steps | {progress.step:,} |",
+        f"| samples seen | {progress.samples:,} |",
+        *(
+            f"| before that | {run['samples']:,} samples in {run['seconds'] / 60:.1f} minutes |"
+            for run in before
+        ),
+        f"| time in steps | {progress.seconds / 60:.1f} minutes |",
+        f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
+        f"| machine | {describe_machine()} |",
+        f"| date | {date.today()} |",
+        f"| options | `{json.dumps(used)}` |",
+        "",
+        "| held-out score | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in scores.items()),
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record = {**asdict(progress), "before": before, "scores": scores, "options": used}
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    rows = joined_logs(options.start_from, options.run, before)
+    if rows:
+        with (folder / "log.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows[:: math.ceil(len(rows) / 400)])
+
+
+def joined_logs(
+    start_from: Path | None, run: Path, before: list[dict[str, int | float]]
+) -> list[dict[str, str]]:
+    """The rows of a run's log, after those of the runs it started from; counts go on."""
+    logs = [folder / "log.csv" for folder in (start_from, run) if folder is not None]
+    parts = [list(csv.DictReader(log.open(newline=""))) if log.exists() else [] for log in logs]
+    rows = parts.pop()
+    for row in rows:
+        for name in ("step", "samples"):
+            row[name] = str(int(row[name]) + sum(earlier[name] for earlier in before))
+        seconds = float(row["seconds"]) + sum(earlier["seconds"] for earlier in before)
+        row["seconds"] = f"{seconds:.1f}"
+    earlier = parts.pop() if parts else []
+    if not earlier or not rows:
+        return rows
+    # Another version of the training, or other options, may have logged other losses.
+    shared = [name for name in earlier[0] if name in rows[0]]
+    return [{name: row[name] for name in shared} for row in earlier + rows]
+
+
+def add_scores(folder: Path, scores: dict[str, object]) -> None:
+    """Puts scores that were measured after the training into a model's card and training.json."""
+    record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    for name, value in scores.items():
+        record["scores"][name] = value
+        card = [line for line in card if not line.startswith(f"| {name} | ")]
+        card.append(f"| {name} | {value} |")
+    write_atomically(folder / "README.md", ("\n".join(card) + "\n").encode())
+    write_atomically(folder / "training.json", (json.dumps(record, indent=1) + "\n").encode())
