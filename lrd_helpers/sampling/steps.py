@@ -57,7 +57,8 @@ def derived(kind: type[Scheduler], scheduler: SchedulerMixin, **changes: Any) ->
     `from_config` alone would drop what this one left at its own class's default, such as the β of
     `LCMScheduler()`, and take the other kind's defaults instead.
     """
-    config = {name: value for name, value in scheduler.config.items() if name[0] != "_"}
+    taken = inspect.signature(kind.__init__).parameters
+    config = {name: value for name, value in scheduler.config.items() if name in taken}
     return kind.from_config(config, **changes)
 
 
