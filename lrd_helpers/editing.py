@@ -255,14 +255,14 @@ def replace_object(
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     image, removed = fitted(pipe, image), None
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
-    run = Run.begin(
-        pipe,
-        [layout],
-        (image.height, image.width),
-        scheduler=ddim_like(pipe.scheduler),
+    steps = Steps(
+        ddim_like(pipe.scheduler),
+        num_inference_steps,
+        device=pipe._execution_device,
         generator=generator,
-        **options,
     )
+    size = image.height, image.width
+    run = Run.begin(pipe, [layout], size, steps, guidance_scale=float(guidance_scale))
     method.check(run)  # before anything is drawn
     if old is not None:
         # With the old pixels put back: through the autoencoder the picture goes only once.

@@ -93,6 +93,21 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         )
 
 
+def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
+    """Refuse too few steps for the Runge-Kutta steps that PNDM begins with.
+
+    Raises:
+        ValueError: it says how many there should be.
+    """
+    if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
+        least = scheduler.pndm_order
+        if steps is not None and steps < least:
+            raise ValueError(
+                f"PNDMScheduler begins with Runge-Kutta steps, for which it needs at least {least} "
+                f"steps, not {steps}; PNDMScheduler.from_config(…, skip_prk_steps=True) needs none"
+            )
+
+
 class Steps:
     """The timesteps of one drawing, noisiest first, and what happens at each.
 
@@ -136,6 +151,7 @@ class Steps:
             eta=eta,
             generator=generator,
         )
+        check_few_steps(scheduler, num_inference_steps)
         self.timesteps, _ = retrieve_timesteps(
             scheduler, num_inference_steps, device, timesteps, sigmas
         )
