@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
+# What is installed already: all that a picture needs; everything.
+PICTURES = $(VENV)/.installed-pictures
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab notebooks address figures targets benchmark bench clean \
+.PHONY: help setup demo test test-quick lab notebooks address figures targets benchmark bench clean \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler
 
@@ -15,24 +18,38 @@ help:  ## list the targets
 
 setup: $(INSTALLED)  ## make the environment (.venv) and install everything into it
 
-# The stamp is written last: an installation that was cut short is taken up again.
+# Each stamp is written last: an installation that was cut short is taken up again.
 # torch comes first and by its exact version, so that a CPU build is taken where one is on offer.
-$(INSTALLED): pyproject.toml constraints.txt
+$(PICTURES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "The tested versions need Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install "$$(grep '^torch==' constraints.txt)"
-	$(RUN) -m pip install --constraint constraints.txt --editable ".[development,notebooks]"
+	@echo "making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch, by far the largest part: this takes minutes"
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	@echo "installing diffusers and the rest of what a picture needs"
+	@$(INSTALL) --constraint constraints.txt --editable .
 	@touch $@
 
-demo: $(INSTALLED)  ## render the example layouts into outputs/, with IoU and CLIP score
-	$(RUN) -m lrd_helpers render examples/*.json --output outputs
+$(INSTALLED): $(PICTURES)
+	@echo "installing JupyterLab, pytest and the rest of what notebooks and tests need"
+	@$(INSTALL) --constraint constraints.txt --editable ".[development,notebooks]"
+	@touch $@
 
-test: $(INSTALLED)  ## ruff and every test
+demo: $(PICTURES)  ## render the example layouts into outputs/, with IoU and CLIP score
+	@echo "drawing examples/*.json into outputs/"
+	@$(RUN) -m lrd_helpers render examples/*.json --output outputs
+
+test: $(INSTALLED)  ## ruff and every test, notebooks and browser included
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) tests/install_browser.py
 	$(RUN) tests/run_all.py
+
+test-quick: $(INSTALLED)  ## ruff and the quick tests: neither notebooks nor browser nor trainings
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) tests/run_all.py --quick
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 	@mkdir -p notebooks

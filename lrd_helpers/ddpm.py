@@ -22,11 +22,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from lrd_helpers.sampling import predictions
+from lrd_helpers.sampling.predictions import Kind
+
 Data = Float[Tensor, "batch *shape"]
 Times = Int[Tensor, "batch"]
-Kind = Literal["epsilon", "x0", "v"]
-"""What a network predicts: the noise ε, the clean x_0, or the velocity v = √ᾱ_t·ε − √(1 − ᾱ_t)·x_0.
-"""
 Model = Callable[[Data, Times], Data]
 """A network: noisy data and its times in, a prediction of the data's shape out."""
 
@@ -122,20 +122,10 @@ def convert(
     signal is left, a small error in ε is a large one in x_0.
 
     Raises:
-        ValueError: a kind that is not "epsilon", "x0" or "v", or a time outside 0 … T − 1.
+        ValueError: an unknown kind, or a time outside 0 … T − 1.
     """
-    a, s = _coefficients(schedule, t, x_t)  # a² + s² = 1
-    formulas = {
-        ("epsilon", "x0"): lambda: (x_t - s * prediction) / a,
-        ("epsilon", "v"): lambda: (prediction - s * x_t) / a,
-        ("x0", "epsilon"): lambda: (x_t - a * prediction) / s,
-        ("x0", "v"): lambda: (a * x_t - prediction) / s,
-        ("v", "x0"): lambda: a * x_t - s * prediction,
-        ("v", "epsilon"): lambda: s * x_t + a * prediction,
-    } | {(kind, kind): lambda: prediction for kind in ("epsilon", "x0", "v")}
-    if (given, wanted) not in formulas:
-        raise ValueError(f"{given!r} to {wanted!r}: the kinds are 'epsilon', 'x0' and 'v'")
-    return formulas[given, wanted]()
+    signal, spread = _coefficients(schedule, t, x_t)
+    return predictions.convert(prediction, x_t, signal, spread, given=given, wanted=wanted)
 
 
 def training_loss(

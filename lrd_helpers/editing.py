@@ -26,7 +26,7 @@ from lrd_helpers.methods import Choices, Method, named
 from lrd_helpers.methods.placement import moved
 from lrd_helpers.methods.plain import caption_step
 from lrd_helpers.methods.regions import phases
-from lrd_helpers.pictures import picture_of, pixels_of
+from lrd_helpers.pictures import on_white, picture_of, pixels_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import StableDiffusion, decode_latents, encode_images
 from lrd_helpers.sampling.regions import Region, Regions, batched
@@ -255,14 +255,14 @@ def replace_object(
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     image, removed = fitted(pipe, image), None
     layout = Layout(f"{layer.prompt} {background}".strip(), background=background, layers=[layer])
-    run = Run.begin(
-        pipe,
-        [layout],
-        (image.height, image.width),
-        scheduler=ddim_like(pipe.scheduler),
+    steps = Steps(
+        ddim_like(pipe.scheduler),
+        num_inference_steps,
+        device=pipe._execution_device,
         generator=generator,
-        **options,
     )
+    size = image.height, image.width
+    run = Run.begin(pipe, [layout], size, steps, guidance_scale=float(guidance_scale))
     method.check(run)  # before anything is drawn
     if old is not None:
         # With the old pixels put back: through the autoencoder the picture goes only once.
@@ -409,17 +409,14 @@ def fitted(pipe: StableDiffusionPipeline, image: Image.Image) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise EditError(
             f"image is of type {type(image).__name__}, but should be a PIL image; "
-            "lrd_helpers.plotting.as_image makes one of a tensor or an array"
+            "lrd_helpers.pictures.picture_of makes one of a tensor or an array"
         )
     size = pipe.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     height, width = height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
     if image.mode != "RGB":
         warnings.warn(f"the picture's mode is {image.mode}; it was made RGB", stacklevel=3)
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        image = image.convert("RGB")
+        image = on_white(image)
     if image.size == (width, height):
         return image
     if abs(image.width * height / (image.height * width) - 1) > 0.02:

@@ -21,7 +21,7 @@ from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.regions import Regions, stacked
 from lrd_helpers.sampling.run import Run, State
-from lrd_helpers.sampling.steps import Generators, check_scheduler
+from lrd_helpers.sampling.steps import Generators, Steps, check_scheduler
 from lrd_helpers.words import nearest_words, unknown_words
 
 with quiet_libraries():
@@ -195,18 +195,23 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         self._clip_skip, self._interrupt = None, False
         # One entry a picture: layout 0, layout 0, …, layout 1, … as StableDiffusionPipeline does.
         count = num_images_per_prompt
+        steps = Steps(
+            self.scheduler,
+            num_inference_steps,
+            device=self._execution_device,
+            timesteps=timesteps,
+            sigmas=sigmas,
+            eta=eta,
+            generator=generator,
+        )
         run = Run.begin(
             self,
             _repeated(layouts, count),
             size,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
+            steps,
+            negatives=_repeated(for_each_layout(negative_prompt, layouts), count),
             guidance_scale=float(guidance_scale),
             guidance_rescale=float(guidance_rescale),
-            negatives=_repeated(for_each_layout(negative_prompt, layouts), count),
-            generator=generator,
             canvas=_repeated(canvas, count),
             prompt_embeds=prompt_embeds,
             image_embeds=self._image_embeds(ip_adapter_image, ip_adapter_image_embeds),
@@ -214,7 +219,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             cross_attention_kwargs=cross_attention_kwargs,
         )
         check_noise(latents, generator, run.x_T.shape)
-        for part in [run] if method.batched else map(run.only, range(0, len(run.x_T), count)):
+        for part in method.parts(run, count):
             method.check(part)
         warn_of_unknown_words(self, layouts)
         run.draw_noise(latents)
@@ -241,14 +246,13 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         output_layers: bool,
     ) -> tuple[Float[Tensor, "pictures channels height width"], list[LayerTrace] | None]:
         """Iterate over the method's states: progress, callbacks, interruption and traces."""
-        one_by_one = 1 if method.batched else len(run.x_T)
-        sketches, self._num_timesteps = method.count(run if method.batched else run.only(0))
+        sketches, self._num_timesteps = method.count(next(method.parts(run)))
+        total = (sketches + self._num_timesteps) * (1 if method.batched else len(run.x_T))
         latents, traces = [], []
-        with self.progress_bar(total=(sketches + self._num_timesteps) * one_by_one) as progress_bar:
-            for part in [run] if method.batched else map(run.only, range(len(run.x_T))):
-                x, states, number = part.x_T, iter(() if self.interrupt else method.sample(part)), 0
-                recorded = []
-                for state in states:
+        with self.progress_bar(total=total) as progress_bar:
+            for part in method.parts(run):
+                x, number, recorded = part.x_T, 0, []
+                for state in () if self.interrupt else method.sample(part):
                     if callback is not None and not state.sketch:
                         self._call_back(callback, names, part, state, number)
                         number += 1

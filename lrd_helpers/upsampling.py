@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.model import decode_latents, encode_images
 
 with quiet_libraries():
     from diffusers import AutoencoderKL, DDIMScheduler, SchedulerMixin, UNet2DModel
@@ -85,14 +86,13 @@ def residual_scale(levels: Levels) -> Levels:
 @torch.no_grad()
 def encode(images: LargeImages, vae: AutoencoderKL) -> Latents:
     """Scaled latents of images in [0, 1]: the posterior's mean times the scaling factor."""
-    mean = vae.encode((2 * images - 1).to(vae.device, vae.dtype)).latent_dist.mean
-    return vae.config.scaling_factor * mean
+    return encode_images(vae, (2 * images - 1).to(vae.device, vae.dtype))
 
 
 @torch.no_grad()
 def decode(latents: Latents, vae: AutoencoderKL) -> LargeImages:
     """Images in [0, 1] of scaled latents."""
-    return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+    return (decode_latents(vae, latents) / 2 + 0.5).clamp(0, 1)
 
 
 def condition(small: Images, base: Latents) -> Float[Tensor, "batch all_channels rows columns"]:

@@ -1,16 +1,19 @@
-"""What the tests share: a tiny random Stable Diffusion, and the shipped models."""
+"""What the tests share: a tiny random Stable Diffusion, and the shipped models.
+
+Torch and diffusers are imported in the fixtures: the process that hands the tests out to the others
+(see run_all.py) reads this file, too, and needs none of them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
-from lrd_helpers.words import word_tokenizer
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
 # pipeline.py, editing.py and the methods' options: what they say of wrong arguments is tested, and
@@ -48,6 +51,17 @@ WORDS += ["on", "grass", "at", "sea", "night", "and"]
 
 def tiny_stable_diffusion(**scheduler: object) -> StableDiffusionPipeline:
     """A random Stable Diffusion of 73 thousand parameters: 32 × 32 pixels, f = 8."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from lrd_helpers.words import word_tokenizer
+
     torch.manual_seed(0)
     tokenizer = word_tokenizer(WORDS, length=16)
     text = CLIPTextConfig(
@@ -110,6 +124,8 @@ def _tiny() -> StableDiffusionPipeline:
 @pytest.fixture
 def tiny(_tiny: StableDiffusionPipeline) -> StableDiffusionPipeline:
     """The tiny pipeline with a scheduler of its own (the models are shared: do not change them)."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
     pipe = StableDiffusionPipeline(
         **_tiny.components | {"scheduler": DDIMScheduler.from_config(_tiny.scheduler.config)},
         requires_safety_checker=False,
@@ -131,6 +147,8 @@ def storybook_folder() -> Path:
 @pytest.fixture(scope="session")
 def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a text encoder after no step of training, as its training leaves it."""
+    import torch
+
     from lrd_helpers.training.text_encoder import TextEncoderTraining
 
     torch.manual_seed(0)

@@ -1,7 +1,12 @@
-"""Run the tests and, beside them, replay the notebooks: `make test`.
+"""Run every test and replay every notebook, on all cores: `make test`.
 
-Small models leave half of the cores idle: two processes with half of the threads each are done much
-sooner than one after the other. What `pytest` alone runs is the same.
+It is pytest, spread over one process a core by pytest-xdist. A file stays within one process,
+because a notebook is one kernel. The longest files go first, so that all cores are done together.
+
+python tests/run_all.py            all of it, as `pytest` alone runs it on one core
+python tests/run_all.py --quick    without the notebooks and without what is marked as slow
+
+What else is given goes to pytest: `python tests/run_all.py --quick -k mask`.
 """
 
 from __future__ import annotations
@@ -9,44 +14,44 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-WITH_THE_TESTS = 3  # so many notebooks come after the tests: then both processes take as long
+MOST_PROCESSES = 8  # each of them, and each kernel, holds a PyTorch of its own
+LONGEST = (
+    "test_widgets_browser",
+    "test_assets",
+    "test_training",
+)
+"""The test files that take longest, the longest first. They follow the notebooks."""
 
 
-def main() -> int:
-    """0 if all is well, otherwise the status of the first of the two that failed."""
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
-    pytest = [sys.executable, "-m", "pytest"]
-    notebooks = sorted(str(path) for path in (ROOT / "notebooks").glob("*.ipynb"))
-    with tempfile.TemporaryFile() as replayed:
-        beside = subprocess.Popen(
-            # Its cache would be the other one's, too.
-            [*pytest, "-p", "no:cacheprovider", *notebooks[WITH_THE_TESTS:]],
-            cwd=ROOT,
-            env=environment,
-            stdout=replayed,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            tests = subprocess.run(
-                [*pytest, "tests", *notebooks[:WITH_THE_TESTS]],
-                cwd=ROOT,
-                env=environment,
-                check=False,
-            )
-            print("waiting for the other notebooks, which are replayed beside", flush=True)
-            beside.wait()
-        finally:
-            beside.terminate()
-            beside.wait()
-            replayed.seek(0)
-            sys.stdout.write(replayed.read().decode(errors="replace"))
-    return tests.returncode or beside.returncode
+def files(*, quick: bool) -> list[str]:
+    """What is run, in this order."""
+    notebooks = [] if quick else sorted((ROOT / "notebooks").glob("*.ipynb"))
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    tests.sort(key=lambda path: LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST))
+    return [str(path.relative_to(ROOT)) for path in (*notebooks, *tests)]
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
+    """Pytest's status: 0 if all was collected, and nothing failed."""
+    more = [argument for argument in arguments if argument != "--quick"]
+    quick = len(more) < len(arguments)
+    cores = os.cpu_count() or 1
+    processes = min(cores, MOST_PROCESSES)
+    command = [sys.executable, "-m", "pytest", *(["-m", "not slow"] if quick else [])]
+    command += [f"--numprocesses={processes}", "--dist=loadfile", "--no-loadscope-reorder"]
+    threads = {"OMP_NUM_THREADS": str(cores // processes)}
+    done = subprocess.run(
+        [*command, *more, *files(quick=quick)],
+        cwd=ROOT,
+        env={**threads, **environment},
+        check=False,
+    )
+    return done.returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,6 +5,7 @@ scenes: a change that spoils a model, or the way it is called, falls through it.
 """
 
 import json
+import types
 
 import pytest
 import torch
@@ -38,6 +39,22 @@ def pipe():
     pipe = StableDiffusionPipeline.from_pretrained(ASSETS / "storybook", torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="module")
+def things(pipe):
+    """Scenes of one sticker each, the pictures of their captions, and where each word looked."""
+    scenes = StorybookDataset(16, seed=HELD_OUT_SEED + 7, sticker_count=1).scenes(0)
+    captions = [caption_of(scene.stickers, scene.place) for scene in scenes]
+    with capture_attention(pipe, captions) as attention:
+        images = pipe(
+            captions,
+            num_inference_steps=12,
+            guidance_scale=5.0,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).images
+    return types.SimpleNamespace(scenes=scenes, images=images, attention=attention)
 
 
 def promised(name, score):
@@ -127,7 +144,7 @@ def test_pictures_are_drawn_in_the_style_of_the_reference(pipe):
 
 
 def test_the_segmenter_sees_what_is_there():
-    scores = segmenter.evaluate(load_segmenter("cpu"), None, scenes=60)
+    scores = segmenter.evaluate(load_segmenter("cpu"), None, scenes=40)
     clean, _, place = scores.values()
     assert clean > promised("storybook-segmenter", "sticker and colour right") - 0.04
     assert place > promised("storybook-segmenter", "place right") - 0.04
@@ -152,24 +169,32 @@ def test_clip_picks_the_caption_and_opens_with_transformers_alone():
     assert set(WORDS) - {"a"} == set(known_words(processor.tokenizer))
 
 
-@pytest.mark.parametrize(
-    ("count", "score"), [(1, "one object in the caption"), (2, "two objects in one caption")]
-)
-def test_the_pipeline_draws_as_well_as_its_card_says(pipe, count, score):
-    scenes = StorybookDataset(24, seed=HELD_OUT_SEED + 7, sticker_count=count).scenes(0)
-    images = pipe(
-        [caption_of(scene.stickers, scene.place) for scene in scenes],
-        num_inference_steps=20,
-        guidance_scale=5.0,
-        output_type="pt",
-        generator=torch.Generator().manual_seed(0),
-    ).images
+def drawn_right(scenes, images):
+    """The share of pictures with the stickers, colours and place that their captions ask for."""
     right = 0
     for scene, found in zip(scenes, StorybookDetector().describe_all(list(images)), strict=True):
         asked = sorted((placed.sticker, placed.colour) for placed in scene.stickers)
         drawn = sorted((one.sticker, one.colour) for one in found.stickers)
         right += drawn == asked and found.place == scene.place
-    assert right / 24 > promised("storybook", score) - 0.15
+    return right / len(scenes)
+
+
+def test_the_pipeline_draws_one_thing_as_well_as_its_card_says(things):
+    share = drawn_right(things.scenes, things.images)
+    assert share > promised("storybook", "one object in the caption") - 0.15
+
+
+def test_the_pipeline_draws_two_things_as_well_as_its_card_says(pipe):
+    scenes = StorybookDataset(16, seed=HELD_OUT_SEED + 7, sticker_count=2).scenes(0)
+    images = pipe(
+        [caption_of(scene.stickers, scene.place) for scene in scenes],
+        num_inference_steps=12,
+        guidance_scale=5.0,
+        output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    share = drawn_right(scenes, images)
+    assert share > promised("storybook", "two objects in one caption") - 0.15
 
 
 def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
@@ -177,16 +202,16 @@ def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
     pipe.set_progress_bar_config(disable=True)
     layouts = [
         sample_layout(seeded(HELD_OUT_SEED, 8, number), sticker_count=1 + number % 2)
-        for number in range(8)
+        for number in range(6)
     ]
     detector, means = StorybookDetector(), {}
     for name, options in (("default", {}), ("plain", {"layered_fraction": 0})):
-        generators = [seeded(0, 8, number) for number in range(8)]
-        images = pipe(layouts, generator=generators, **options).images
+        generators = [seeded(0, 8, number) for number in range(6)]
+        images = pipe(layouts, num_inference_steps=12, generator=generators, **options).images
         ious = [
             layout_iou(detector, image, one) for image, one in zip(images, layouts, strict=True)
         ]
-        means[name] = sum(sum(one) / len(one) for one in ious) / 8
+        means[name] = sum(sum(one) / len(one) for one in ious) / 6
     assert means["default"] > means["plain"] + 0.15, means
 
 
@@ -204,27 +229,18 @@ def test_each_word_is_told_at_its_own_token(pipe):
     assert cosine[2:4].max() < 0.8, "the colour and the sticker"
 
 
-def test_attention_to_a_word_is_where_the_word_is_drawn(pipe):
+def test_attention_to_a_word_is_where_the_word_is_drawn(things):
     """In most pictures of one object the map of its word is brighter on the object than beside."""
-    scenes = StorybookDataset(12, seed=HELD_OUT_SEED + 9, sticker_count=1).scenes(0)
-    captions = [caption_of(scene.stickers, scene.place) for scene in scenes]
-    with capture_attention(pipe, captions) as attention:
-        images = pipe(
-            captions,
-            num_inference_steps=20,
-            output_type="pt",
-            generator=torch.Generator().manual_seed(0),
-        ).images
     brighter = found = 0
-    for number, (scene, image) in enumerate(zip(scenes, images, strict=True)):
-        things = StorybookDetector().describe(image).stickers
-        if not things:
+    for number, (scene, image) in enumerate(zip(things.scenes, things.images, strict=True)):
+        seen = StorybookDetector().describe(image).stickers
+        if not seen:
             continue
         word = scene.stickers[0].sticker
-        heat = attention.pooled(word, prompt=number, size=tuple(image.shape[-2:]))[0]
+        heat = things.attention.pooled(word, prompt=number, size=tuple(image.shape[-2:]))[0]
         found += 1
-        brighter += bool(heat[things[0].mask].mean() > 1.1 * heat[~things[0].mask].mean())
-    assert found >= 8
+        brighter += bool(heat[seen[0].mask].mean() > 1.1 * heat[~seen[0].mask].mean())
+    assert found >= 10
     assert brighter >= 0.75 * found
 
 

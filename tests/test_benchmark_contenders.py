@@ -7,19 +7,20 @@ from benchmark_examples import CAR, TWO
 
 from lrd_helpers.benchmark import BenchmarkError, ablations, drawn, methods_named, noise_of
 from lrd_helpers.layout import Layout
-from lrd_helpers.methods import METHODS
-from lrd_helpers.methods import METHODS as BASELINES
+from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.layout_guidance import LayoutGuidance
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 
+PRESETS = [name for name, m in METHODS.items() if isinstance(m, LayeredRendering)]
+
 
 def test_methods_have_names_and_changes() -> None:
-    assert methods_named() == METHODS | BASELINES
+    assert methods_named() == METHODS
     assert len(methods_named()) >= 9
-    default = METHODS["collage"]
+    collage = METHODS["collage"]
     assert methods_named(["fuse=once", "paper,inside=1,outside=0.5", "boxdiff,strength=10"]) == {
-        "fuse=once": replace(default, fuse="once"),
+        "fuse=once": replace(collage, fuse="once"),
         "paper,inside=1,outside=0.5": replace(METHODS["paper"], inside=1.0, outside=0.5),
         "boxdiff,strength=10": BoxDiff(strength=10.0),
     }
@@ -28,8 +29,8 @@ def test_methods_have_names_and_changes() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("best", "there is no method 'best'; there are default, paper, authors, unofficial, plain"),
-        ("fuze=once", "default has no choice 'fuze'; it has delta, inside, outside"),
+        ("best", "there is no method 'best'; there are collage, paper, authors, unofficial, plain"),
+        ("fuze=once", "collage has no choice 'fuze'; it has delta, inside, outside"),
         ("plain,inside=1", "plain has no choice 'inside'; it has none"),
         ("fuse=sometimes", "fuse is 'sometimes', but should be one of steps, once, collage"),
         ("inside=much", "inside is 'much', but should be a number"),
@@ -44,7 +45,7 @@ def test_methods_that_do_not_exist(name, message) -> None:
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("base", METHODS)
+@pytest.mark.parametrize("base", PRESETS)
 def test_ablations_change_one_choice_at_a_time(base) -> None:
     names = ablations(base)
     changed = []
@@ -84,9 +85,9 @@ def costs(pipe, method: object, *layouts: Layout, steps: int = 5) -> list[tuple[
 
 
 def test_calls_and_backward_passes_are_counted(pipe) -> None:
-    assert costs(pipe, BASELINES["plain"], CAR, TWO) == [(10, 0), (10, 0)]
+    assert costs(pipe, METHODS["plain"], CAR, TWO) == [(10, 0), (10, 0)]
     # a background and one or two layers
-    assert costs(pipe, BASELINES["multidiffusion"], CAR, TWO) == [(20, 0), (30, 0)]
+    assert costs(pipe, METHODS["multidiffusion"], CAR, TWO) == [(20, 0), (30, 0)]
     # 40 % of 5 steps with 3 moves each, of a call and a backward pass
     guided = LayoutGuidance(strength=0.0, steps=0.4, repeats=3, threshold=0.0)
     assert costs(pipe, guided, TWO) == [(10 + 6, 6)]

@@ -11,8 +11,7 @@ from benchmark_examples import BRIGHT, FEW, FOLDER, LAYOUTS, Brightness, filled,
 from PIL import Image
 
 from lrd_helpers.benchmark import (
-    CONTENDERS,
-    DEFAULT,
+    BEST,
     GROUND_TRUTH,
     METRICS,
     BenchmarkError,
@@ -36,6 +35,7 @@ from lrd_helpers.benchmark.contenders import choices_of
 from lrd_helpers.benchmark.judges import digest
 from lrd_helpers.benchmark.tables import strata_table
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.methods import METHODS
 from lrd_helpers.models import ASSETS, load_pipeline
 
 # ------------------------------------------------------------------ numbers
@@ -76,7 +76,7 @@ def test_seeds_of_a_layout_are_one_value() -> None:
 
 def test_the_committed_table_is_that_of_the_committed_rows() -> None:
     methods = results_by_method(ASSETS / "benchmark")
-    assert set(methods) == {*CONTENDERS, GROUND_TRUTH}
+    assert set(methods) == {*METHODS, GROUND_TRUTH}
     names = {layout.name for layout in LAYOUTS}
     for rows in methods.values():
         assert {row.layout for row in rows} == names
@@ -91,15 +91,15 @@ def test_the_committed_table_is_that_of_the_committed_rows() -> None:
     assert settings["detector"] == f"LookingOnce {digest(detector.model)} {detector.rules}"
     pipe = load_pipeline("storybook", "cpu")
     assert settings["model"] == digest(pipe.unet, pipe.vae, pipe.text_encoder)
-    assert settings["methods"][DEFAULT] == choices_of(CONTENDERS[DEFAULT])
+    assert settings["methods"][BEST] == choices_of(METHODS[BEST])
 
 
 def test_the_tables_say_what_was_measured(tmp_path) -> None:
     rows = [
         row(GROUND_TRUTH, "car", 1.0, unet_calls=0),
         row(GROUND_TRUTH, "both", 0.9, stratum="two", layers=3, unet_calls=0),
-        row("default", "car", 0.8, seconds=2.0, clip=75.0, memory=12.0),
-        row("default", "both", 0.6, seconds=6.0, clip=65.0, stratum="two", layers=3, memory=30.0),
+        row("collage", "car", 0.8, seconds=2.0, clip=75.0, memory=12.0),
+        row("collage", "both", 0.6, seconds=6.0, clip=65.0, stratum="two", layers=3, memory=30.0),
         row("plain", "car", 0.2),
         row("plain", "both", 0.4, seconds=2.0, stratum="two", layers=3),
         row("boxdiff", "car", 0.5, unet_calls=80, backward_passes=30, seconds=5.0),
@@ -110,7 +110,7 @@ def test_the_tables_say_what_was_measured(tmp_path) -> None:
     assert text.startswith("2 layouts, 1 seed, 25 steps, guidance scale 5.")
     for line in (
         "| method | pictures | IoU | success | CLIP score |",
-        "| default | 2 | 0.700 [0.600, 0.800] | 1.000 [1.000, 1.000] | 70.0 [65.0, 75.0] |",
+        "| collage | 2 | 0.700 [0.600, 0.800] | 1.000 [1.000, 1.000] | 70.0 [65.0, 75.0] |",
         "| plain | 2 | 0.300 [0.200, 0.400] | 0.000 [0.000, 0.000] | 70.0 [70.0, 70.0] |",
         "| boxdiff | 1 | 0.500 | 1.000 | 70.0 |",
         "| ground truth | 2 | 0.950 [0.900, 1.000] | 1.000 [1.000, 1.000] | 70.0 [70.0, 70.0] |",
@@ -118,11 +118,11 @@ def test_the_tables_say_what_was_measured(tmp_path) -> None:
         "| plain | -0.400 [-0.600, -0.200] | -1.000 [-1.000, -1.000] | +0.0 [-5.0, +5.0] |",
         "| boxdiff | -0.300 | +0.000 | -5.0 |",
         # strata
-        "| stratum | layouts | default | plain | boxdiff | ground truth |",
+        "| stratum | layouts | collage | plain | boxdiff | ground truth |",
         "| one | 1 | 0.800 | 0.200 | 0.500 | 1.000 |",
         "| two | 1 | 0.600 | 0.400 | – | 0.900 |",
         # costs
-        "| default | 4.00 | 2.50 | 3.00 | 50.0 | 0.0 | 30 |",
+        "| collage | 4.00 | 2.50 | 3.00 | 50.0 | 0.0 | 30 |",
         "| plain | 1.50 | 1.00 | 1.00 | 50.0 | 0.0 | – |",
         "| boxdiff | 5.00 | 5.00 | – | 80.0 | 30.0 | – |",
     ):
@@ -134,24 +134,24 @@ def test_the_tables_say_what_was_measured(tmp_path) -> None:
     assert "| one | 1 | 1.000 | 0.000 | 1.000 | 1.000 |" in other.splitlines()
 
 
-def test_a_table_without_a_default_or_a_ceiling(tmp_path) -> None:
+def test_a_table_without_the_best_or_a_ceiling(tmp_path) -> None:
     folder = filled(tmp_path / "out", [row("plain", "car", 0.2), row("paper", "car", 0.3)])
     text = report(folder, FEW[:1], metrics=["iou"])
-    assert "The default was not among the methods." in text
+    assert "The collage was not among the methods." in text
     assert "| paper | 1 | 0.300 |" in text.splitlines()
 
 
 def test_average_precision_looks_at_the_pictures(tmp_path) -> None:
     pytest.importorskip("pycocotools")
-    folder = filled(tmp_path / "out", [row(name, "car", 0.2) for name in ("plain", "default")])
+    folder = filled(tmp_path / "out", [row(name, "car", 0.2) for name in ("plain", "collage")])
     # What Brightness finds in a white picture is the car's box; in a black one it is not.
     layouts = [NamedLayout("car", "one", Layout("a car", layers=[Layer("a car", BRIGHT)]))]
-    for name, colour in (("plain", "black"), ("default", "white")):
+    for name, colour in (("plain", "black"), ("collage", "white")):
         path = picture_file(folder, name, "car", 0)
         path.parent.mkdir(parents=True)
         Image.new("RGB", (32, 32), colour).save(path)
     text = report(folder, layouts, metrics=["ap", "iou"], detector=Brightness())
-    assert "| default | 1 | 0.200 | 1.000 |" in text.splitlines()
+    assert "| collage | 1 | 0.200 | 1.000 |" in text.splitlines()
     assert "| plain | 1 | 0.200 | 0.000 |" in text.splitlines()
 
 
@@ -183,7 +183,7 @@ def test_parts_of_the_report_from_rows_alone(tmp_path) -> None:
         for name, layout, iou in (
             (GROUND_TRUTH, "car", 1.0),
             ("plain", "car", 0.2),
-            ("default", "car", 0.8),
+            ("collage", "car", 0.8),
             ("plain", "both", 0.4),
         )
     ]

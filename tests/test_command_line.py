@@ -9,7 +9,7 @@ from PIL import Image
 
 import lrd_helpers
 from lrd_helpers import __main__ as command_line
-from lrd_helpers import metrics, models, plotting
+from lrd_helpers import measure, models, plotting
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 
@@ -27,10 +27,10 @@ def folder(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
         return pipe
 
     monkeypatch.setattr(models, "load_pipeline", load)
-    monkeypatch.setattr(metrics, "StorybookDetector", lambda: "detector")
-    monkeypatch.setattr(metrics, "StorybookClip", lambda: "clip")
-    monkeypatch.setattr(metrics, "layout_iou", lambda detector, image, layout: [0.25])
-    monkeypatch.setattr(metrics, "clip_score", lambda clip, image, text: 31.44)
+    monkeypatch.setattr(measure, "StorybookDetector", lambda: "detector")
+    monkeypatch.setattr(measure, "StorybookClip", lambda: "clip")
+    monkeypatch.setattr(measure, "layout_iou", lambda detector, image, layout: [0.25])
+    monkeypatch.setattr(measure, "clip_score", lambda clip, image, text: 31.44)
     LAYOUT.save(tmp_path / "car.json")
     return tmp_path
 
@@ -83,7 +83,7 @@ def test_a_layer_without_a_sticker_has_a_dash(folder, capsys, monkeypatch) -> No
     def iou(detector, image, layout):
         raise ValueError("names no sticker")
 
-    monkeypatch.setattr(metrics, "layout_iou", iou)
+    monkeypatch.setattr(measure, "layout_iou", iou)
     assert run(folder / "car.json", "--output", folder / "out", "--steps", 1) == 0
     assert capsys.readouterr().out.splitlines()[1] == "car         –   31.4"
 

@@ -288,7 +288,7 @@ def test_pictures_of_other_sizes_and_modes(pipe, image):
         assert fitted(pipe, clear).getpixel((0, 0)) == (255, 255, 255)
     with pytest.raises(EditError, match="64 × 32, but should have the ratio.*crop it"):
         fitted(pipe, image.resize((64, 32)))
-    with pytest.raises(EditError, match=r"of type Tensor.*as_image"):
+    with pytest.raises(EditError, match=r"of type Tensor.*picture_of"):
         fitted(pipe, torch.zeros(3, 32, 32))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -297,21 +297,22 @@ def test_pictures_of_other_sizes_and_modes(pipe, image):
 
 def test_a_new_object_is_pasted_into_the_picture_without_the_old_one(pipe, image, monkeypatch):
     canvases = []
-    draw = LayeredRenderingPipeline.__call__
+    sample = LayeredRendering.sample
 
-    def noting(self, *arguments, **options):
-        canvases.append(options["canvas"])
-        return draw(self, *arguments, **options)
+    def noting(method, run):
+        canvases.append(run.canvas)
+        return sample(method, run)
 
-    monkeypatch.setattr(LayeredRenderingPipeline, "__call__", noting)
+    monkeypatch.setattr(LayeredRendering, "sample", noting)
     star, corner = Layer("a yellow star", BOX), (0.0, 0.0, 0.25, 0.25)
     options = STEPS | {"background": "on grass"}
     insert(pipe, image, star, generator=seeded(), **options)
     replaced = replace_object(pipe, image, corner, star, generator=seeded(), **options)
     emptied = remove(pipe, image, corner, generator=seeded(), **options)
     insert(pipe, image, star, method=LayeredRendering(), generator=seeded(), **options)
-    assert canvases[0].tobytes() == image.tobytes()
-    assert canvases[1].tobytes() == emptied.image.tobytes() != image.tobytes()
+    assert torch.equal(canvases[0][0], pixels_of(image))
+    assert torch.equal(canvases[1][0], pixels_of(emptied.image))
+    assert not torch.equal(canvases[1], canvases[0])
     assert canvases[2] is None, "without a collage there is nothing to paste"
     assert replaced.before is image
 

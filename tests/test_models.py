@@ -50,6 +50,16 @@ def test_loads_half_precision_as_single_on_the_cpu(half: Path) -> None:
     assert pipe.safety_checker is None
 
 
+def test_weights_of_a_variant(half: Path, tmp_path: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(str(half)).save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    for variant in (None, "fp16"):  # the only one that is there is taken
+        pipe = load_pipeline(tmp_path, "cpu", variant=variant)
+        assert torch.equal(pipe.unet.conv_in.weight, load_pipeline(half, "cpu").unet.conv_in.weight)
+    with pytest.raises(AssetError, match="cannot be loaded"):
+        load_pipeline(tmp_path, "cpu", variant="bf16")
+
+
 def test_dtype_and_name(assets: Path) -> None:
     pipe = load_pipeline("storybook", device="cpu", dtype=torch.bfloat16)
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.bfloat16}

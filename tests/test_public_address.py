@@ -6,18 +6,35 @@ import shutil
 import nbformat
 import public_address
 import pytest
+from execute_notebooks import text_of
 from public_address import END, NOTEBOOKS, ROOT, START, address_in, badge, linked, rewrite, set_up
 from test_notebooks import PATHS
 
 OTHER = "https://github.com/ann-lee/Layers.2"
 
 
+@pytest.fixture(scope="module")
+def bare():
+    """Name → text of each notebook without its pictures, which are nearly all of it."""
+    texts = {}
+    for path in PATHS:
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            cell.pop("attachments", None)
+            if cell.cell_type == "code":
+                cell.outputs = []
+        texts[path.name] = text_of(notebook)
+    return texts
+
+
 @pytest.fixture
-def copy(tmp_path):
-    """pyproject.toml, README.md and the notebooks, with another address in the first."""
+def copy(tmp_path, bare):
+    """pyproject.toml, README.md and bare notebooks, with another address in the first."""
     (tmp_path / "notebooks").mkdir()
-    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *PATHS]:
-        shutil.copy(path, tmp_path / path.relative_to(ROOT))
+    for path in [ROOT / "pyproject.toml", ROOT / "README.md"]:
+        shutil.copy(path, tmp_path)
+    for name, text in bare.items():
+        (tmp_path / "notebooks" / name).write_text(text, encoding="utf-8")
     readdress(tmp_path, OTHER)
     return tmp_path
 
@@ -34,6 +51,8 @@ def texts(root):
 
 
 def test_another_address_is_written_everywhere_and_nothing_else_is_changed(copy):
+    for path in PATHS:  # here with their pictures
+        shutil.copy(path, copy / "notebooks")
     old, before = address_in(ROOT), texts(copy)
     changed = rewrite(copy)
     after = texts(copy)
@@ -132,8 +151,9 @@ def test_an_address_that_would_not_work_is_refused(copy, address):
 
 
 def test_a_file_without_a_place_for_it_is_named_and_nothing_is_written(copy):
-    bare = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 12 · What?", id="a")])
-    (copy / "notebooks" / "12_stable_diffusion.ipynb").write_text(json.dumps(bare))
+    title = nbformat.v4.new_markdown_cell("# 12 · What?", id="a")
+    lacking = nbformat.v4.new_notebook(cells=[title])
+    (copy / "notebooks" / "12_stable_diffusion.ipynb").write_text(json.dumps(lacking))
     before = texts(copy)
     with pytest.raises(ValueError, match=r"12_stable_diffusion\.ipynb: it has no Colab badge"):
         rewrite(copy)

@@ -10,7 +10,6 @@ import types
 from pathlib import Path
 
 import pytest
-import run_all
 import tomllib
 import yaml
 from packaging.requirements import Requirement
@@ -193,33 +192,6 @@ def test_ci_is_executable_and_runs_the_tests():
     text = path.read_text(encoding="utf-8")
     assert "set -euo pipefail" in text
     assert text.rstrip().endswith("make test")
-
-
-@pytest.mark.parametrize(("tests", "beside", "status"), [(0, 0, 0), (1, 0, 1), (0, 1, 1)])
-def test_make_test_runs_everything_once_and_fails_with_either(monkeypatch, tests, beside, status):
-    commands = []
-
-    class Beside:
-        returncode = beside
-
-        def __init__(self, command, **options):
-            commands.append(command)
-
-        def wait(self):
-            pass
-
-        terminate = wait
-
-    def run(command, **options):
-        commands.append(command)
-        return run_all.subprocess.CompletedProcess(command, tests)
-
-    monkeypatch.setattr(run_all.subprocess, "Popen", Beside)
-    monkeypatch.setattr(run_all.subprocess, "run", run)
-    assert run_all.main() == status
-    notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    given = [one for command in commands for one in command if one in [*notebooks, "tests"]]
-    assert sorted(given) == sorted([*notebooks, "tests"])
 
 
 def test_the_list_of_notebooks_is_the_one_that_make_address_writes():

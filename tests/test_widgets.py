@@ -272,15 +272,26 @@ def studio(pipe):
 
 def test_render_is_the_pipeline_s_picture_and_what_is_known_about_it(pipe):
     steps = []
-    made = render(CARS, pipe, QUICK, detector=finds_what_was_asked, on_step=steps.append)
+    note = lambda share: steps.append(share) or True  # noqa: E731
+    made = render(CARS, pipe, QUICK, detector=finds_what_was_asked, on_step=note)
     generator = torch.Generator().manual_seed(0)
     plain = pipe(CARS, num_inference_steps=3, generator=generator).images[0]
     assert made.image.tobytes() == plain.tobytes()
-    assert steps == [3], "the sketches stand for the first two"
+    # Ten sketching steps, the collage, one step.
+    assert steps == pytest.approx([step / 12 for step in range(1, 13)]), "in equal parts"
     assert made.ious == [1, 0]
     assert made.found == [(0, 0.5, 0.5, 1), None]
     assert set(made.attention) == {"a", "red", "car", "and", "yellow", "star", "at", "night"}
     assert made.attention["car"].shape == (4, 4)
+
+
+def test_a_render_that_is_not_wanted_any_more_ends_at_once(pipe, monkeypatch):
+    calls = []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *a, **k: calls.append(a) or forward(*a, **k))
+    assert render(CARS, pipe, QUICK, on_step=lambda share: share < 2 / 12) is None
+    assert len(calls) == 2, "among the sketches"
+    assert pipe.prompts_of_rows is None
 
 
 def test_every_setting_changes_the_picture(pipe):

@@ -16,6 +16,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import warnings
@@ -691,23 +692,47 @@ def notebook(cells: tuple[str, ...]) -> str:
     )
 
 
-@contextlib.contextmanager
-def server(application: str, folder: Path) -> Iterator[str]:
-    """A Jupyter server over `folder`; gives its address."""
+class Jupyter:
+    """A server: where it is, and the folder it shows."""
+
+    def __init__(self, port: int, folder: Path) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        self.folder = folder
+
+    def ask(self, what: str, **options: Any) -> Any:
+        headers = {"Authorization": "token course"}
+        request = urllib.request.Request(f"{self.address}/api/{what}", headers=headers, **options)
+        answer = urllib.request.urlopen(request, timeout=30).read()
+        return json.loads(answer) if answer else None
+
+
+@pytest.fixture(scope="module")
+def jupyter(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
+    """One server for all: where Notebook 7 is installed, JupyterLab serves it, too."""
+    pytest.importorskip("jupyterlab")
+    pytest.importorskip("notebook")
+    folder = tmp_path_factory.mktemp("jupyter")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     own = {name: str(folder / ".jupyter") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    extension = folder / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    extension.mkdir(parents=True)
+    news = {"fetchNews": "false", "checkForUpdates": False}
+    (extension / "notification.jupyterlab-settings").write_text(json.dumps(news))
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", application, "--no-browser", "--allow-root", "--ip=127.0.0.1"]
-            + [f"--port={port}", "--IdentityProvider.token=course", f"--notebook-dir={folder}"],
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+            + [f"--port={port}", "--IdentityProvider.token=course", f"--notebook-dir={folder}"]
+            + ["--expose-app-in-browser"],
             env=os.environ | own | {"PYTHONPATH": str(ROOT)},
             stdout=log,
             stderr=log,
         )
+    server = Jupyter(port, folder)
     try:
-        yield f"http://127.0.0.1:{port}"
+        wait_for(lambda: server.ask("status"), "the server's start")
+        yield server
     finally:
         process.terminate()
         process.wait(20)
@@ -724,39 +749,42 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> A
 
 
 class NotebookPage(Page):
-    """A notebook in JupyterLab or Notebook 7, its kernel ready."""
+    """A new notebook with these cells in JupyterLab or Notebook 7, its kernel ready."""
 
-    def __init__(self, browser: Any, address: str, path: str) -> None:
+    def __init__(self, browser: Any, jupyter: Jupyter, view: str, cells: tuple[str, ...]) -> None:
+        self.jupyter = jupyter
+        self.folder = Path(tempfile.mkdtemp(prefix="course-", dir=jupyter.folder))
+        self.path = f"{self.folder.name}/course.ipynb"
+        (jupyter.folder / self.path).write_text(notebook(cells), encoding="utf-8")
         self.errors: list[str] = []
         self.context = browser.new_context(viewport={"width": 1200, "height": 900})
         self.page = self.context.new_page()
         self.page.set_default_timeout(180_000)  # a busy machine
         self.page.on("pageerror", lambda error: self._note_own(str(error), error.stack))
         self.page.on("console", self._note)
-
-        self.kernels = f"{address}/api/kernels"
-        wait_for(lambda: self.ask(self.kernels) == [], "the server's start")
-        self.page.goto(f"{address}/{path}?token=course")
+        # "reset": without what other tests have left open.
+        self.page.goto(f"{jupyter.address}/{view}/{self.path}?token=course&reset")
         self.kernel = self.idle_kernel()
-
-    @staticmethod
-    def ask(address: str, **options: Any) -> Any:
-        request = urllib.request.Request(
-            address, headers={"Authorization": "token course"}, **options
-        )
-        return json.load(urllib.request.urlopen(request, timeout=30))
 
     def idle_kernel(self) -> str:
         """The page says "idle" before the kernel is there: the server is asked."""
         idle = wait_for(
-            lambda: [k["id"] for k in self.ask(self.kernels) if k["execution_state"] == "idle"],
+            lambda: [
+                session["kernel"]["id"]
+                for session in self.jupyter.ask("sessions")
+                if session["path"] == self.path and session["kernel"]["execution_state"] == "idle"
+            ],
             "a kernel",
         )
         return idle[0]
 
     def restart_kernel(self) -> None:
-        self.ask(f"{self.kernels}/{self.kernel}/restart", method="POST", data=b"")
+        self.jupyter.ask(f"kernels/{self.kernel}/restart", method="POST", data=b"")
         self.idle_kernel()
+
+    def close(self) -> None:
+        self.context.close()
+        self.jupyter.ask(f"kernels/{self.kernel}", method="DELETE")
 
     def _note(self, message: Any) -> None:
         if message.type == "error":
@@ -774,44 +802,40 @@ class NotebookPage(Page):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("application", "path"),
-    [("jupyterlab", "lab/tree/course.ipynb"), ("notebook", "notebooks/course.ipynb")],
+    ("application", "view"), [("jupyterlab", "lab/tree"), ("notebook", "notebooks")]
 )
-def test_a_round_trip_through_a_real_notebook(chromium, tmp_path, application, path):
-    pytest.importorskip(application)
-    (tmp_path / "course.ipynb").write_text(notebook(CELLS), encoding="utf-8")
-    result = tmp_path / "result.json"
-    with server(application, tmp_path) as address:
-        page = NotebookPage(chromium, address, path)
-        page.run_cell(0)
-        page.page.wait_for_selector(".lrd-editor")
-        page.page.wait_for_timeout(300)
-        page.page.evaluate(
-            "window.ups = [], addEventListener('pointerup', () => ups.push(Date.now()), true)"
-        )
-        for start, end, prompt in [
-            ((0.3, 0.2), (0.9, 0.8), "a blue house"),
-            ((0.1, 0.5), (0.5, 0.9), "a red car"),
-        ]:
-            page.drag(start, end)
-            page.page.keyboard.type(prompt)
-        page.button("Send backward").click()
-        page.page.locator(".canvas").focus()
-        page.press("x", "d", "d", "ArrowRight")  # would cut the cell, or leave it
-        page.screenshot(f"{application}-round-trip")
-        # Edits and cells go to Python by different ways, so that a cell may overtake an edit.
-        page.page.wait_for_timeout(300)
-        page.page.wait_for_selector(".lrd-editor[data-synced=true]")
-        page.run_cell(1)
-        wait_for(result.exists, "the second cell")
-        wait_for(lambda: result.read_text().endswith("]"), "its end")
-        ups = page.page.evaluate("ups")
-        page.restart_kernel()
-        page.drag((0.7, 0.3), (0.75, 0.35))
-        page.page.wait_for_selector("text=Python does not answer")
-        assert page.prompt(1).input_value() == "a red car"
-        page.screenshot(f"{application}-restarted")
-        page.context.close()
+def test_a_round_trip_through_a_real_notebook(chromium, jupyter, application, view):
+    page = NotebookPage(chromium, jupyter, view, CELLS)
+    result = page.folder / "result.json"
+    page.run_cell(0)
+    page.page.wait_for_selector(".lrd-editor")
+    page.page.wait_for_timeout(300)
+    page.page.evaluate(
+        "window.ups = [], addEventListener('pointerup', () => ups.push(Date.now()), true)"
+    )
+    for start, end, prompt in [
+        ((0.3, 0.2), (0.9, 0.8), "a blue house"),
+        ((0.1, 0.5), (0.5, 0.9), "a red car"),
+    ]:
+        page.drag(start, end)
+        page.page.keyboard.type(prompt)
+    page.button("Send backward").click()
+    page.page.locator(".canvas").focus()
+    page.press("x", "d", "d", "ArrowRight")  # would cut the cell, or leave it
+    page.screenshot(f"{application}-round-trip")
+    # Edits and cells go to Python by different ways, so that a cell may overtake an edit.
+    page.page.wait_for_timeout(300)
+    page.page.wait_for_selector(".lrd-editor[data-synced=true]")
+    page.run_cell(1)
+    wait_for(result.exists, "the second cell")
+    wait_for(lambda: result.read_text().endswith("]"), "its end")
+    ups = page.page.evaluate("ups")
+    page.restart_kernel()
+    page.drag((0.7, 0.3), (0.75, 0.35))
+    page.page.wait_for_selector("text=Python does not answer")
+    assert page.prompt(1).input_value() == "a red car"
+    page.screenshot(f"{application}-restarted")
+    page.close()
     text, heard = json.loads(result.read_text())
     layout = Layout.from_json(text)
     assert layout.caption == "a red car and a blue house on grass"
@@ -838,41 +862,40 @@ layout = Layout.from_json(LAYOUT)
 LayoutStudio(load_pipeline("storybook"), layout, settings=Settings(steps=STEPS))"""
 
 
+def in_both_themes(page: NotebookPage, name: str) -> None:
+    """Pictures of the studio in JupyterLab's light and dark theme, changed while it is open."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for theme in ("Dark", "Light"):
+        page.page.evaluate(
+            "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})",
+            f"JupyterLab {theme}",
+        )
+        page.page.wait_for_selector(f".lrd-editor[data-theme={theme.lower()}]")
+        path = SCREENSHOTS / f"{name}-{theme.lower()}.png"
+        page.page.locator(".lrd-studio").screenshot(path=path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_studio_renders_with_the_shipped_model(chromium, tmp_path, dark):
-    pytest.importorskip("jupyterlab")
+def test_the_studio_renders_with_the_shipped_model(chromium, jupyter):
     steps = os.environ.get("STUDIO_STEPS", "4")  # for a better screenshot: 25
     cell = STUDIO.replace("LAYOUT", repr(SEA.to_json())).replace("STEPS", steps)
-    (tmp_path / "course.ipynb").write_text(notebook((cell,)), encoding="utf-8")
-    theme = tmp_path / ".jupyter" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
-    theme.mkdir(parents=True)
-    name = "JupyterLab Dark" if dark else "JupyterLab Light"
-    (theme / "themes.jupyterlab-settings").write_text(json.dumps({"theme": name}))
-    news = {"fetchNews": "false", "checkForUpdates": False}
-    (theme / "notification.jupyterlab-settings").write_text(json.dumps(news))
-    with server("jupyterlab", tmp_path) as address:
-        page = NotebookPage(chromium, address, "lab/tree/course.ipynb")
-        page.page.set_viewport_size({"width": 1300, "height": 1500})
-        page.run_cell(0)
-        page.page.wait_for_selector(f".lrd-editor[data-theme={'dark' if dark else 'light'}]")
-        start = time.monotonic()
-        page.button("Render").click()
-        page.page.wait_for_selector(".lrd-figure svg image")
-        print(f"Render → picture: {time.monotonic() - start:.1f} s for {steps} steps")
-        page.button("found").click()
-        page.page.wait_for_selector(".lrd-figure svg text")
-        page.page.locator(".lrd-studio").screenshot(
-            path=SCREENSHOTS / f"studio-{'dark' if dark else 'light'}.png"
-        )
-        page.button("^boat$").click()
-        page.page.wait_for_selector("text=Where the model looks for “boat”")
-        page.page.locator(".lrd-studio").screenshot(
-            path=SCREENSHOTS / f"studio-attention-{'dark' if dark else 'light'}.png"
-        )
-        page.prompt(1).fill("")
-        page.button("Render").click()  # at once: what is drawn, not what Python last had
-        page.page.wait_for_selector("text=layer 1 has no prompt")
-        page.page.wait_for_selector(".lrd-editor li.marked")
-        page.context.close()
+    page = NotebookPage(chromium, jupyter, "lab/tree", (cell,))
+    page.page.set_viewport_size({"width": 1300, "height": 1500})
+    page.run_cell(0)
+    page.page.wait_for_selector(".lrd-editor[data-theme=light]")
+    start = time.monotonic()
+    page.button("Render").click()
+    page.page.wait_for_selector(".lrd-figure svg image")
+    print(f"Render → picture: {time.monotonic() - start:.1f} s for {steps} steps")
+    page.button("found").click()
+    page.page.wait_for_selector(".lrd-figure svg text")
+    in_both_themes(page, "studio")
+    page.button("^boat$").click()
+    page.page.wait_for_selector("text=Where the model looks for “boat”")
+    in_both_themes(page, "studio-attention")
+    page.prompt(1).fill("")
+    page.button("Render").click()  # at once: what is drawn, not what Python last had
+    page.page.wait_for_selector("text=layer 1 has no prompt")
+    page.page.wait_for_selector(".lrd-editor li.marked")
+    page.close()
     assert page.errors == []

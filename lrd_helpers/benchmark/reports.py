@@ -120,7 +120,7 @@ def _page(
         "better. A picture's IoU, success, colour and leakage are means over its layers. "
         "T2I-Sim is the CLIP score / 100.",
         "## How well the layouts are obeyed\n\n" + quality_table(methods, metrics, precision),
-        "## Difference to our default\n\n" + differences_table(methods, metrics),
+        "## Difference to the collage\n\n" + differences_table(methods, metrics),
         f"## {METRICS[first].heading} by stratum\n\n" + strata_table(methods, layouts, first),
         "## What it costs\n\n" + cost_table(methods, settings),
     ]

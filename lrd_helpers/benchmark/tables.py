@@ -37,9 +37,9 @@ def quality_table(
 
 
 def differences_table(methods: Rows, metrics: Sequence[str]) -> str:
-    """A row per method: the paired differences to our default."""
+    """A row per method: the paired differences to the collage."""
     if BEST not in methods:
-        return "The default was not among the methods."
+        return "The collage was not among the methods."
     metrics = [metric for metric in metrics if metric != "ap"]
     lines = []
     for name, rows in methods.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,7 @@ with quiet_libraries():
     from diffusers.utils.torch_utils import randn_tensor
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
 Pictures = Float[Tensor, "pictures channels height width"]
 Rows = Float[Tensor, "rows channels height width"]
@@ -105,58 +105,42 @@ class Run:
         pipe: StableDiffusionPipeline,
         layouts: Sequence[Layout],
         size: tuple[int, int],
+        steps: Steps,
         *,
-        num_inference_steps: int | None,
-        scheduler: SchedulerMixin | None = None,
         negatives: Sequence[str] | None = None,
-        generator: Generators = None,
-        eta: float = 0.0,
-        timesteps: Sequence[int] | None = None,
-        sigmas: Sequence[float] | None = None,
-        canvas: Sequence[Image.Image] | None = None,
-        prompt_embeds: Mapping[str, Tensor] | None = None,
-        image_embeds: Sequence[Tensor] | None = None,
-        chunk_size: int | None = None,
         guidance_scale: float = 5.0,
         guidance_rescale: float = 0.0,
-        cross_attention_kwargs: dict[str, Any] | None = None,
+        canvas: Sequence[Image.Image] | None = None,
+        **options: Any,
     ) -> Run:
-        """Set the steps; x_T is empty until `draw_noise`.
+        """A run of a pipeline's model; x_T is empty until `draw_noise`.
 
         Args:
-            pipe: holds the models and, without `scheduler`, the scheduler.
+            pipe: holds the models.
             layouts: one a picture.
             size: height and width of the pictures in pixels.
+            steps: with the generator that noise comes from.
+            options: of `StableDiffusion`.
 
-        The others are those of `Run`, `Steps` and `StableDiffusion`.
+        The others are those of `Run`.
         """
         cells = [side // pipe.vae_scale_factor for side in size]
         shape = (len(layouts), pipe.unet.config.in_channels, *cells)
         x_T = torch.empty(shape, device=pipe._execution_device, dtype=pipe.unet.dtype)
-        model = StableDiffusion(
-            pipe,
-            x_T,
-            prompt_embeds=prompt_embeds,
-            image_embeds=image_embeds,
-            chunk_size=chunk_size,
-            at_once=len(layouts),
-            guidance_scale=guidance_scale,
-            cross_attention_kwargs=cross_attention_kwargs,
-        )
-        steps = Steps(
-            scheduler or pipe.scheduler,
-            num_inference_steps,
-            device=x_T.device,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            generator=generator,
-        )
+        options |= {"at_once": len(layouts), "guidance_scale": guidance_scale}
         if canvas is not None:
             canvas = pipe.image_processor.preprocess(list(canvas)) / 2 + 0.5
-        negatives = [""] * len(layouts) if negatives is None else negatives
-        guidance = guidance_scale, guidance_rescale
-        return cls(model, steps, layouts, negatives, x_T, *guidance, generator, canvas)
+        return cls(
+            StableDiffusion(pipe, x_T, **options),
+            steps,
+            layouts,
+            [""] * len(layouts) if negatives is None else negatives,
+            x_T,
+            guidance_scale,
+            guidance_rescale,
+            steps.generator,
+            canvas,
+        )
 
     def draw_noise(self, latents: Pictures | None = None) -> None:
         """x_T ~ N(0, I), given or drawn, times the scheduler's `init_noise_sigma`."""
@@ -309,6 +293,13 @@ class Method(ABC):
 
         A step goes on from `state.x` as whoever iterates has left it.
         """
+
+    def parts(self, run: Run, every: int = 1) -> Iterator[Run]:
+        """What `sample` draws at once: all pictures, or each (of `every` so many) by itself."""
+        if self.batched:
+            yield run
+        else:
+            yield from map(run.only, range(0, len(run.x_T), every))
 
     def count(self, run: Run) -> tuple[int, int]:
         """How many sketching states and how many other states `sample` yields."""

@@ -57,7 +57,8 @@ def derived(kind: type[Scheduler], scheduler: SchedulerMixin, **changes: Any) ->
     `from_config` alone would drop what this one left at its own class's default, such as the β of
     `LCMScheduler()`, and take the other kind's defaults instead.
     """
-    config = {name: value for name, value in scheduler.config.items() if name[0] != "_"}
+    taken = inspect.signature(kind.__init__).parameters
+    config = {name: value for name, value in scheduler.config.items() if name in taken}
     return kind.from_config(config, **changes)
 
 
@@ -90,6 +91,21 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         raise ValueError(
             f"{name}'s prediction_type is {kind!r}, but should be {', '.join(first)} or {last}"
         )
+
+
+def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
+    """Refuse too few steps for the Runge-Kutta steps that PNDM begins with.
+
+    Raises:
+        ValueError: it says how many there should be.
+    """
+    if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
+        least = scheduler.pndm_order
+        if steps is not None and steps < least:
+            raise ValueError(
+                f"PNDMScheduler begins with Runge-Kutta steps, for which it needs at least {least} "
+                f"steps, not {steps}; PNDMScheduler.from_config(…, skip_prk_steps=True) needs none"
+            )
 
 
 class Steps:
@@ -135,6 +151,7 @@ class Steps:
             eta=eta,
             generator=generator,
         )
+        check_few_steps(scheduler, num_inference_steps)
         self.timesteps, _ = retrieve_timesteps(
             scheduler, num_inference_steps, device, timesteps, sigmas
         )

@@ -36,6 +36,7 @@ from lrd_helpers.methods.regions import asked_prompt, phases
 from lrd_helpers.pictures import data_uri, picture_of
 from lrd_helpers.pipeline import warn_of_unknown_words
 from lrd_helpers.sampling.run import Run
+from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets.box_editor import BoxEditor, layout_of, layout_svg
 from lrd_helpers.words import WHOLE_WORDS, WordError
 
@@ -124,14 +125,14 @@ def render(
     """
     settings = settings or Settings()
     method, start = method_of(settings), time.perf_counter()
-    run = Run.begin(
-        pipe,
-        [layout],
-        _picture_size(pipe)[::-1],
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance_scale,
+    steps = Steps(
+        pipe.scheduler,
+        settings.steps,
+        device=pipe._execution_device,
         generator=torch.Generator("cpu").manual_seed(settings.seed),
     )
+    size = _picture_size(pipe)[::-1]
+    run = Run.begin(pipe, [layout], size, steps, guidance_scale=settings.guidance_scale)
     with _remarks() as remarks:
         method.check(run)
         warn_of_unknown_words(pipe, [layout])
