@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
-from lrd_helpers.methods import METHODS
+from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.models import load_pipeline
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.plotting import BOX_COLOURS, side_by_side
@@ -117,21 +117,21 @@ def demo(pipe) -> Image.Image:
 
 
 def methods(pipe, count: int = 24, cell: int = 112) -> Image.Image:
-    """24 random layouts, each by the plain caption and by every method from the same noise."""
-    names = {"plain caption": {"layered_fraction": 0}} | {
-        name: {"method": name} for name in METHODS
+    """24 random layouts by the plain caption, the collage and LRDiff's versions, from one noise."""
+    names = {"plain caption": "plain"} | {
+        name: name for name, method in METHODS.items() if isinstance(method, LayeredRendering)
     }
     layouts = [
         sample_layout(seeded(HELD_OUT_SEED, 6, number), sticker_count=1 + number % 3)
         for number in range(count)
     ]
     columns = {}
-    for name, options in tqdm(names.items(), desc="methods"):
+    for name, method in tqdm(names.items(), desc="methods"):
         columns[name] = []
         for first in range(0, count, 8):
             generators = [seeded(0, 5, first + number) for number in range(8)]
             batch = layouts[first : first + 8]
-            columns[name] += pipe(batch, generator=generators, **options).images
+            columns[name] += pipe(batch, method=method, generator=generators).images
     half = -(-count // 2)
     block = cell * len(names) + 12
     sheet = Image.new("RGB", (2 * block, 24 + half * (cell + 20)), PAPER)
