@@ -126,8 +126,8 @@ def perceptual_distance(
             f"{len(first)} and {len(second)} feature maps: give the same layers of both, at least 1"
         )
     total = torch.zeros(len(first[0]), device=first[0].device)
-    for one, other in zip(first, second, strict=True):
-        difference = functional.normalize(one, dim=1) - functional.normalize(other, dim=1)
+    for features, others in zip(first, second, strict=True):
+        difference = functional.normalize(features, dim=1) - functional.normalize(others, dim=1)
         total = total + difference.square().sum(1).mean((1, 2))
     return total
 

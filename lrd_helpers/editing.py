@@ -159,12 +159,12 @@ def redraw(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}, but should be above 0, at most 1")
-    known = inversion.latents.flip(0)  # x_T … x_0
-    steps = len(known) - 1
+    levels = inversion.latents.flip(0)  # x_T … x_0
+    steps = len(levels) - 1
     first = steps - max(1, round(share * steps))
-    everywhere = torch.ones(known.shape[-2:], dtype=torch.bool, device=known.device)
-    changing = everywhere if changing is None else changing.to(known.device)
-    x = known[first : first + 1]
+    everywhere = torch.ones(levels.shape[-2:], dtype=torch.bool, device=levels.device)
+    changing = everywhere if changing is None else changing.to(levels.device)
+    x = levels[first : first + 1]
     if noise is not None:
         x = torch.where(changing, noise.to(x), x)
     prompt = inversion.prompt if prompt is None else prompt
@@ -173,7 +173,7 @@ def redraw(
     with run.model.drawing():
         for i, t in enumerate(pipe.progress_bar(run.steps.timesteps[first:]), start=first):
             x = caption_step(run, regions, i, t, x).x
-            x = torch.where(changing, x, known[i + 1])
+            x = torch.where(changing, x, levels[i + 1])
     return _decoded(pipe, x)
 
 
@@ -269,18 +269,18 @@ def replace_object(
         removed = remove(pipe, image, old, background=background, generator=generator, **options)
         image = removed.image
     inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
-    known = inversion.latents.flip(0)
-    inside = _grown(layer.cells(*known.shape[-2:]) > 0).to(known.device)
+    levels = inversion.latents.flip(0)
+    inside = _grown(layer.cells(*levels.shape[-2:]) > 0).to(levels.device)
     phase = phases(run, method) if isinstance(method, Choices) else None
-    noise = _noise(pipe, known, generator)
+    noise = _noise(pipe, levels, generator)
     # While a layer draws alone, anywhere, there is nothing yet to be kept.
-    run.x_T = noise if phase and phase.alone else torch.where(inside, noise, known[:1])
+    run.x_T = noise if phase and phase.alone else torch.where(inside, noise, levels[:1])
     if phase and phase.alone and phase.fuse == "collage":
         run.canvas = pixels_of(inversion.image)[None]
     with run.model.drawing(), pipe.progress_bar(total=sum(method.count(run))) as progress_bar:
         for state in method.sample(run):
             if not (state.alone or state.sketch):
-                state.latents = torch.where(inside, state.latents, known[state.i + 1])
+                state.latents = torch.where(inside, state.latents, levels[state.i + 1])
             latents = state.latents
             progress_bar.update()
     edited = _edited(_decoded(pipe, latents), inversion.image, inside, keep_pixels)
@@ -474,11 +474,11 @@ def _edited(
 
 def _noise(
     pipe: StableDiffusionPipeline,
-    known: Float[Tensor, "steps channels height width"],
+    levels: Float[Tensor, "steps channels height width"],
     generator: torch.Generator | None,
 ) -> Float[Tensor, "1 channels height width"]:
-    device = known.device if generator is None else generator.device
-    return torch.randn(known[:1].shape, generator=generator, device=device).to(known)
+    device = levels.device if generator is None else generator.device
+    return torch.randn(levels[:1].shape, generator=generator, device=device).to(levels)
 
 
 @torch.no_grad()

@@ -203,27 +203,28 @@ class StyleConditioning:
         Raises:
             ValueError: this is not the U-Net that was fine-tuned, or the weights are in it already.
         """
-        own = {name: tensor.detach() for name, tensor in unet.state_dict().items()}
+        unet = getattr(unet, "_orig_mod", unet)  # what torch.compile wrapped
+        before = {name: tensor.detach() for name, tensor in unet.state_dict().items()}
         for name, tensor in self.unet_weights.items():
-            if name not in own or own[name].shape != tensor.shape:
-                what = f"has {list(own[name].shape)}" if name in own else "has none"
+            if name not in before or before[name].shape != tensor.shape:
+                what = f"has {list(before[name].shape)}" if name in before else "has none"
                 raise ValueError(
                     f"the style needs {name} of shape {list(tensor.shape)}, but this U-Net {what}: "
                     "it is not the one that was fine-tuned"
                 )
-        found = weight_sum(unet)
-        if not math.isclose(found, self.base, rel_tol=1e-5):
+        total = weight_sum(unet)
+        if not math.isclose(total, self.base, rel_tol=1e-5):
             raise ValueError(
                 f"the style was trained on another U-Net (its weights sum to {self.base:.2f}, "
-                f"these to {found:.2f}): either a style is applied already, or the U-Net was "
+                f"these to {total:.2f}): either a style is applied already, or the U-Net was "
                 "trained again, and the style must follow: python -m lrd_helpers.training.style"
             )
-        own = {name: own[name].clone() for name in self.unet_weights}
+        before = {name: before[name].clone() for name in self.unet_weights}
         try:
             unet.load_state_dict(self.unet_weights, strict=False)
             yield
         finally:
-            unet.load_state_dict(own, strict=False)
+            unet.load_state_dict(before, strict=False)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the encoder as diffusers does, and the U-Net's weights beside it."""

@@ -150,6 +150,16 @@ def test_the_unet_is_left_as_it_was(
         assert torch.equal(tensor, before[name]), name
 
 
+def test_a_compiled_unet_takes_the_weights(
+    tiny: StableDiffusionPipeline, conditioning: StyleConditioning
+) -> None:
+    compiled = torch.compile(tiny.unet, backend="eager")  # its names begin with _orig_mod.
+    name, weights = next(iter(conditioning.unet_weights.items()))
+    with conditioning.applied_to(compiled):
+        assert torch.equal(tiny.unet.state_dict()[name], weights)
+    assert not torch.equal(tiny.unet.state_dict()[name], weights)
+
+
 def test_weights_in_half_precision_fit_their_unet_in_single(
     tiny: StableDiffusionPipeline, conditioning: StyleConditioning, tmp_path: Path
 ) -> None:

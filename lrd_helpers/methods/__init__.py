@@ -34,8 +34,8 @@ from lrd_helpers.methods.regions import (
     check_no_canvas,
     check_no_times,
     check_texts,
+    make_plan,
     phases,
-    plan,
     warn_of_hidden_layers,
 )
 from lrd_helpers.methods.script import merged_once
@@ -90,7 +90,9 @@ class LayeredRendering(Choices, Method):
             )
         warn_of_hidden_layers(run, self)
         prompts = [layer.prompt for _, layer in layers_looked_at(run, self)]
-        check_texts(run, dict.fromkeys(plan(run, self).regions), prompts if phase.layered else [])
+        check_texts(
+            run, dict.fromkeys(make_plan(run, self).regions), prompts if phase.layered else []
+        )
 
     def sample(self, run: Run) -> Iterator[State]:
         phase = phases(run, self)

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from lrd_helpers.layout import Layer
 from lrd_helpers.methods.choices import Choices
-from lrd_helpers.methods.guidance import vision_fields
-from lrd_helpers.methods.lrdiff import painted
+from lrd_helpers.methods.guidance import painted, prepared
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.methods.plain import general_denoising
-from lrd_helpers.methods.regions import FULL, Fields, phases, plan
+from lrd_helpers.methods.regions import FULL, Plan
 from lrd_helpers.sampling.regions import Regions
 from lrd_helpers.sampling.run import Rows, Run, State
 
@@ -33,42 +32,42 @@ RELEVANCE_SAMPLES = 2
 
 def collage_of_sketches(run: Run, choices: Choices) -> Iterator[State]:
     """Sketch each layer, find its object, paste it into its box, noise it all, and finish."""
-    begin = phases(run, choices).layered
-    xi = vision_fields(run, choices)
-    steps = plan(run, choices, xi if choices.guide == "steps" else None)
-    run.model.encode_texts(steps.texts)
-    regions = steps.regions[0]
+    plan = prepared(run, choices)
+    begin, regions = plan.layered, plan.regions[0]
     sketch_run = replace(run, steps=run.steps.sketching(choices.sketch_steps))
-    sketches = yield from sketched(run, sketch_run, regions, choices, xi)
+    x = painted(run, plan) if choices.guide == "noise" else run.x_T[regions.picture]
+    sketches = yield from sketched(run, sketch_run, plan, x)
     relevance = relevance_of_prompts(sketch_run, sketches, regions)
     images = placed(run, sketches, relevance, regions, choices)
     clean = run.model.encode(2 * images - 1)
     noise = run.noise(clean.shape) if begin < len(run.steps) else None  # nothing is left to do
     x = run.steps.begin_at(begin, clean, noise)
     t = run.steps.timesteps[begin - 1]
-    state = State(begin - 1, t, x, regions, sketch=True, xi=xi, collage=clean)
+    state = State(begin - 1, t, x, regions, sketch=True, xi=plan.xi, collage=clean)
     yield state
     yield from general_denoising(run, state.x, start=begin)
 
 
-def sketched(
-    run: Run, sketch_run: Run, regions: Regions, choices: Choices, xi: Fields
-) -> Iterator[State]:
+def sketched(run: Run, sketch_run: Run, plan: Plan, x: Rows) -> Iterator[State]:
     """Each layer and the background drawn alone, to the end, in a few steps of DDIM.
+
+    Args:
+        run: the drawing, whose first noise is `x`.
+        sketch_run: the same with quick steps.
+        plan: what the regions are asked.
+        x: x_T, a row a region.
 
     Returns:
         The clean latents, a row a region.
     """
-    x = run.x_T[regions.picture]
-    if choices.guide == "noise":
-        x = painted(run, regions, xi)
+    regions = plan.regions[0]
     steps = sketch_run.steps
     x = run.steps.model_input(x, run.steps.timesteps[0]) / steps.unit(steps.timesteps[0])
     for i, t in steps.until(len(steps)):
         seen = sketch_run.seen(x, t)
         scores = sketch_run.scores(seen, t, regions)
         x = steps.step(scores, t, x)
-        state = State(i, t, x, regions, seen, scores, alone=True, sketch=True, xi=xi)
+        state = State(i, t, x, regions, seen, scores, alone=True, sketch=True, xi=plan.xi)
         yield state
         x = state.x
     _check_finite(x, f"the {type(run.model.pipe.unet).__name__}'s predictions")

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lrd_helpers.layout import Layer
 from lrd_helpers.methods.choices import Choices
-from lrd_helpers.methods.regions import Fields, layer_name
+from lrd_helpers.methods.regions import Fields, Plan, layer_name, make_plan, phases
 from lrd_helpers.sampling.model import decode_latents, encode_images
-from lrd_helpers.sampling.run import Run
+from lrd_helpers.sampling.regions import stacked
+from lrd_helpers.sampling.run import Rows, Run
 from lrd_helpers.words import WordError, colour_of_prompt, object_of_prompt
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 NORM = 2.0
 """The Euclidean norm of a constant δ: about that of one cell of x_T ~ N(0, I) in 4 channels."""
+
+EARLY_REPEAT = 0.01
+"""The share of ξ that an early repeat adds once more (the authors' script: "about 1 %")."""
 
 GREY = "#808080"
 """The colour without a direction: δ points from its latent to that of the colour asked for."""
@@ -123,6 +127,31 @@ def decoded_delta(
 
 
 # ------------------------------------------------------------------ the fields of a run
+
+
+def prepared(run: Run, choices: Choices) -> Plan:
+    """What comes before the first step: ξ, the plan, and the texts' embeddings."""
+    xi = vision_fields(run, choices) if phases(run, choices).layered else None
+    plan = make_plan(run, choices, xi)
+    run.model.encode_texts(plan.texts)
+    return plan
+
+
+def painted(run: Run, plan: Plan) -> Rows:
+    """x_T + ξ^i, a row a region, in the scheduler's units: Euler's are σ times larger."""
+    regions, unit = plan.regions[0], run.steps.unit(run.steps.timesteps[0])
+    return run.x_T[regions.picture] + _fields_of_rows(run, plan) / unit
+
+
+def repeated(run: Run, plan: Plan, i: int) -> Rows:
+    """The share of ξ^i that is added again after step i."""
+    unit = run.steps.unit(run.steps.timesteps[i + 1])
+    return EARLY_REPEAT * _fields_of_rows(run, plan) / unit
+
+
+def _fields_of_rows(run: Run, plan: Plan) -> Rows:
+    entries = plan.regions[0].entries
+    return stacked([plan.xi[e.picture][e.layer - 1] if e.layer else None for e in entries], run.x_T)
 
 
 def vision_fields(run: Run, choices: Choices) -> Fields:

@@ -60,11 +60,15 @@ class Plan:
         layered: so many steps are layered: t0 of Algorithm 1.
         end: from this step on, only the captions are asked. Later than `layered` where a layer has
             a later end of its own.
+        repeats: after so many first steps a share of ξ is added again.
+        xi: ξ of each layer; None where no step is layered.
     """
 
     regions: list[Regions]
     layered: int
     end: int
+    repeats: int
+    xi: Fields | None
 
     @property
     def texts(self) -> list[str]:
@@ -73,13 +77,13 @@ class Plan:
         return list(dict.fromkeys(text for e in entries for text in (e.prompt, e.negative)))
 
 
-def plan(run: Run, choices: Choices, fields: Fields | None = None) -> Plan:
-    """What the U-Net is asked at each step of a run, with ξ; each batch is made once.
+def make_plan(run: Run, choices: Choices, xi: Fields | None = None) -> Plan:
+    """What the U-Net is asked at each step of a run; each batch is made once.
 
     Args:
         run: the layouts, their negative prompts and the steps.
-        choices: see `regions_of`.
-        fields: ξ of each layer, where it is seen at each step.
+        choices: see `regions_of`; `guide` says whether the regions have ξ.
+        xi: ξ of each layer.
     """
     phase = phases(run, choices)
     made: dict[tuple, Regions] = {}
@@ -99,16 +103,17 @@ def plan(run: Run, choices: Choices, fields: Fields | None = None) -> Plan:
                 for number in range(len(run.layouts))
                 for region in regions_of(run, number, active[number], choices, phase.fuse, layered)
             ]
-            if fields is not None and layered:
+            if xi is not None and layered and choices.guide == "steps":
                 entries = [
-                    replace(region, field=fields[region.picture][region.layer - 1])
+                    replace(region, field=xi[region.picture][region.layer - 1])
                     if region.layer
                     else region
                     for region in entries
                 ]
             made[key] = batched(entries, run.x_T, share=not (layered and phase.alone))
         steps.append(made[key])
-    return Plan(steps, phase.layered, end)
+    repeats = choices.early_repeats if choices.guide == "noise" else 0
+    return Plan(steps, phase.layered, end, min(repeats, phase.layered, len(steps) - 1), xi)
 
 
 def regions_of(

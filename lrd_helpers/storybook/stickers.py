@@ -49,13 +49,13 @@ def sticker_svg(sticker: str, colour: str, style: str = "flat") -> str:
     Raises:
         ValueError: a sticker, colour or style that the world does not have.
     """
-    for value, known, what in (
+    for value, names, what in (
         (sticker, STICKERS, "sticker"),
         (colour, COLOURS, "colour"),
         (style, STYLES, "style"),
     ):
-        if value not in known:
-            raise ValueError(f"no {what} {value!r}; there are: {', '.join(known)}")
+        if value not in names:
+            raise ValueError(f"no {what} {value!r}; there are: {', '.join(names)}")
     main = numpy.array(COLOURS[colour])
     paper, ink = numpy.array(PAPER), numpy.array((0.2, 0.2, 0.24))
     if style == "flat":

@@ -59,9 +59,10 @@ def shuffled_pairs(
     """
     if len(pictures) != 2:
         raise ValueError(f"pictures of {len(pictures)} methods, but two are compared at a time")
-    for name, own in pictures.items():
-        if len(own) != len(layouts) or not layouts:
-            raise ValueError(f"{name!r}: {len(own)} pictures, but there are {len(layouts)} layouts")
+    for name, drawn in pictures.items():
+        if len(drawn) != len(layouts) or not layouts:
+            count = len(layouts)
+            raise ValueError(f"{name!r}: {len(drawn)} pictures, but there are {count} layouts")
     order = torch.randperm(len(layouts), generator=generator).tolist()
     turned = torch.rand(len(layouts), generator=generator) < 0.5
     pairs = []
