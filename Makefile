@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check
+# What goes wrong is still printed; what takes long is said before.
+INSTALL = $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
 # What is installed already: all that a picture needs; everything.
 PICTURES = $(VENV)/.installed-pictures
 INSTALLED = $(VENV)/.installed

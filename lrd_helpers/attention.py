@@ -608,6 +608,8 @@ class _Layer:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         text = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        if isinstance(text, tuple):  # an IP-Adapter's tokens come behind the text
+            text = text[0]
         query, key = layer.to_q(hidden), layer.to_k(text)
         mask = _mask_for_all_heads(layer, kwargs.get("attention_mask"), key)
         logits = torch.stack([_logits(layer, query, key, mask, row) for row in rows])

@@ -92,7 +92,7 @@ _REPOSITORY = r"([\w-]+/[\w.-]*?[\w-])"
 _OWN = re.compile(
     rf"{re.escape(COLAB)}/github/{_REPOSITORY}/blob/"
     rf"|%pip install -q \\?\"git\+https://github\.com/{_REPOSITORY}\.git"
-    rf"|git clone https://github\.com/{_REPOSITORY}\.git"
+    rf"|git clone (?:--depth 1 )?https://github\.com/{_REPOSITORY}\.git"
 )
 
 
@@ -114,7 +114,7 @@ def readdressed(text: str, address: str) -> str:
     text = re.sub(rf"(?<=github\.com/)(?:{any_of_them}){not_longer}", own, text)
     text = re.sub(rf"(?<={re.escape(COLAB)}/github/)(?:{any_of_them})(?=/)", own, text)
     folder = own.split("/")[1]
-    return re.sub(r"(git clone \S+\ncd )\S+", rf"\g<1>{folder}", text)
+    return re.sub(r"(git clone .+\ncd )\S+", rf"\g<1>{folder}", text)
 
 
 def linked(text: str, there: Collection[str]) -> str:

@@ -20,9 +20,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MOST_PROCESSES = 8  # each of them, and each kernel, holds a PyTorch of its own
 LONGEST = (
+    "test_pipeline",
     "test_widgets_browser",
     "test_assets",
+    "test_methods",
     "test_training",
+    "test_attention",
 )
 """The test files that take longest, the longest first. They follow the notebooks."""
 

@@ -91,6 +91,7 @@ def test_the_tokenizer_knows_the_world_word_by_word(pipe):
     assert len(tokens) <= pipe.tokenizer.model_max_length
 
 
+@pytest.mark.slow
 def test_latents_have_unit_variance_and_decode_to_the_picture(pipe):
     images = StorybookDataset(32, seed=HELD_OUT_SEED).batch(0).images
     with torch.no_grad():
@@ -120,6 +121,7 @@ def test_the_style_is_read_from_the_picture_and_not_its_content():
         assert itself > 0.99 * another
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_in_the_style_of_the_reference(pipe):
     conditioning = load_style("cpu")
     references = [render_scenes(held_out_scenes(style, 1, 1)).images for style in STYLES]
@@ -143,6 +145,7 @@ def test_pictures_are_drawn_in_the_style_of_the_reference(pipe):
     assert (with_style[others] > 0.8 * without[others]).all()
 
 
+@pytest.mark.slow
 def test_the_segmenter_sees_what_is_there():
     scores = segmenter.evaluate(load_segmenter("cpu"), None, scenes=40)
     clean, _, place = scores.values()
@@ -179,11 +182,13 @@ def drawn_right(scenes, images):
     return right / len(scenes)
 
 
+@pytest.mark.slow
 def test_the_pipeline_draws_one_thing_as_well_as_its_card_says(things):
     share = drawn_right(things.scenes, things.images)
     assert share > promised("storybook", "one object in the caption") - 0.15
 
 
+@pytest.mark.slow
 def test_the_pipeline_draws_two_things_as_well_as_its_card_says(pipe):
     scenes = StorybookDataset(16, seed=HELD_OUT_SEED + 7, sticker_count=2).scenes(0)
     images = pipe(
@@ -197,6 +202,7 @@ def test_the_pipeline_draws_two_things_as_well_as_its_card_says(pipe):
     assert share > promised("storybook", "two objects in one caption") - 0.15
 
 
+@pytest.mark.slow
 def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
     pipe = LayeredRenderingPipeline.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -229,6 +235,7 @@ def test_each_word_is_told_at_its_own_token(pipe):
     assert cosine[2:4].max() < 0.8, "the colour and the sticker"
 
 
+@pytest.mark.slow
 def test_attention_to_a_word_is_where_the_word_is_drawn(things):
     """In most pictures of one object the map of its word is brighter on the object than beside."""
     brighter = found = 0

@@ -448,6 +448,7 @@ def by_block(unet: nn.Module) -> nn.Module:
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="PyTorch before 2.6")
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [whole, in_place, forward, by_block])
 def test_a_compiled_unet(tiny, compiled) -> None:
     plain = drawn(tiny)

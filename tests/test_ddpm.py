@@ -40,8 +40,12 @@ def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(params=SCHEDULES)
 def both(request):
     """A schedule of ours, and the arguments of diffusers' that make the same one."""
-    ours, theirs = SCHEDULES[request.param]
-    return ours(), theirs
+    return of_both(request.param)
+
+
+def of_both(name, steps=1000):
+    ours, theirs = SCHEDULES[name]
+    return ours(steps), theirs | {"num_train_timesteps": steps}
 
 
 # ------------------------------------------------------------------ schedules
@@ -191,19 +195,20 @@ class Recorded:
         )
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
-    ("kind", "clip", "count", "variance"),
+    ("kind", "clip", "steps", "count", "variance"),
     [
-        ("epsilon", 1.0, 1000, "small"),
-        ("epsilon", None, 25, "small"),
-        ("epsilon", None, 25, "large"),
-        ("x0", 1.0, 25, "large"),
-        ("x0", None, 25, "small"),
-        ("v", 1.0, 25, "small"),
+        ("epsilon", 1.0, 100, 100, "small"),
+        ("epsilon", None, 1000, 25, "small"),
+        ("epsilon", None, 1000, 25, "large"),
+        ("x0", 1.0, 1000, 25, "large"),
+        ("x0", None, 1000, 25, "small"),
+        ("v", 1.0, 1000, 25, "small"),
     ],
 )
-def test_ancestral_sampling_equals_diffusers(both, kind, clip, count, variance, monkeypatch):
-    schedule, options = both
+def test_ancestral_sampling_equals_diffusers(name, kind, clip, steps, count, variance, monkeypatch):
+    schedule, options = of_both(name, steps)
     theirs = DDPMScheduler(
         **options,
         prediction_type=KINDS[kind],
@@ -231,19 +236,20 @@ def test_ancestral_sampling_equals_diffusers(both, kind, clip, count, variance, 
     assert next(ours, None) is None
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(
-    ("kind", "clip", "count", "eta"),
+    ("kind", "clip", "steps", "count", "eta"),
     [
-        ("epsilon", None, 1000, 0.0),
-        ("epsilon", 1.0, 25, 0.0),
-        ("epsilon", None, 25, 0.5),
-        ("x0", 1.0, 25, 0.0),
-        ("x0", None, 25, 1.0),
-        ("v", 1.0, 25, 0.5),
+        ("epsilon", None, 100, 100, 0.0),
+        ("epsilon", 1.0, 1000, 25, 0.0),
+        ("epsilon", None, 1000, 25, 0.5),
+        ("x0", 1.0, 1000, 25, 0.0),
+        ("x0", None, 1000, 25, 1.0),
+        ("v", 1.0, 1000, 25, 0.5),
     ],
 )
-def test_ddim_sampling_equals_diffusers(both, kind, clip, count, eta, monkeypatch):
-    schedule, options = both
+def test_ddim_sampling_equals_diffusers(name, kind, clip, steps, count, eta, monkeypatch):
+    schedule, options = of_both(name, steps)
     theirs = DDIMScheduler(**options, prediction_type=KINDS[kind], clip_sample=clip is not None)
     theirs.set_timesteps(count)
     x = x_T = torch.randn(4, 3, 2, 2, generator=seeded())
@@ -266,7 +272,7 @@ def test_ddim_sampling_equals_diffusers(both, kind, clip, count, eta, monkeypatc
 
 
 def test_ddim_with_eta_1_is_ddpm():
-    schedule, x_T = NoiseSchedule.linear(), torch.randn(8, 2, generator=seeded())
+    schedule, x_T = NoiseSchedule.linear(100), torch.randn(8, 2, generator=seeded())
     *_, a = ddpm_sample(network, x_T, schedule, generator=seeded(1))
     *_, b = ddim_sample(network, x_T, schedule, generator=seeded(1), eta=1.0)
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)

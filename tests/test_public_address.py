@@ -67,7 +67,7 @@ def test_another_address_is_written_everywhere_and_nothing_else_is_changed(copy)
             assert cells[0].source.startswith(badge(OTHER, name.removesuffix(".ipynb")))
             code = [cell for cell in cells if cell.cell_type == "code"]
             assert code[0].source.startswith(set_up(OTHER))
-    assert f"git clone {OTHER}.git\ncd Layers.2\n" in after["README.md"]
+    assert f"git clone --depth 1 {OTHER}.git\ncd Layers.2\n" in after["README.md"]
 
 
 def test_doing_it_again_changes_nothing_and_going_back_restores_every_byte(copy):
@@ -97,13 +97,14 @@ def test_a_line_that_disagrees_with_the_badge_is_mended(copy):
     assert path.read_text(encoding="utf-8") == right
 
 
-def test_other_repositories_are_left_alone():
+@pytest.mark.parametrize("clone", ["git clone", "git clone --depth 1"])
+def test_other_repositories_are_left_alone(clone):
     same = "https://github.com/huggingface/diffusers and github.com/a/b-2 and github.com/a/b.py"
     text = public_address.readdressed(
-        f"git clone https://github.com/a/b.git\ncd b\n{same} https://github.com/a/b/blob/main/x",
+        f"{clone} https://github.com/a/b.git\ncd b\n{same} https://github.com/a/b/blob/main/x",
         OTHER,
     )
-    assert text == f"git clone {OTHER}.git\ncd Layers.2\n{same} {OTHER}/blob/main/x"
+    assert text == f"{clone} {OTHER}.git\ncd Layers.2\n{same} {OTHER}/blob/main/x"
 
 
 def test_the_list_has_the_notebooks_that_are_there_and_names_the_others(copy):

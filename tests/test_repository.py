@@ -257,7 +257,7 @@ def test_the_python_in_the_readme_says_the_same_as_its_json(monkeypatch, tmp_pat
 
     def pipe(layout, **options):
         assert set(options) <= set(arguments)
-        method_named(options.get("method", "default"))
+        method_named(options.get("method", arguments["method"].default))
         drawn.append(layout)
         picture = types.SimpleNamespace(save=lambda path: None)
         return types.SimpleNamespace(images=[picture], layers=[])

@@ -47,12 +47,14 @@ def run(capfd):
     return status, capfd.readouterr().out.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_tests_and_notebooks_are_run_and_a_wrong_output_is_a_failure(repository, capfd):
     status, last = run(capfd)
     assert "1 failed, 3 passed" in last
     assert status == 1
 
 
+@pytest.mark.slow
 def test_a_notebook_that_is_not_replayed_is_an_error(repository, capfd):
     (repository / "notebooks" / "01_bad.ipynb").unlink()
     (repository / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")  # no --nbval

@@ -148,6 +148,7 @@ def test_the_text_encoder_learns_what_each_token_stands_for():
     assert torch.equal(truth["word"], tokens)
 
 
+@pytest.mark.slow
 def test_the_text_encoder_learns_to_be_read(tmp_path):
     text_encoder_training.main(
         [

@@ -55,6 +55,7 @@ def options(run, *more):
     return parse(LineOptions, "line", "Trains a line.", arguments)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_stop_together(tmp_path):
     """By the clock: the first process's, which the other has to be told."""
     script = (

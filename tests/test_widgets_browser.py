@@ -32,6 +32,7 @@ from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.widgets.box_editor import BoxEditor
 
 sync_api = pytest.importorskip("playwright.sync_api")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 WIDGETS = ROOT / "lrd_helpers" / "widgets"
@@ -800,7 +801,6 @@ class NotebookPage(Page):
         self.page.keyboard.press("Shift+Enter")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("application", "view"), [("jupyterlab", "lab/tree"), ("notebook", "notebooks")]
 )
@@ -875,7 +875,6 @@ def in_both_themes(page: NotebookPage, name: str) -> None:
         page.page.locator(".lrd-studio").screenshot(path=path)
 
 
-@pytest.mark.slow
 def test_the_studio_renders_with_the_shipped_model(chromium, jupyter):
     steps = os.environ.get("STUDIO_STEPS", "4")  # for a better screenshot: 25
     cell = STUDIO.replace("LAYOUT", repr(SEA.to_json())).replace("STEPS", steps)
