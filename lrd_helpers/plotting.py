@@ -179,7 +179,8 @@ def show(picture: Figure | Image.Image | bytes, alt: str) -> None:
         raise ValueError("alt is empty, but should say what the picture shows")
     png = picture if isinstance(picture, bytes) else _png_of(picture)
     if len(png) > 70_000 and b"acTL" not in png:  # acTL: an animation, which has its palette
-        png = _png_of(Image.open(io.BytesIO(png)).convert("RGB").quantize(256, kmeans=2))
+        image = Image.open(io.BytesIO(png)).convert("RGB")
+        png = _png_of(image.quantize(palette=_palette(image, 256), dither=Image.Dither.NONE))
     data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
     display(data, metadata={"image/png": {"alt": alt}}, raw=True)
 
@@ -207,7 +208,7 @@ def movie(
     sample = Image.new("RGB", (4 * frames[0].width, frames[0].height))
     for place, image in enumerate((frames[0], frames[0], frames[1], frames[-1])):
         sample.paste(image, (place * image.width, 0))
-    palette = sample.quantize(160, kmeans=2)  # one palette for all frames
+    palette = _palette(sample, 160)  # one for all frames
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in frames]
     times = [hold] + [frame] * (len(frames) - 2) + [hold]
     file = io.BytesIO()
@@ -227,6 +228,15 @@ def draw_sheet(
     axis.imshow(((sheet + 1) / 2).clamp(0, 1).cpu().numpy(), interpolation="nearest")
     axis.axis("off")
     axis.set_title(title)
+
+
+def _palette(image: Image.Image, colours: int) -> Image.Image:
+    """The colours that suit an image best, found in every third pixel each way.
+
+    In all pixels k-means takes ten times as long, for a mean error that is 5 % smaller.
+    """
+    size = (max(1, image.width // 3), max(1, image.height // 3))
+    return image.resize(size, Image.Resampling.NEAREST).quantize(colours, kmeans=2)
 
 
 def _png_of(picture: Figure | Image.Image) -> bytes:
