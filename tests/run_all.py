@@ -20,8 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 MOST_PROCESSES = 8  # each of them, and each kernel, holds a PyTorch of its own
 LONGEST = (
-    "test_pipeline",
+    "test_pipeline_common",
     "test_widgets_browser",
+    "test_pipeline",
     "test_assets",
     "test_methods",
     "test_training",

@@ -497,6 +497,9 @@ def test_generators_of_their_own_with_layers_alone(pipe) -> None:
     assert torch.allclose(both[1:], second, atol=1e-4)
 
 
+PRESETS = [name for name, method in METHODS.items() if isinstance(method, LayeredRendering)]
+"""What all methods have in common is tried in test_pipeline_common.py."""
+
 COLLAGE = replace(METHODS["collage"], sketch_steps=3, layered_fraction=0.6)
 
 
@@ -768,7 +771,7 @@ def test_the_background_can_have_the_objects_as_negative_prompt(pipe, monkeypatc
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset(pipe, name, scheduler) -> None:
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     drawn = {}
@@ -830,7 +833,7 @@ def test_attention_can_be_captured_while_layers_are_drawn(pipe) -> None:
     assert pipe.prompts_of_rows is pipe.pictures_of_rows is None
     # A learner's first layout: caption, background and layer have one text.
     first = Layout("a red car", layers=[Layer("a red car", (0, 0, 0.5, 1))])
-    for method in METHODS:
+    for method in PRESETS:
         with capture_attention(pipe, "a red car", steps=True) as attention:
             latents_of(pipe, first, method=method, height=64, width=64)
         assert attention.pooled("car").shape == (1, 8, 8), method
@@ -1012,7 +1015,7 @@ def test_prompts_as_embeddings(pipe) -> None:
         latents_of(pipe, TWO, prompt_embeds={"a": torch.zeros(3, 5)})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PRESETS)
 def test_embeddings_are_of_what_is_asked_and_nothing_is_ignored_in_silence(
     pipe, method, monkeypatch
 ) -> None:
@@ -1044,7 +1047,7 @@ def test_embeddings_are_of_what_is_asked_and_nothing_is_ignored_in_silence(
         latents_of(pipe, TWO, prompt_embeds={"a rde car": embeddings[asked[0]]}, **options)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PRESETS)
 def test_the_same_seed_is_the_same_picture(pipe, method) -> None:
     options = {"height": 64, "width": 64, "method": method}
     first = latents_of(pipe, TWO, **options)

@@ -16,13 +16,7 @@ from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.predictions import Kind, convert, shift_of_input
 
 with quiet_libraries():
-    from diffusers import (
-        DDIMScheduler,
-        DPMSolverSDEScheduler,
-        EDMEulerScheduler,
-        LMSDiscreteScheduler,
-        PNDMScheduler,
-    )
+    from diffusers import DDIMScheduler, PNDMScheduler
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 if TYPE_CHECKING:
@@ -47,6 +41,12 @@ MEMORY = (
 """Where the schedulers of several steps keep earlier predictions and samples."""
 
 Scheduler = TypeVar("Scheduler")
+
+
+def is_a(scheduler: SchedulerMixin, name: str) -> bool:
+    """Whether a scheduler is of this class; importing it would import SciPy's statistics, too."""
+    return name in [kind.__name__ for kind in type(scheduler).__mro__]
+
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -80,7 +80,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         ValueError: it has no noise schedule of α and σ, or predicts something else.
     """
     name = type(scheduler).__name__
-    if not (hasattr(scheduler, "alphas_cumprod") or isinstance(scheduler, EDMEulerScheduler)):
+    if not (hasattr(scheduler, "alphas_cumprod") or is_a(scheduler, "EDMEulerScheduler")):
         raise ValueError(
             f"{name} has no alphas_cumprod, so it is no scheduler of Stable Diffusion; use "
             "DDIMScheduler, EulerDiscreteScheduler or another one of pipe.scheduler.compatibles"
@@ -208,7 +208,7 @@ class Steps:
     def x0(self, seen: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         """x̂_0 of a prediction at what the U-Net saw; NaN where ε says nothing of it (α = 0)."""
         alpha, sigma = self.coefficients(t)
-        if isinstance(self.scheduler, EDMEulerScheduler):  # its predictions are preconditioned
+        if is_a(self.scheduler, "EDMEulerScheduler"):  # its predictions are preconditioned
             return self.scheduler.precondition_outputs(seen / alpha, prediction, sigma / alpha)
         if alpha == 0 and self.kind == "epsilon":
             return torch.full_like(seen, math.nan)
@@ -242,13 +242,13 @@ class Steps:
             generator = [generator[number] for number in pictures]
         if self._takes_generator:
             arguments["generator"] = generator
-        elif generator is not None and isinstance(self.scheduler, DPMSolverSDEScheduler):
+        elif generator is not None and is_a(self.scheduler, "DPMSolverSDEScheduler"):
             # Its Brownian motion has a seed in place of a generator, by default one of its own.
             several = isinstance(generator, Sequence)
             self.scheduler.noise_sampler_seed = (
                 [each.initial_seed() for each in generator] if several else generator.initial_seed()
             )
-        if isinstance(self.scheduler, LMSDiscreteScheduler):
+        if is_a(self.scheduler, "LMSDiscreteScheduler"):
             # By default it would count on predictions that a late beginning has not made.
             arguments["order"] = min(4, len(self.scheduler.derivatives) + 1)
         if self._first_is_late and isinstance(self.scheduler, PNDMScheduler):
@@ -317,8 +317,8 @@ class Steps:
     def sketching(self, num_inference_steps: int) -> Steps:
         """A few steps of DDIM with the same noise schedule (of EDM's Euler: of itself)."""
         scheduler = self.scheduler
-        if isinstance(scheduler, EDMEulerScheduler):
-            quick = EDMEulerScheduler.from_config(scheduler.config)
+        if is_a(scheduler, "EDMEulerScheduler"):
+            quick = type(scheduler).from_config(scheduler.config)
         else:
             # Only a model of zero terminal SNR has learned to begin at the very end.
             zero_snr = scheduler.config.get("rescale_betas_zero_snr")
@@ -327,7 +327,7 @@ class Steps:
 
     def timestep_at(self, share: float) -> Tensor:
         """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise."""
-        if isinstance(self.scheduler, EDMEulerScheduler):
+        if is_a(self.scheduler, "EDMEulerScheduler"):
             return self.timesteps[round((1 - share) * (len(self) - 1))]
         steps = self.scheduler.config.num_train_timesteps
         return torch.tensor(round(share * steps), device=self.timesteps.device)
@@ -338,7 +338,7 @@ def noise_level(scheduler: SchedulerMixin, t: Tensor) -> float:
 
     t may lie between two training steps (Euler, Karras): interpolated, as those schedulers do.
     """
-    if isinstance(scheduler, EDMEulerScheduler):  # t = ln(σ) / 4 (Karras et al. 2022, Table 1)
+    if is_a(scheduler, "EDMEulerScheduler"):  # t = ln(σ) / 4 (Karras et al. 2022, Table 1)
         return min(math.exp(4 * float(t)), MOST_NOISE)
     least = 1 / (1 + MOST_NOISE**2)
     alphas_cumprod = scheduler.alphas_cumprod.double().cpu().clamp(min=least).numpy()
