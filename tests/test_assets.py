@@ -211,14 +211,14 @@ def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
         for number in range(6)
     ]
     detector, means = StorybookDetector(), {}
-    for name, options in (("default", {}), ("plain", {"layered_fraction": 0})):
+    for name, options in (("collage", {}), ("plain", {"layered_fraction": 0})):
         generators = [seeded(0, 8, number) for number in range(6)]
         images = pipe(layouts, num_inference_steps=12, generator=generators, **options).images
         ious = [
             layout_iou(detector, image, one) for image, one in zip(images, layouts, strict=True)
         ]
         means[name] = sum(sum(one) / len(one) for one in ious) / 6
-    assert means["default"] > means["plain"] + 0.15, means
+    assert means["collage"] > means["plain"] + 0.15, means
 
 
 def test_each_word_is_told_at_its_own_token(pipe):
