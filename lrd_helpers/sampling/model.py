@@ -52,7 +52,7 @@ class StableDiffusion:
     Each text is encoded once, and alone: a picture must not depend on what else is in the batch.
 
     Args:
-        pipe: a pipeline of Stable Diffusion; it holds the weights and says the guidance scale.
+        pipe: a pipeline of Stable Diffusion; it holds the models.
         like: latents, for their device and precision.
         prompt_embeds: texts that need not be encoded, with their embeddings.
         image_embeds: of an IP-Adapter, for each adapter [unconditional, conditional] of one
