@@ -191,9 +191,9 @@ def _variant_in(folder: Path) -> str | None:
 
 
 def _load_weights(cls: Any, folder: Path, variant: str | None = None) -> nn.Module:
-    """`cls.from_pretrained(folder)`, but a weight that the file lacks is an error.
+    """`cls.from_pretrained(folder)`, but a weight that is missing or not finite is an error.
 
-    Both libraries leave such a weight at random and log a line.
+    Both libraries leave a missing one at random and log a line, and draw black with the other.
     """
     model, info = cls.from_pretrained(
         str(folder), use_safetensors=True, variant=variant, output_loading_info=True
@@ -203,6 +203,9 @@ def _load_weights(cls: Any, folder: Path, variant: str | None = None) -> nn.Modu
             f"{folder}: the weights are not complete, {len(missing)} missing ({missing[0]}, …)"
             f"{_remedy(folder)}"
         )
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise AssetError(f"{folder}: {name} is not finite (NaN or infinite){_remedy(folder)}")
     return model.eval()
 
 

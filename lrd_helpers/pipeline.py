@@ -19,6 +19,7 @@ from lrd_helpers.layout import Layout
 from lrd_helpers.methods import Method, named
 from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.model import checked_finite
 from lrd_helpers.sampling.regions import Regions, stacked
 from lrd_helpers.sampling.run import Run, State
 from lrd_helpers.sampling.steps import Generators, Steps, check_scheduler
@@ -172,7 +173,8 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 change.
 
         Raises:
-            ValueError: an argument that cannot work, before the first U-Net call.
+            ValueError: an argument that cannot work, before the first U-Net call; or numbers that
+                are not finite, while it draws.
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
@@ -226,12 +228,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         names = callback_on_step_end_tensor_inputs
         with run.model.drawing():
             latents, traces = self._draw(run, method, callback_on_step_end, names, output_layers)
-            images, nsfw = latents, None
-            if output_type != "latent":
-                images = run.model.decode(latents, generator)
-                images, nsfw = self.run_safety_checker(images, images.device, self.unet.dtype)
-        shown = [True] * len(images) if nsfw is None else [not hit for hit in nsfw]
-        images = self.image_processor.postprocess(images, output_type, do_denormalize=shown)
+            images, nsfw = self._images(run, latents, output_type)
         masks = [layout.masks(*run.size, overlap=method.overlap) for layout in run.layouts]
         if not return_dict:
             return images, nsfw, masks, traces
@@ -264,7 +261,18 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                         break
                 latents.append(x)
                 traces += _traces(part, recorded) if output_layers else []
-        return torch.cat(latents), traces if output_layers else None
+        return checked_finite(torch.cat(latents), "the latents"), traces or None
+
+    def _images(
+        self, run: Run, latents: Float[Tensor, "pictures channels height width"], output_type: str
+    ) -> tuple[list[Image.Image] | np.ndarray | Tensor, list[bool] | None]:
+        """Pictures as `output_type` says, and what the safety checker makes of them."""
+        if output_type == "latent":
+            return latents, None
+        images = run.model.decode(latents, run.generator)
+        images, nsfw = self.run_safety_checker(images, images.device, self.unet.dtype)
+        shown = [not hit for hit in nsfw or [False] * len(images)]
+        return self.image_processor.postprocess(images, output_type, do_denormalize=shown), nsfw
 
     def _call_back(
         self, callback: Callback, names: Sequence[str], run: Run, state: State, number: int

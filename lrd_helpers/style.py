@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.model import checked_finite
 
 with quiet_libraries():
     from diffusers import ConfigMixin, ModelMixin
@@ -122,7 +123,8 @@ def join(
         strength: one number, or one for each row.
 
     Raises:
-        ValueError: numbers of rows that do not fit, or tokens of different widths.
+        ValueError: numbers of rows that do not fit, tokens of different widths, or a style that is
+            not finite.
     """
     strengths = torch.as_tensor(strength, dtype=style.dtype, device=style.device).reshape(-1)
     counts = {"texts": len(text), "styles": len(style), "strengths": len(strengths)}
@@ -135,7 +137,7 @@ def join(
             f"the text's tokens have {text.shape[2]} features and the style's {style.shape[2]}: "
             "this style encoder belongs to another pipeline"
         )
-    scaled = (strengths[:, None, None] * style).to(text)
+    scaled = checked_finite(strengths[:, None, None] * style, "the style's tokens").to(text)
     return torch.cat([text.expand(rows, -1, -1), scaled.expand(rows, -1, -1)], 1)
 
 

@@ -329,6 +329,22 @@ def test_what_layered_rendering_refuses_is_refused_before_anything_is_drawn(
     assert not calls
 
 
+@pytest.mark.parametrize("edit", [invert, remove, insert, replace_object, move])
+def test_numbers_that_are_not_finite_never_become_an_edit(own_pipe, image, edit):
+    torch.nn.init.constant_(own_pipe.unet.conv_out.bias, torch.nan)
+    arguments = {
+        invert: [],
+        remove: [BOX],
+        insert: [Layer("a star", BOX)],
+        replace_object: [BOX, Layer("a star", BOX)],
+        move: [BOX, (0.0, 0.0, 0.25, 0.25)],
+    }[edit]
+    options = {} if edit is invert else {"background": "on grass"}
+    options |= {"prompt": "a star"} if edit is move else {}
+    with pytest.raises(ValueError, match="the U-Net's predictions at t = .* are not finite"):
+        edit(own_pipe, image, *arguments, **options, **STEPS)
+
+
 def test_a_failure_on_the_way_leaves_the_pipeline_as_it_was(pipe, image):
     scheduler, unet = pipe.scheduler, pipe.unet
     with pytest.raises(ValueError, match="method is 'none'"):

@@ -126,6 +126,16 @@ def test_weights_that_lack_one_tensor(assets: Path, weights: str) -> None:
     assert f"the weights are not complete, 1 missing ({name}, …)" in damaged(assets)
 
 
+@pytest.mark.parametrize("weights", [UNET, TEXT])
+def test_weights_that_are_not_finite(assets: Path, weights: str) -> None:
+    path = assets / "storybook" / weights
+    tensors = load_file(path)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert f"{name} is not finite (NaN or infinite)" in damaged(assets)
+
+
 def test_other_shipped_models_are_named_in_the_message(assets: Path) -> None:
     with pytest.raises(AssetError, match=r"storybook-clip is missing; .*training\.clip`$"):
         models.load_clip()

@@ -100,6 +100,14 @@ def same(first: Tensor, second: Tensor, atol: float = 1e-3) -> bool:
     return float((first - second).abs().mean()) < atol
 
 
+BROKEN = {
+    "unet": ("conv_out.bias", "U-Net's predictions at t = .*"),
+    "vae": ("decoder.conv_out.bias", "pixels from the autoencoder"),
+    "text_encoder": ("final_layer_norm.bias", "embeddings of '.*'"),
+}
+"""A weight of each model that becomes NaN, and what is then said."""
+
+
 # ------------------------------------------------------------------ folders and parts
 
 
@@ -473,3 +481,18 @@ def test_the_schedule_of_the_pipeline_is_left_alone(pipe, method) -> None:
     assert pipe.scheduler is scheduler
     assert dict(scheduler.config) == config
     assert isinstance(scheduler, DDIMScheduler)
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_numbers_that_are_not_finite_never_become_a_picture(pipe, method, part) -> None:
+    if method == DIFFUSERS:
+        return  # which draws black
+    broken, scheduler = copy.deepcopy(pipe.components[part]), pipe.scheduler
+    name, what = BROKEN[part]
+    weight = next(weight for each, weight in broken.named_parameters() if each.endswith(name))
+    torch.nn.init.constant_(weight, torch.nan)
+    pipe = made(type(pipe), pipe.components | {part: broken})
+    with pytest.raises(ValueError, match=f"{what} are not finite .NaN or infinite.: use float32"):
+        drawn(pipe, method)
+    assert pipe.scheduler is scheduler
+    assert pipe.prompts_of_rows is None

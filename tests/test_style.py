@@ -98,6 +98,12 @@ def test_rows_that_do_not_fit_are_counted() -> None:
         join(torch.zeros(2, 5, 4), torch.zeros(3, 3, 4))
 
 
+@pytest.mark.parametrize(("style", "strength"), [(torch.nan, 1.0), (1.0, torch.inf)])
+def test_styles_that_are_not_finite_are_refused(style: float, strength: float) -> None:
+    with pytest.raises(ValueError, match="the style's tokens are not finite"):
+        join(torch.zeros(1, 5, 4), torch.full((1, 3, 4), style), strength)
+
+
 def test_tokens_of_another_width_are_refused() -> None:
     with pytest.raises(ValueError, match=r"have 5 features and the style's 4: .*another pipeline"):
         join(torch.zeros(1, 5, 5), torch.zeros(1, 3, 4))

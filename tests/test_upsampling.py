@@ -157,6 +157,19 @@ def test_same_seed_same_picture(
     torch.testing.assert_close(draw(1), back_project(large, small))
 
 
+@pytest.mark.parametrize("broken", ["the picture", "the model"])
+def test_numbers_that_are_not_finite_become_no_picture(
+    scheduler: DDIMScheduler, vae: AutoencoderKL, broken: str
+) -> None:
+    unet, small = training.UpsamplerTraining().unet.eval(), torch.rand(1, 3, 16, 16)
+    if broken == "the model":
+        torch.nn.init.constant_(unet.conv_out.bias, torch.nan)
+    else:
+        small[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="latents .* are not finite"):
+        upsample(small, unet, scheduler, vae, generator=seeded(0), steps=1)
+
+
 def test_sides_and_noise_that_cannot_be(
     unet: UNet2DModel, scheduler: DDIMScheduler, vae: AutoencoderKL
 ) -> None:

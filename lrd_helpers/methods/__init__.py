@@ -36,6 +36,7 @@ from lrd_helpers.methods.regions import (
     check_texts,
     make_plan,
     phases,
+    warn_of_cost,
     warn_of_hidden_layers,
 )
 from lrd_helpers.methods.script import merged_once
@@ -89,10 +90,10 @@ class LayeredRendering(Choices, Method):
                 "fill the picture",
             )
         warn_of_hidden_layers(run, self)
+        plan = make_plan(run, self)
         prompts = [layer.prompt for _, layer in layers_looked_at(run, self)]
-        check_texts(
-            run, dict.fromkeys(make_plan(run, self).regions), prompts if phase.layered else []
-        )
+        check_texts(run, dict.fromkeys(plan.regions), prompts if phase.layered else [])
+        warn_of_cost(run, plan.regions[0])
 
     def sample(self, run: Run) -> Iterator[State]:
         phase = phases(run, self)

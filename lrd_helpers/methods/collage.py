@@ -70,7 +70,6 @@ def sketched(run: Run, sketch_run: Run, plan: Plan, x: Rows) -> Iterator[State]:
         state = State(i, t, x, regions, seen, scores, alone=True, sketch=True, xi=plan.xi)
         yield state
         x = state.x
-    _check_finite(x, f"the {type(run.model.pipe.unet).__name__}'s predictions")
     return x
 
 
@@ -115,9 +114,7 @@ def placed(
     choices: Choices,
 ) -> Float[Tensor, "pictures 3 height_ width_"]:
     """Each canvas, or background, in [0, 1], with the layers' objects in their places."""
-    decoded = run.model.decode(sketches)
-    _check_finite(decoded, f"the {type(run.model.pipe.vae).__name__}'s pictures")
-    decoded = (decoded / 2 + 0.5).clamp(0, 1)
+    decoded = (run.model.decode(sketches) / 2 + 0.5).clamp(0, 1)
     size = decoded.shape[-2:]
     entries = regions.entries
     backgrounds = {e.picture: decoded[n] for n, e in enumerate(entries) if not e.layer}
@@ -152,11 +149,3 @@ def _back_to_front(run: Run, regions: Regions, choices: Choices, size: Sequence[
 def _layer(run: Run, regions: Regions, row: int) -> Layer:
     entry = regions.entries[row]
     return run.layouts[entry.picture].layers[entry.layer - 1]
-
-
-def _check_finite(values: Tensor, what: str) -> None:
-    if not values.isfinite().all():
-        raise ValueError(
-            f"{what} are not finite, so no object can be found in them; use float32, a scheduler "
-            "that the model was trained for, or a method with fuse='steps'"
-        )

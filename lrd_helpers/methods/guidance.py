@@ -257,7 +257,7 @@ def _attention_maps(
 ) -> Iterator[Float[Tensor, "height width"]]:
     """Where the model looks at t = T when it reads each layer's word (LRDiff, section 3.2)."""
     layers = layers_looked_at(run, choices)
-    size = run.model.chunk_size or len(layers) or 1
+    size = run.model.rows_at_once(noise)
     for first in range(0, len(layers), size):
         numbers = [number for number, _ in layers[first : first + size]]
         prompts = [layer.prompt for _, layer in layers[first : first + size]]

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from lrd_helpers.layout import Overlap
 from lrd_helpers.methods.plain import check_options
-from lrd_helpers.methods.regions import check_no_canvas, check_no_times, check_texts
+from lrd_helpers.methods.regions import (
+    check_no_canvas,
+    check_no_times,
+    check_texts,
+    warn_of_cost,
+)
 from lrd_helpers.sampling.regions import Region, Regions, batched
 from lrd_helpers.sampling.run import Method, Rows, Run, State
 
@@ -42,7 +47,9 @@ class MultiDiffusion(Method):
     def check(self, run: Run) -> None:
         check_no_canvas(run, "that takes method='collage'")
         check_no_times(run, "MultiDiffusion draws every layer at every step")
-        check_texts(run, [self.regions(run)])
+        regions = self.regions(run)
+        check_texts(run, [regions])
+        warn_of_cost(run, regions)
 
     def regions(self, run: Run) -> Regions:
         """The background and every layer, with the share M_i / Σ_j M_j of each cell."""

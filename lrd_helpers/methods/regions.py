@@ -16,6 +16,9 @@ from lrd_helpers.sampling.run import Run
 
 FULL = (0, 0, 1, 1)  # the box of the whole canvas
 
+MUCH = 10
+"""A layered step that takes more than so many times as long as a plain one is warned of."""
+
 Fields = Sequence[Sequence[Tensor | None]]
 """ξ of each layer of each picture, None where it is zero."""
 
@@ -230,6 +233,18 @@ def check_no_times(run: Run, because: str) -> None:
                     f"{layer_name(number, layer)} has a start or an end, but {because}; use a "
                     "method with fuse='steps'"
                 )
+
+
+def warn_of_cost(run: Run, regions: Regions) -> None:
+    """Say how long it will take where a layered step is far more than a plain one."""
+    times = len(regions.entries) / regions.pictures
+    if times > MUCH:
+        layers = max(len(layout.layers) for layout in run.layouts)
+        warnings.warn(
+            f"with {layers} layers the U-Net is asked {len(regions.entries)} prompts at once: a "
+            f"layered step takes up to {times:.0f} × as long as one of method='plain'",
+            stacklevel=6,
+        )
 
 
 def warn_of_hidden_layers(run: Run, choices: Choices) -> None:

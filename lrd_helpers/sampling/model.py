@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Latents = Float[Tensor, "rows channels height width"]
 Images = Float[Tensor, "pictures 3 height_ width_"]
 
+CELLS_AT_ONCE = 2**16
+"""So many latent cells go through the U-Net at once where no `chunk_size` is given: 256 rows of
+128 × 128 pixels, or 16 of 512 × 512. More take memory, and hardly any time less."""
+
 
 class Model(Protocol):
     """What a method may ask of a model."""
@@ -58,7 +62,7 @@ class StableDiffusion:
         image_embeds: of an IP-Adapter, for each adapter [unconditional, conditional] of one
             picture.
         chunk_size: so many rows go through the U-Net at once, and pictures through the autoencoder;
-            None: all rows, and `at_once` pictures.
+            None: rows of `CELLS_AT_ONCE` cells, and `at_once` pictures.
         at_once: pictures that the autoencoder takes at once.
         guidance_scale: for models into which guidance is distilled.
         cross_attention_kwargs: for the attention processors, such as LoRA's {"scale": 0.5}.
@@ -105,7 +109,8 @@ class StableDiffusion:
         if text not in self._embeddings:
             scale = (self.cross_attention_kwargs or {}).get("scale")
             embedding = self.pipe.encode_prompt(text, self.like.device, 1, False, lora_scale=scale)
-            self._embeddings[text] = embedding[0][0].to(self.like)
+            embedding = checked_finite(embedding[0][0], f"the embeddings of {text!r}")
+            self._embeddings[text] = embedding.to(self.like)
         return self._embeddings[text]
 
     def tokens(self, prompt: str) -> PromptTokens:
@@ -155,8 +160,12 @@ class StableDiffusion:
             pictures: the picture that each row is a part of.
             conditional: whether the row's text is a prompt, or stands for no prompt.
             watched: whether `capture_attention` may look at these rows.
+
+        Raises:
+            ValueError: numbers that are not finite.
         """
-        size = self.chunk_size or len(x)
+        checked_finite(x, f"the noisy latents at t = {float(t):g}")
+        size = self.rows_at_once(x)
         prompts = [
             text if asked and watched else None
             for text, asked in zip(texts, conditional, strict=True)
@@ -167,7 +176,11 @@ class StableDiffusion:
             self._announce(prompts[rows], pictures[rows])
             conditions = self.conditions(texts[rows], conditional[rows])
             parts.append(self.pipe.unet(x[rows], t, **conditions, return_dict=False)[0])
-        return torch.cat(parts)
+        return checked_finite(torch.cat(parts), f"the U-Net's predictions at t = {float(t):g}")
+
+    def rows_at_once(self, x: Latents) -> int:
+        """How many rows of such latents go through the U-Net at once."""
+        return self.chunk_size or max(1, CELLS_AT_ONCE // (x.shape[-2] * x.shape[-1]))
 
     def conditions(self, texts: Sequence[str], conditional: Sequence[bool]) -> dict[str, Any]:
         """The U-Net's arguments beside the latents and the timestep."""
@@ -231,9 +244,13 @@ def encode_images(
         images: in the autoencoder's precision.
         sample: draw from the posterior instead of taking its mean.
         generator: of that draw.
+
+    Raises:
+        ValueError: numbers that are not finite.
     """
     mode = "sample" if sample else "argmax"
     latents = retrieve_latents(vae.encode(images), generator, sample_mode=mode)
+    checked_finite(latents, "the autoencoder's latents of the picture")
     if shift := vae.config.get("shift_factor"):
         latents = latents - shift
     return latents * vae.config.scaling_factor
@@ -247,8 +264,27 @@ def decode_latents(vae: AutoencoderKL, latents: Latents, *, generator: Generator
         vae: any autoencoder of diffusers.
         latents: in the autoencoder's precision.
         generator: for autoencoders whose decoder draws noise.
+
+    Raises:
+        ValueError: numbers that are not finite.
     """
+    latents = checked_finite(latents, "the latents to decode")
     latents = latents / vae.config.scaling_factor
     if shift := vae.config.get("shift_factor"):
         latents = latents + shift
-    return vae.decode(latents, return_dict=False, generator=generator)[0]
+    images = vae.decode(latents, return_dict=False, generator=generator)[0]
+    return checked_finite(images, "the pixels from the autoencoder")
+
+
+def checked_finite(values: Tensor, what: str) -> Tensor:
+    """The same values. What is not finite must not become a picture: it would be a black one.
+
+    Raises:
+        ValueError: NaN or infinity among them.
+    """
+    if not values.isfinite().all():
+        raise ValueError(
+            f"{what} are not finite (NaN or infinite): use float32, a scheduler that the model was "
+            "trained for, a smaller strength, or check the model's weights"
+        )
+    return values
