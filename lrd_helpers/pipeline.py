@@ -176,8 +176,6 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             ValueError: an argument that cannot work, before the first U-Net call; or numbers that
                 are not finite, while it draws.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         changes = {"inside": inside, "outside": outside, "layered_fraction": layered_fraction}
         method = named(method, **{name: v for name, v in changes.items() if v is not None})
         layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
@@ -186,26 +184,18 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             num_inference_steps = None
         check_layouts(self, layouts, size)
         check_sampling(self, num_inference_steps, num_images_per_prompt, chunk_size)
-        check_callback(self, callback_on_step_end_tensor_inputs)
+        names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_prompt_embeds(self, prompt_embeds)
         canvas = checked_canvas(canvas, layouts, size)
-        if output_layers and not method.traces:
-            raise ValueError(f"output_layers: {type(method).__name__} predicts no layers apart")
+        check_traces(method, output_layers)
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._cross_attention_kwargs = cross_attention_kwargs
         self._clip_skip, self._interrupt = None, False
         # One entry a picture: layout 0, layout 0, …, layout 1, … as StableDiffusionPipeline does.
         count = num_images_per_prompt
-        steps = Steps(
-            self.scheduler,
-            num_inference_steps,
-            device=self._execution_device,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            eta=eta,
-            generator=generator,
-        )
+        options = {"timesteps": timesteps, "sigmas": sigmas, "eta": eta, "generator": generator}
+        steps = Steps(self.scheduler, num_inference_steps, device=self._execution_device, **options)
         run = Run.begin(
             self,
             _repeated(layouts, count),
@@ -225,7 +215,6 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             method.check(part)
         warn_of_unknown_words(self, layouts)
         run.draw_noise(latents)
-        names = callback_on_step_end_tensor_inputs
         with run.model.drawing():
             latents, traces = self._draw(run, method, callback_on_step_end, names, output_layers)
             images, nsfw = self._images(run, latents, output_type)
@@ -419,12 +408,23 @@ def check_sampling(
         raise ValueError(f"chunk_size is {chunk_size}, but should be ≥ 1, or None for all")
 
 
-def check_callback(pipe: LayeredRenderingPipeline, names: Sequence[str]) -> None:
+def tensor_names(
+    pipe: LayeredRenderingPipeline, callback: Callback | None, names: Sequence[str]
+) -> Sequence[str]:
+    """Which tensors a callback gets; those of diffusers say so themselves."""
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        names = callback.tensor_inputs
     if unknown := set(names) - set(pipe._callback_tensor_inputs):
         raise ValueError(
             f"callback_on_step_end_tensor_inputs has {', '.join(sorted(unknown))}, but only "
             f"{', '.join(pipe._callback_tensor_inputs)} can be given to a callback"
         )
+    return names
+
+
+def check_traces(method: Method, output_layers: bool) -> None:
+    if output_layers and not method.traces:
+        raise ValueError(f"output_layers: {type(method).__name__} predicts no layers apart")
 
 
 def check_noise(latents: Tensor | None, generator: Generators, shape: Sequence[int]) -> None:
