@@ -6,7 +6,6 @@ PromptTokens.encode(pipe.tokenizer, "a red car").positions("car")     # [3]
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import re
 import unicodedata
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.layout_json import excerpt
-from lrd_helpers.naming import WORD, WordError, named_by, object_of_layer
+from lrd_helpers.naming import WORD, WordError, named_by
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -271,26 +270,32 @@ def layer_words(layout: Layout, tokens: PromptTokens) -> list[LayerWords]:
 def every_word(tokens: PromptTokens, named: Iterable[Occurrence] = ()) -> list[Occurrence]:
     """All words of the caption that the model reads, each as often as it stands there.
 
-    Where words of `named` are parts of others (in scripts without spaces), they stand in for these.
+    The "out" of "take-out" is no word, unless it is one of `named`: then it counts instead.
     """
-    named = list(dict.fromkeys(named))
-    words = dict.fromkeys(word.lower() for word in tokens.words)
+    words, named = dict.fromkeys(word.lower() for word in tokens.words), set(named)
     every = [(word, n + 1) for word in words for n, _ in enumerate(tokens.places(word))]
-    taken = {token for word in named for token in tokens.positions(*word)}
-    whole = [w for w in every if w in named or not taken.intersection(tokens.positions(*w))]
-    return whole + [word for word in named if word not in whole]
+    places = {word: set(tokens.positions(*word)) for word in [*every, *sorted(named)]}
+    taken = {token for word in named for token in places[word]}
+
+    def counts(word: Occurrence) -> bool:
+        inside = any(places[word] < place for place in places.values())
+        return word in named or not (inside or places[word] & taken)
+
+    return list(filter(counts, places))
 
 
 def _phrase_and_thing(number: int, layer: Layer) -> tuple[str, str]:
+    thing = (layer.word or "").strip()
     try:
-        thing = object_of_layer(layer)
+        named = named_by(layer.prompt)
     except WordError as error:
+        if thing:
+            return thing, thing
         raise WordError(f"layer {number + 1}: {error}") from None
-    phrase = ""
-    with contextlib.suppress(WordError):  # then its `word` is all there is
-        phrase = named_by(layer.prompt).phrase
-    spoken = _pattern(thing).search(phrase)
-    return phrase[: spoken.end()] if spoken else thing, thing
+    if not thing:
+        return named.phrase, named.word
+    spoken = _pattern(thing).search(named.phrase)
+    return named.phrase[: spoken.end()] if spoken else thing, thing
 
 
 def _unnamed(number: int, layer: Layer, thing: str, tokens: PromptTokens) -> str:

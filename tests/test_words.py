@@ -335,6 +335,42 @@ def test_the_caption_may_say_it_otherwise(caption, prompt, phrase) -> None:
     assert words_of(caption, prompt)[0].phrase == phrase
 
 
+@pytest.mark.parametrize(
+    ("caption", "prompt", "phrase"),
+    [
+        ("a take-out box, an off-road car", "an off-road car at sea", ["off-road", "car"]),
+        ("a red, shiny car at sea", "a red, shiny car, best quality", ["red", "shiny", "car"]),
+        ("a red car at sea", "(a red car:1.2)", ["red", "car"]),
+        ("a dog and a cup of tea", "a cup of tea", ["cup"]),
+        ("my friend's red cafe\u0301", "a photo of a red caf\u00e9", ["red", "caf\u00e9"]),
+    ],
+)
+def test_the_phrase_is_searched_as_it_stands(caption, prompt, phrase) -> None:
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.model_max_length = 77
+    tokens = PromptTokens.encode(tokenizer, caption)
+    layout = Layout(caption, layers=[Layer(prompt, (0, 0, 1, 1))])
+    (words,) = layer_words(layout, tokens)
+    assert words == LayerWords([(word, 1) for word in phrase], [(phrase[-1], 1)])
+    assert set(words.thing) <= set(every_word(tokens, words.thing))
+
+
+def test_words_without_spaces() -> None:
+    caption = "\u8d64\u3044\u8eca\u3068\u9752\u3044\u8eca"  # a red car and a blue car
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.model_max_length = 77
+    tokens = PromptTokens.encode(tokenizer, caption)
+    layers = [Layer(caption, (0, 0, 1, 1), word=word) for word in ("\u8eca", "\u9752\u3044\u8eca")]
+    red, blue = layer_words(Layout(caption, layers=layers), tokens)
+    assert red.thing == [("\u8eca", 1)]
+    assert blue.phrase == [("\u9752\u3044\u8eca", 1)]
+    things = red.thing + blue.thing
+    assert every_word(tokens, things) == sorted(things)
+    message = r"layer 1: which word of .* cannot be guessed; give it as Layer\.word"
+    with pytest.raises(WordError, match=message):
+        layer_words(Layout(caption, layers=[Layer(caption, (0, 0, 1, 1))]), tokens)
+
+
 def test_the_word_of_a_layer() -> None:
     caption = "a red car and a yellow star"
     layer = Layer("something that shines", (0, 0, 1, 1), word="yellow star")
@@ -374,3 +410,6 @@ def test_every_word() -> None:
     # No token is counted twice.
     positions = [token for word in every_word(tokens) for token in tokens.positions(*word)]
     assert len(positions) == len(set(positions)) == 9
+    tokens = PromptTokens.encode(TOKENIZER, "a red-car, red")
+    assert every_word(tokens) == [("a", 1), ("red-car", 1), ("red", 2)]
+    assert every_word(tokens, [("car", 1)]) == [("a", 1), ("red", 2), ("car", 1)]
