@@ -1261,6 +1261,7 @@ def test_models_that_cannot_be_used(pipe) -> None:
         latents_of(pipe, TWO)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not know the word")
 def test_a_weight_in_a_prompt_is_a_warning(pipe) -> None:
     layout = Layout("a red car", layers=[Layer("(a red car:1)", (0, 0, 1, 1))])
     message = (
