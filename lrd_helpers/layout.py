@@ -201,10 +201,12 @@ class Layer:
             the path of an image file (see `Mask.of`); of any size, stretched to the canvas.
         negative_prompt: what this layer should not show; None takes the picture's own.
         colour: the flat colour whose latent is the layer's constant δ, a CSS name or a hex like
-            "#ff8800"; None takes the first colour word of the prompt, and no guidance where there
-            is none.
-        word: the word or phrase of the prompt whose attention map a dynamic δ looks at; None takes
-            the last word before the first preposition ("car" of "a red car on grass").
+            "#ff8800"; None takes the one that the prompt says of its object (see
+            `lrd_helpers.naming.named_by`), and no guidance where it says none.
+        word: the word or phrase that names the object: where a dynamic δ and the methods that steer
+            by words look, and what metrics look for; None takes a guess by English grammar ("car"
+            of "a red car on grass"; see `lrd_helpers.naming.named_by`). Prompts in other scripts
+            need it.
         strength: factor on the strength of this layer's vision guidance; 1 = as the pipeline's
             arguments say, 0 = none.
         start: the share of the steps, in [0, 1], after which the layer begins to count. Before, its

@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from lrd_helpers.layout import Layout
+from lrd_helpers.layout_json import excerpt
 from lrd_helpers.methods import Method, named
 from lrd_helpers.methods.regions import Fields, layer_name
+from lrd_helpers.naming import weight_in
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import checked_finite
 from lrd_helpers.sampling.regions import Regions, stacked
@@ -213,7 +215,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         check_noise(latents, generator, run.x_T.shape)
         for part in method.parts(run, count):
             method.check(part)
-        warn_of_unknown_words(self, layouts)
+        warn_of_words(self, layouts)
         run.draw_noise(latents)
         with run.model.drawing():
             latents, traces = self._draw(run, method, callback_on_step_end, names, output_layers)
@@ -500,15 +502,20 @@ def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout])
     return list(text)
 
 
-def warn_of_unknown_words(pipe: LayeredRenderingPipeline, layouts: Sequence[Layout]) -> None:
-    if pipe.tokenizer is None:
-        return
+def warn_of_words(pipe: LayeredRenderingPipeline, layouts: Sequence[Layout]) -> None:
+    """Warn of words that the model does not know, and of weights, which it reads as words."""
     for layout in layouts:
         texts = [("caption", layout.caption), ("background", layout.background)]
         for number, layer in enumerate(layout.layers):
             texts.append((layer_name(number, layer), layer.prompt))
         for name, text in texts:
-            for word in unknown_words(pipe.tokenizer, text):
+            if weight := weight_in(text):
+                warnings.warn(
+                    f"{name}: the model reads the weight of {excerpt(weight)} as text; a layer's "
+                    "strength (Layer.strength) says how strongly it is guided",
+                    stacklevel=5,
+                )
+            for word in unknown_words(pipe.tokenizer, text) if pipe.tokenizer else []:
                 near = ", ".join(nearest_words(pipe.tokenizer, word))
                 warnings.warn(
                     f"{name}: the model does not know the word {word!r}"

@@ -61,7 +61,7 @@ def show_images(
     rows = -(-len(pictures) // columns)
     tallest = max(picture.height / picture.width for picture in pictures)
     letters = max(8, int(width * 13))  # of nine points stand in one line above an image
-    lines = [textwrap.fill(title, letters) for title in titles or [""] * len(pictures)]
+    lines = [textwrap.fill(_writable(title), letters) for title in titles or [""] * len(pictures)]
     most_lines = max(line.count("\n") + bool(line) for line in lines)
     height = width * tallest + (0.16 * most_lines + 0.17 if most_lines else 0)
     # White also where the notebook is dark: the titles stay readable.
@@ -78,9 +78,9 @@ def show_images(
     for axis, picture, line in zip(axes.flat, pictures, lines, strict=False):
         # Small pictures are shown as the pixels they are, not smoothed into something prettier.
         axis.imshow(picture, interpolation="nearest")
-        axis.set_title(line, fontsize=9, color="black")
+        axis.set_title(line, fontsize=9, color="black", parse_math=False)  # "$5" is no formula
     if suptitle:
-        figure.suptitle(suptitle, fontsize=11, color="black")
+        figure.suptitle(_writable(suptitle), fontsize=11, color="black", parse_math=False)
     return figure
 
 
@@ -181,6 +181,7 @@ def show(picture: Figure | Image.Image | bytes, alt: str) -> None:
     if len(png) > 70_000 and b"acTL" not in png:  # acTL: an animation, which has its palette
         image = Image.open(io.BytesIO(png)).convert("RGB")
         png = _png_of(image.quantize(palette=_palette(image, 256), dither=Image.Dither.NONE))
+    alt = _writable(alt)
     data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
     display(data, metadata={"image/png": {"alt": alt}}, raw=True)
 
@@ -227,7 +228,12 @@ def draw_sheet(
     sheet = sheet.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     axis.imshow(((sheet + 1) / 2).clamp(0, 1).cpu().numpy(), interpolation="nearest")
     axis.axis("off")
-    axis.set_title(title)
+    axis.set_title(_writable(title), parse_math=False)
+
+
+def _writable(text: str) -> str:
+    """`text` with "?" for lone surrogates, which no font and no encoding has."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _palette(image: Image.Image, colours: int) -> Image.Image:

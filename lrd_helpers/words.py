@@ -1,24 +1,21 @@
-"""Words: which words of a prompt name what, which of them a model knows, and which are its tokens.
+"""Words: which words of a prompt a model knows, which are its tokens, and which name a layer.
 
-object_of_prompt("a red car on grass")                     # "car"
 unknown_words(pipe.tokenizer, "a red car in a jungle")     # ["in", "jungle"]
 PromptTokens.encode(pipe.tokenizer, "a red car").positions("car")     # [3]
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import ImageColor
-
-from lrd_helpers.layout import Layout
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.layout_json import excerpt
+from lrd_helpers.naming import WORD, WordError, named_by
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -33,53 +30,13 @@ START, END, PADDING = "<start>", "<end>", "<padding>"
 """The names of the tokens that stand for no word: the two marks, and all that follows them."""
 
 
-class WordError(ValueError):
-    """A word that is not there to look at: what was asked, and which words there are."""
-
-
-# ------------------------------------------------------------------ what a prompt names
-
-
-def colour_of_prompt(prompt: str) -> str | None:
-    """The first colour word of `prompt` (a CSS name, lower case), or None if there is none.
-
-    A colour is an adjective: it counts where another word follows it, or where it is all there is.
-    So the snow of "a cat on snow" is a thing, although CSS has a colour of that name.
-    """
-    words = re.findall(r"[a-z]+", prompt.lower())
-    adjectives = words[:-1] or words
-    return next((word for word in adjectives if word in ImageColor.colormap), None)
-
-
-PREPOSITIONS = re.compile(
-    "above|across|against|along|among|around|at|before|behind|below|beneath|beside|between|by|down|"
-    "for|from|holding|in|inside|into|near|of|off|on|onto|out|outside|over|past|riding|that|through|"
-    "to|toward|towards|under|up|upon|wearing|which|who|with|without",
-    re.IGNORECASE,
-)
-"""What ends the part of a prompt that names its object."""
-
-
-def object_of_prompt(prompt: str) -> str:
-    """The word of `prompt` that names its object: the last one before the first preposition.
-
-    A guess by grammar: "car" of "a red car", "cat" of "a sleepy cat on a sofa". Where it guesses
-    wrong, `Layer.word` says it better.
-    """
-    words = re.findall(r"[^\W\d_]+", prompt)
-    if not words:
-        return prompt
-    ends = (n for n, word in enumerate(words) if n and PREPOSITIONS.fullmatch(word))
-    return words[next(ends, len(words)) - 1]
-
-
 # ------------------------------------------------------------------ which words a model knows
 
 WHOLE_WORDS = 1000
 """A tokenizer with more entries than this builds any word from pieces; ours has whole words."""
 
 _END = "</w>"  # CLIP's mark of a piece that ends a word
-_WORD = re.compile(r"[^\W\d_]+|\d")  # letters that stand together, or one digit, as CLIP splits
+_CLIP_WORD = re.compile(r"[^\W\d_]+|\d")  # letters that stand together, or one digit
 
 
 def known_words(tokenizer: CLIPTokenizer) -> list[str]:
@@ -99,7 +56,7 @@ def unknown_words(tokenizer: CLIPTokenizer, text: str) -> list[str]:
     if len(tokenizer) > WHOLE_WORDS:
         return []
     unknown = []
-    for word in _WORD.findall(_without_added_tokens(tokenizer, text)):
+    for word in _CLIP_WORD.findall(_without_added_tokens(tokenizer, text)):
         pieces = tokenizer.tokenize(word)
         if len(pieces) != 1 or not pieces[0].endswith(_END):
             unknown.append(word)
@@ -183,13 +140,13 @@ class PromptTokens:
     @property
     def words(self) -> list[str]:
         """The prompt's words in order, each once."""
-        return list(dict.fromkeys(re.findall(r"[^\W\d_]+|\d+", self.text)))
+        return list(dict.fromkeys(WORD.findall(self.text)))
 
     def positions(self, word: str, occurrence: int | None = None) -> list[int]:
         """The tokens of `word`, in order.
 
         A word is found whatever its case and only as a whole ("car" is not in "cars"); the words of
-        a phrase stand side by side.
+        a phrase stand side by side. In scripts without spaces a word stands anywhere.
 
         Args:
             word: a word, a phrase, or `START`, `END` or `PADDING`.
@@ -198,38 +155,25 @@ class PromptTokens:
         Raises:
             WordError: it does not stand there, or beyond the last token that the model reads.
         """
-        places = self._places(word)
+        places = self.places(word)
+        if not places:
+            raise WordError(self.why_not(word))
         if occurrence is None:
             return sorted({token for place in places for token in place})
         if not 1 <= occurrence <= len(places):
             raise WordError(
-                f'{word!r} stands {len(places)} times in the prompt "{self.text}"; there is '
-                f"no occurrence {occurrence} (they are counted from 1)"
+                f"{excerpt(word)} stands {len(places)} times in the prompt {_quoted(self.text)}; "
+                f"there is no occurrence {occurrence} (they are counted from 1)"
             )
         return places[occurrence - 1]
 
-    def _places(self, word: str) -> list[list[int]]:
+    def places(self, word: str) -> list[list[int]]:
+        """The tokens of each place that `word` stands at, as far as the model reads."""
         marks = [token for token, (first, last) in enumerate(self.spans) if first == last]
         if word in (START, END, PADDING):
             named = {START: marks[:1], END: marks[1:2], PADDING: marks[2:]}[word]
-            if not named:
-                raise WordError(
-                    f'the prompt "{self.text}" fills all {len(self.spans)} tokens: it has no {word}'
-                )
             return [[token] for token in named]
-        matches = (
-            list(re.finditer(_pattern(word), self.text, re.IGNORECASE)) if word.split() else []
-        )
-        if not matches:
-            words = ", ".join(self.words) or "none"
-            raise WordError(f'{word!r} is not in the prompt "{self.text}"; its words are: {words}')
-        read = max(last for _, last in self.spans)
-        matches = [match for match in matches if match.end() <= read]
-        if not matches:
-            raise WordError(
-                f"{word!r} stands beyond the {len(self.spans)} tokens that the model reads of the "
-                f'prompt "{self.text}"; it reads "{self.text[:read]}"'
-            )
+        matches = _pattern(word).finditer(self.text, 0, self._read + 1) if word.split() else []
         return [
             [
                 token
@@ -237,15 +181,50 @@ class PromptTokens:
                 if first < min(last, match.end()) and last > match.start()
             ]
             for match in matches
+            if match.end() <= self._read
         ]
 
+    @property
+    def _read(self) -> int:
+        return max(last for _, last in self.spans)
 
-def _pattern(word: str) -> str:
+    def why_not(self, word: str) -> str:
+        """Why `word` has no tokens."""
+        prompt = f"the prompt {_quoted(self.text)}"
+        if word in (START, END, PADDING):
+            return f"{prompt} fills all {len(self.spans)} tokens: it has no {word}"
+        if word.split() and _pattern(word).search(self.text):
+            return (
+                f"{excerpt(word)} stands beyond the {len(self.spans)} tokens that the model reads "
+                f"of {prompt}; it reads {_quoted(self.text[: self._read])}"
+            )
+        words = ", ".join(self.words) or "none"
+        return f"{excerpt(word)} is not in {prompt}; its words are: {_shortened(words)}"
+
+
+def _quoted(text: str) -> str:
+    return f'"{_shortened(text)}"'
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text[:200].split())
+    return text if len(text) <= 70 else text[:69] + "…"
+
+
+_NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese: words that stand side by side."""
+
+
+def _pattern(word: str) -> re.Pattern[str]:
     parts = unicodedata.normalize("NFC", word).split()
     letter = r"[^\W_]"  # or a digit: what a whole word does not stand next to
-    before = f"(?<!{letter})" if parts[0][0].isalnum() else ""
-    after = f"(?!{letter})" if parts[-1][-1].isalnum() else ""
-    return before + r"\s+".join(map(re.escape, parts)) + after
+
+    def bounded(character: str) -> bool:
+        return character.isalnum() and not _NO_SPACES.match(character)
+
+    before = f"(?<!{letter})" if bounded(parts[0][0]) else ""
+    after = f"(?!{letter})" if bounded(parts[-1][-1]) else ""
+    return re.compile(before + r"\s+".join(map(re.escape, parts)) + after, re.IGNORECASE)
 
 
 # ------------------------------------------------------------------ which words a layer has
@@ -261,67 +240,84 @@ class LayerWords(NamedTuple):
 def layer_words(layout: Layout, tokens: PromptTokens) -> list[LayerWords]:
     """The words of the caption that name each layer; no word names two layers.
 
-    A layer is what its prompt says before the first preposition, without the article ("red car" of
-    "a red car on grass"), or its `word`. Where the caption says it otherwise ("a car"), the object
-    is enough. Of layers with the same words the first has the first occurrence, and so on.
+    A layer is the phrase of its prompt that names its object, as it stands there ("red car" of "a
+    red car on grass"; see `named_by`), or its `word`. Where the caption says it otherwise ("a
+    car"), the object is enough. Of layers with the same words the first has the first occurrence,
+    and so on.
 
     Raises:
         WordError: the caption does not name a layer, or too few of its kind.
     """
-    things = [layer.word or object_of_prompt(layer.prompt) for layer in layout.layers]
-    phrases = []
-    for layer, thing in zip(layout.layers, things, strict=True):
-        words = re.findall(r"[^\W\d_]+", layer.prompt)
-        end = words.index(thing) + 1 if thing in words else 0
-        phrase = [word for word in words[:end] if word.lower() not in ("a", "an", "the")]
-        phrases.append(" ".join(phrase) or thing)
+    names = [_phrase_and_thing(number, layer) for number, layer in enumerate(layout.layers)]
     result: dict[int, LayerWords] = {}
     occupied: set[int] = set()  # tokens
-    for names in (phrases, things):
+    for texts in zip(*names, strict=True):  # the phrases, then the things
         # The longest first: "a car" must not take the car of "a red car".
-        for layer in sorted(range(len(names)), key=lambda layer: -len(names[layer].split())):
-            places = [place for place in _places(tokens, names[layer]) if not occupied & {*place}]
+        for layer in sorted(range(len(texts)), key=lambda layer: -len(texts[layer].split())):
+            places = [place for place in tokens.places(texts[layer]) if not occupied & {*place}]
             if layer in result or not places:
                 continue
             occupied.update(places[0])
-            phrase = _occurrences(tokens, names[layer], places[0])
-            words = [word.lower() for word in things[layer].split()]
+            phrase = _occurrences(tokens, texts[layer], places[0])
+            words = _words_of(names[layer][1])
             result[layer] = LayerWords(phrase, [word for word in phrase if word[0] in words])
-    for layer, thing in enumerate(things):
-        if layer not in result:
-            name = f"layer {layer + 1} {layout.layers[layer].prompt!r}"
-            remedy = "the caption should name each layer's object, or Layer.word say what it has"
-            try:
-                tokens.positions(thing)
-            except WordError as error:
-                raise WordError(f"{name}: {error}; {remedy}") from None
-            raise WordError(
-                f'{name}: every {thing!r} of the caption "{tokens.text}" is another layer\'s; '
-                + remedy
-            )
-    return [result[layer] for layer in range(len(things))]
+    for number, layer in enumerate(layout.layers):
+        if number not in result:
+            raise WordError(_unnamed(number, layer, names[number][1], tokens))
+    return [result[number] for number in range(len(names))]
 
 
-def every_word(tokens: PromptTokens) -> list[Occurrence]:
-    """All words of the caption that the model reads, each as often as it stands there."""
-    words = dict.fromkeys(word.lower() for word in tokens.words)
-    return [(word, n + 1) for word in words for n, _ in enumerate(_places(tokens, word))]
+def every_word(tokens: PromptTokens, named: Iterable[Occurrence] = ()) -> list[Occurrence]:
+    """All words of the caption that the model reads, each as often as it stands there.
+
+    The "out" of "take-out" is no word, unless it is one of `named`: then it counts instead.
+    """
+    words, named = dict.fromkeys(word.lower() for word in tokens.words), set(named)
+    every = [(word, n + 1) for word in words for n, _ in enumerate(tokens.places(word))]
+    places = {word: set(tokens.positions(*word)) for word in [*every, *sorted(named)]}
+    taken = {token for word in named for token in places[word]}
+
+    def counts(word: Occurrence) -> bool:
+        inside = any(places[word] < place for place in places.values())
+        return word in named or not (inside or places[word] & taken)
+
+    return list(filter(counts, places))
 
 
-def _places(tokens: PromptTokens, word: str) -> list[list[int]]:
-    """The tokens of each occurrence of a word or phrase."""
-    places = []
-    with contextlib.suppress(WordError):  # there are no more
-        for occurrence in itertools.count(1):
-            places.append(tokens.positions(word, occurrence))
-    return places
+def _phrase_and_thing(number: int, layer: Layer) -> tuple[str, str]:
+    thing = (layer.word or "").strip()
+    try:
+        named = named_by(layer.prompt)
+    except WordError as error:
+        if thing:
+            return thing, thing
+        raise WordError(f"layer {number + 1}: {error}") from None
+    if not thing:
+        return named.phrase, named.word
+    spoken = _pattern(thing).search(named.phrase)
+    return named.phrase[: spoken.end()] if spoken else thing, thing
+
+
+def _unnamed(number: int, layer: Layer, thing: str, tokens: PromptTokens) -> str:
+    """Why no words of the caption are left for a layer."""
+    why = f"every {excerpt(thing)} of the caption {_quoted(tokens.text)} is another layer's"
+    if not tokens.places(thing):
+        why = tokens.why_not(thing)
+    return (
+        f"layer {number + 1} {excerpt(layer.prompt)}: {why}; the caption should name each layer's "
+        "object, or Layer.word say what it has"
+    )
+
+
+def _words_of(text: str) -> list[str]:
+    return list(dict.fromkeys(WORD.findall(text.lower()))) or [text]
 
 
 def _occurrences(tokens: PromptTokens, phrase: str, place: list[int]) -> list[Occurrence]:
     """The words of a phrase that stands at `place`."""
     return [
         (word, number)
-        for word in dict.fromkeys(phrase.lower().split())
-        for number, positions in enumerate(_places(tokens, word), start=1)
+        for word in _words_of(phrase)
+        for number, positions in enumerate(tokens.places(word), start=1)
         if set(positions) <= set(place)
     ]

@@ -30,7 +30,7 @@ MASKED = Layout(
 RIGHT = [
     layout(house(), star()),
     layout(house(), ("a red ball", (0, 0, 0.3, 0.3)), star()),
-    layout(("a House,", HOUSE), ("one star", STAR)),
+    layout(("a House,", HOUSE), ("one star.", STAR)),
     MASKED,
 ]
 WRONG = [

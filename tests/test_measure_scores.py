@@ -259,3 +259,51 @@ def test_a_detector_of_transformers(zero_shot):
     assert ZeroShotDetector(zero_shot, threshold=1.0)(image, prompts) == [[], []]
     layout = Layout(caption="c", layers=[Layer(p, box=(0, 0, 1, 1)) for p in prompts])
     assert len(layout_iou(ZeroShotDetector(zero_shot), image, layout)) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "prompt"),
+    [("a red car", 0), ("A Red Car", 0), ("a red car.", 0), ("2 5D boat", 1), (1, None),
+     ("car", None), ("a red", None), ("x" * 500, None)],
+)  # fmt: skip
+def test_a_detector_that_answers_with_other_labels(label, prompt):
+    def find(image, candidate_labels, threshold):
+        assert candidate_labels == ["a red car", "2.5D boat"]
+        box = {"xmin": 0, "ymin": 0, "xmax": 4, "ymax": 8}
+        return [{"label": label, "score": 0.5, "box": box}]
+
+    image, prompts = Image.new("RGB", (8, 8)), ["a red car", "2.5D boat"]
+    if prompt is not None:
+        found = ZeroShotDetector(find)(image, prompts)
+        assert [len(things) for things in found] == [prompt == 0, prompt == 1]
+        assert found[prompt][0].box == (0, 0, 0.5, 1)
+        return
+    with pytest.raises(
+        ValueError, match=r"label .* is none of the prompts .*'a red car', '2.5D"
+    ) as e:
+        ZeroShotDetector(find)(image, prompts)
+    assert len(str(e.value)) <= 300
+
+
+def test_prompts_that_differ_in_case_only_are_asked_for_once():
+    def find(image, candidate_labels, threshold):
+        box = {"xmin": 0, "ymin": 0, "xmax": 4, "ymax": 8}
+        return [{"label": label, "score": 0.5, "box": box} for label in candidate_labels]
+
+    first, second = ZeroShotDetector(find)(Image.new("RGB", (8, 8)), ["A car.", "a car"])
+    assert len(first) == 1
+    assert first[0] is second[0]
+
+
+def test_the_object_of_a_layer_is_what_leaks():
+    asked = []
+
+    def detector(image, prompts):
+        asked.append(list(prompts))
+        return [[] for _ in prompts]
+
+    box = (0, 0, 1, 1)
+    layers = [Layer("a red, shiny Car, best quality", box), Layer("青い箱", box, word="箱")]
+    layers += [Layer("a blue take-out box at sea", box)]
+    assert leakage(detector, paint(), Layout(caption="c", layers=layers)) == [0, 0, 0]
+    assert asked == [["a car", "a red box"], ["a 箱"], ["a blue car", "a box"]]

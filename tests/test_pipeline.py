@@ -1275,6 +1275,17 @@ def test_models_that_cannot_be_used(pipe) -> None:
         latents_of(pipe, TWO)
 
 
+@pytest.mark.filterwarnings("ignore:.*does not know the word")
+def test_a_weight_in_a_prompt_is_a_warning(pipe) -> None:
+    layout = Layout("a red car", layers=[Layer("(a red car:1)", (0, 0, 1, 1))])
+    message = (
+        "layer 1 '(a red car:1)': the model reads the weight of '(a red car:1)' as text; a layer's "
+        "strength (Layer.strength) says how strongly it is guided"
+    )
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        pipe(layout, num_inference_steps=1)
+
+
 def test_a_word_the_model_does_not_know_is_a_warning(pipe) -> None:
     layout = Layout("a red dog on gras", layers=[Layer("a red dog", (0, 0, 1, 1))])
     with pytest.warns(UserWarning, match="does not know the word") as caught:

@@ -8,6 +8,7 @@ import numpy
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image, ImageColor, ImageFont
 
 from lrd_helpers import plotting
@@ -172,6 +173,31 @@ def test_long_titles_of_neighbours_do_not_overlap():
         assert left.x1 <= right.x0
     assert max(extent.y1 for extent in extents) <= figure.bbox.y1
     pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("title", "written"),
+    [
+        ("$5 or $10", "$5 or $10"),
+        ("$\\frac$", "$\\frac$"),
+        ("50 \\$", "50 \\$"),
+        ("a\ud800b", "a?b"),
+    ],
+)
+def test_titles_are_no_formulas(title, written, monkeypatch, displayed):
+    drawn = []
+    draw_text = RendererAgg.draw_text
+
+    def noting(renderer, context, x, y, text, *others, ismath=False, **options):
+        drawn.append((text, ismath))
+        draw_text(renderer, context, x, y, text, *others, ismath=ismath, **options)
+
+    monkeypatch.setattr(RendererAgg, "draw_text", noting)
+    figure = plotting.show_images([GREY], [title], suptitle=title)
+    plotting.draw_sheet(figure.add_subplot(), torch.zeros(1, 3, 4, 4), 1, title)
+    plotting.show(figure, title)
+    assert drawn == [(written, False)] * 3
+    assert displayed[0][0]["text/plain"] == written
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,17 @@ from conftest import WORDS
 from transformers import CLIPTokenizer
 
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.naming import Naming, WordError, named_by, object_of_layer, weight_in
 from lrd_helpers.words import (
     END,
     PADDING,
     START,
     LayerWords,
     PromptTokens,
-    WordError,
-    colour_of_prompt,
     every_word,
     known_words,
     layer_words,
     nearest_words,
-    object_of_prompt,
     unknown_words,
     word_tokenizer,
 )
@@ -33,37 +31,159 @@ PROMPT = "a red car and a blue zebra at sea"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "colour"),
+    ("prompt", "word", "phrase", "colour"),
     [
-        ("a red car", "red"),
-        ("An ORANGE rocket, at sea", "orange"),
-        ("a white cat and a red ball", "white"),
-        ("a car", None),
-        ("a cat on snow", None),
-        ("a pink cat on snow", "pink"),
-        ("red", "red"),
-        ("a redder car", None),
+        # articles, plurals, numbers
+        ("a red car", "car", "red car", "red"),
+        ("car", "car", "car", None),
+        ("A RED CAR", "CAR", "RED CAR", "red"),
+        ("two red cars", "cars", "red cars", "red"),
+        ("3 cats", "cats", "3 cats", None),
+        ("1,000 balloons", "balloons", "1,000 balloons", None),
+        ("a Porsche 911", "Porsche", "Porsche", None),
+        ("123", "123", "123", None),
+        ("my dog", "dog", "dog", None),
+        # prepositions
+        ("a sleepy cat on a sofa", "cat", "sleepy cat", None),
+        ("at sea", "sea", "at sea", None),
+        ("on top of the hill a house", "top", "on top", None),
+        ("The Eiffel Tower at night", "Tower", "Eiffel Tower", None),
+        ("a sign that says \"STOP\"", "sign", "sign", None),
+        ("a house like a mushroom", "house", "house", None),
+        # hyphens, digits, and prepositions that are none
+        ("an off-road car", "car", "off-road car", None),
+        ("an off road car", "car", "off road car", None),
+        ("a down jacket", "jacket", "down jacket", None),
+        ("a blue down jacket", "jacket", "blue down jacket", "blue"),
+        ("a take-out box", "box", "take-out box", None),
+        ("a take out box on a table", "box", "take out box", None),
+        ("a pick up truck", "truck", "pick up truck", None),
+        ("a walk-in closet", "closet", "walk-in closet", None),
+        ("a cat up a tree", "cat", "cat", None),
+        ("an orange off the coast", "orange", "orange", None),
+        ("a merry-go-round at night", "merry-go-round", "merry-go-round", None),
+        ("a jack-in-the-box", "jack-in-the-box", "jack-in-the-box", None),
+        ("a T-shirt", "T-shirt", "T-shirt", None),
+        ("a white T-shirt with a stripe", "T-shirt", "white T-shirt", "white"),
+        ("a 3D printer", "printer", "3D printer", None),
+        ("an F-16 at sea", "F-16", "F-16", None),
+        # verbs
+        ("a knight holding a sword", "knight", "knight", None),
+        ("a robot playing guitar", "robot", "robot", None),
+        ("a red playing card", "card", "red playing card", "red"),
+        ("a dog running on grass", "dog", "dog", None),
+        ("a cat sleeping", "cat", "cat", None),
+        ("a sleeping cat", "cat", "sleeping cat", None),
+        ("a cat sitting next to a dog", "cat", "cat", None),
+        ("a wall covered with ivy", "wall", "wall", None),
+        ("an ice covered mountain", "mountain", "ice covered mountain", None),
+        ("a cat is on the table", "cat", "cat", None),
+        # what it is made of, full of, a picture of
+        ("a cup of coffee", "cup", "cup", None),
+        ("a bowl of red apples", "bowl", "bowl", "red"),
+        ("a basket full of green fruit", "basket", "basket", "green"),
+        ("a house made of red brick", "house", "house", "red"),
+        ("a picture of a dog", "dog", "dog", None),
+        ("photo of a red car on grass", "car", "red car", "red"),
+        ("a black and white photo of a cat", "cat", "cat", None),
+        ("a close up of a bee", "bee", "bee", None),
+        ("an oil painting of two red boats at sea", "boats", "red boats", "red"),
+        ("a pair of red shoes", "shoes", "red shoes", "red"),
+        ("a pair of running shoes", "shoes", "running shoes", None),
+        ("a slice of pizza on a plate", "pizza", "pizza", None),
+        ("a herd of cows", "cows", "cows", None),
+        # adjectives with commas
+        ("a red, shiny car", "car", "red, shiny car", "red"),
+        ("a small, old, wooden house on a hill", "house", "small, old, wooden house", None),
+        ("a very old, rusty car, best quality", "car", "very old, rusty car", None),
+        ("An ORANGE rocket, at sea", "rocket", "ORANGE rocket", "orange"),
+        # tags, weights, brackets
+        ("a red car, masterpiece, best quality", "car", "red car", "red"),
+        ("red car,8k,masterpiece", "car", "red car", "red"),
+        ("masterpiece, best quality, a red car", "car", "red car", "red"),
+        ("best quality, car, snow", "car", "car", None),
+        ("cinematic, a red car", "car", "red car", "red"),
+        ("a car with studio lighting, sharp focus", "car", "car", None),
+        ("1girl, solo, red dress", "1girl", "1girl", None),
+        ("(a red car:1.2)", "car", "red car", "red"),
+        ("((red car)), (best quality:1.4)", "car", "red car", "red"),
+        ("a (red:1.3) car", "car", "red:1.3) car", "red"),
+        ("a car (vintage)", "car", "car", None),
+        ("a red car::2 blue sky::1", "car", "red car", "red"),
+        ("red_car", "car", "red_car", "red"),
+        ("a <cat-toy> on grass", "cat-toy", "cat-toy", None),
+        # several things
+        ("a cat and a dog", "cat", "cat", None),
+        ("a white cat and a red ball", "cat", "white cat", "white"),
+        ("a black and white cat", "cat", "black and white cat", "black"),
+        ("salt and pepper shakers", "shakers", "salt and pepper shakers", None),
+        # possessives, marks
+        ("a woman's hat", "hat", "woman's hat", None),
+        ("the dog\u2019s bowl", "bowl", "dog\u2019s bowl", None),
+        ("the baker's", "baker", "baker", None),
+        ("a red car.", "car", "red car", "red"),
+        ("A red car. It is fast.", "car", "red car", "red"),
+        ("a St. Bernard on snow", "Bernard", "St. Bernard", None),
+        ("a red car \u2013 old style", "car", "red car", "red"),
+        ("a rock'n'roll guitar", "guitar", "rock'n'roll guitar", None),
+        # colours
+        ("a dark-red car", "car", "dark-red car", "darkred"),
+        ("a light blue boat", "boat", "light blue boat", "lightblue"),
+        ("a dark yellow star", "star", "dark yellow star", "yellow"),
+        ("a blue-eyed cat", "cat", "blue-eyed cat", None),
+        ("a cat on a red sofa", "cat", "cat", None),
+        ("a cat on snow", "cat", "cat", None),
+        ("a redder car", "car", "redder car", None),
+        ("red", "red", "red", "red"),
+        ("an orange", "orange", "orange", None),
+        ("an orange, an apple", "orange", "orange", None),
+        ("an orange on a table, best quality", "orange", "orange", None),
+        ("a glass of orange juice", "glass", "glass", "orange"),
+        # letters beyond a to z
+        ("a cr\u00e8me br\u00fbl\u00e9e", "br\u00fbl\u00e9e", "cr\u00e8me br\u00fbl\u00e9e", None),
+        ("a red cafe\u0301 at night", "cafe\u0301", "red cafe\u0301", "red"),
+        ("a Wei\u00dfbier glass", "glass", "Wei\u00dfbier glass", None),
+        ("a car \U0001f697", "car", "car", None),
     ],
-)
-def test_colour_of_prompt(prompt: str, colour: str | None) -> None:
-    assert colour_of_prompt(prompt) == colour
+)  # fmt: skip
+def test_what_a_prompt_names(prompt: str, word: str, phrase: str, colour: str | None) -> None:
+    assert named_by(prompt) == Naming(word, phrase, colour)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "word"),
+    "prompt",
     [
-        ("a red car", "car"),
-        ("a sleepy cat on a sofa", "cat"),
-        ("car", "car"),
-        ("at sea", "sea"),
-        ("a knight holding a sword", "knight"),
-        ("on top of the hill a house", "top"),
-        ("日本の家", "日本の家"),
-        ("123", "123"),
+        "a",
+        "The",
+        "",
+        "!!",
+        "\U0001f697",
+        "日本の家",
+        "赤い車, best quality",
+        "красная машина",
+        "قطة حمراء",
     ],
 )
-def test_object_of_prompt(prompt: str, word: str) -> None:
-    assert object_of_prompt(prompt) == word
+def test_an_object_that_cannot_be_guessed(prompt: str) -> None:
+    with pytest.raises(WordError, match=r"which word .* its object .*Layer\.word"):
+        named_by(prompt)
+    assert object_of_layer(Layer("赤い車", (0, 0, 1, 1), word="車")) == "車"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weight"),
+    [
+        ("(a red car:1.2)", "(a red car:1.2)"),
+        ("a (red:1.3) car", "(red:1.3)"),
+        ("a [red: .5 ] car", "[red: .5 ]"),
+        ("((red car))", "((red car))"),
+        ("a red car::2", "car::2"),
+        ("a red car (vintage), 16:9", None),
+        ("a clock at (about) 3:45, (16:9)", None),
+    ],
+)
+def test_weight_in_a_prompt(prompt: str, weight: str | None) -> None:
+    assert weight_in(prompt) == weight
 
 
 # ------------------------------------------------------------------ which words a model knows
@@ -132,7 +252,7 @@ def test_case_spaces_marks_and_accents() -> None:
     ids = TOKENIZER("café").input_ids[1:-1]
     assert prompt.positions("café") == list(range(8, 8 + len(ids)))
     assert prompt.positions("12") == [12, 13]
-    assert prompt.words == ["A", "red", "Red", "car", "s", "café", "12"]
+    assert prompt.words == ["A", "red", "Red", "car's", "café", "12"]
 
 
 def test_a_word_inside_another_is_not_found() -> None:
@@ -215,6 +335,42 @@ def test_the_caption_may_say_it_otherwise(caption, prompt, phrase) -> None:
     assert words_of(caption, prompt)[0].phrase == phrase
 
 
+@pytest.mark.parametrize(
+    ("caption", "prompt", "phrase"),
+    [
+        ("a take-out box, an off-road car", "an off-road car at sea", ["off-road", "car"]),
+        ("a red, shiny car at sea", "a red, shiny car, best quality", ["red", "shiny", "car"]),
+        ("a red car at sea", "(a red car:1.2)", ["red", "car"]),
+        ("a dog and a cup of tea", "a cup of tea", ["cup"]),
+        ("my friend's red cafe\u0301", "a photo of a red caf\u00e9", ["red", "caf\u00e9"]),
+    ],
+)
+def test_the_phrase_is_searched_as_it_stands(caption, prompt, phrase) -> None:
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.model_max_length = 77
+    tokens = PromptTokens.encode(tokenizer, caption)
+    layout = Layout(caption, layers=[Layer(prompt, (0, 0, 1, 1))])
+    (words,) = layer_words(layout, tokens)
+    assert words == LayerWords([(word, 1) for word in phrase], [(phrase[-1], 1)])
+    assert set(words.thing) <= set(every_word(tokens, words.thing))
+
+
+def test_words_without_spaces() -> None:
+    caption = "\u8d64\u3044\u8eca\u3068\u9752\u3044\u8eca"  # a red car and a blue car
+    tokenizer = copy.copy(TOKENIZER)
+    tokenizer.model_max_length = 77
+    tokens = PromptTokens.encode(tokenizer, caption)
+    layers = [Layer(caption, (0, 0, 1, 1), word=word) for word in ("\u8eca", "\u9752\u3044\u8eca")]
+    red, blue = layer_words(Layout(caption, layers=layers), tokens)
+    assert red.thing == [("\u8eca", 1)]
+    assert blue.phrase == [("\u9752\u3044\u8eca", 1)]
+    things = red.thing + blue.thing
+    assert every_word(tokens, things) == sorted(things)
+    message = r"layer 1: which word of .* cannot be guessed; give it as Layer\.word"
+    with pytest.raises(WordError, match=message):
+        layer_words(Layout(caption, layers=[Layer(caption, (0, 0, 1, 1))]), tokens)
+
+
 def test_the_word_of_a_layer() -> None:
     caption = "a red car and a yellow star"
     layer = Layer("something that shines", (0, 0, 1, 1), word="yellow star")
@@ -254,3 +410,6 @@ def test_every_word() -> None:
     # No token is counted twice.
     positions = [token for word in every_word(tokens) for token in tokens.positions(*word)]
     assert len(positions) == len(set(positions)) == 9
+    tokens = PromptTokens.encode(TOKENIZER, "a red-car, red")
+    assert every_word(tokens) == [("a", 1), ("red-car", 1), ("red", 2)]
+    assert every_word(tokens, [("car", 1)]) == [("a", 1), ("red", 2), ("car", 1)]

@@ -16,6 +16,7 @@ from lrd_helpers.layout import Layout
 from lrd_helpers.methods import METHODS, Choices, Method, parsed
 from lrd_helpers.methods.choices import NAMED
 from lrd_helpers.methods.plain import CaptionMethod
+from lrd_helpers.naming import object_of_layer
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.storybook import render_scenes
 from lrd_helpers.words import PromptTokens, layer_words
@@ -132,11 +133,16 @@ def drawn(
 def check_captions(
     pipe: LayeredRenderingPipeline, layout: Layout, methods: Mapping[str, Contender]
 ) -> None:
-    """Refuse a layout whose caption does not name each layer, where a method needs that.
+    """Refuse a layout of which a metric or a method cannot say what words name its layers.
 
     Raises:
-        BenchmarkError: names the method.
+        BenchmarkError: names the layer, and the method that needs each layer in the caption.
     """
+    for number, layer in enumerate(layout.layers, start=1):
+        try:
+            object_of_layer(layer)  # leakage looks for it
+        except ValueError as error:
+            raise BenchmarkError(f"layer {number}: {error}") from None
     names = [name for name, method in methods.items() if isinstance(method, CaptionMethod)]
     if names:
         try:

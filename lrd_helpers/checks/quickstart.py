@@ -7,6 +7,7 @@ from typing import Any
 
 from lrd_helpers.checks import Mistake, check_function, explain
 from lrd_helpers.layout import Layout
+from lrd_helpers.naming import WORD
 
 GRID = 64
 """Shapes are compared on so many × so many cells."""
@@ -84,7 +85,7 @@ def _fault(layout: Layout) -> tuple[str, str, str] | None:
 
 
 def _words(text: str) -> list[str]:
-    return text.lower().replace(",", " ").split()
+    return WORD.findall(text.lower())
 
 
 CASES: list[tuple[dict[int, list[float]]]] = [

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool
 from torch import Tensor
 
+from lrd_helpers.layout_json import excerpt
 from lrd_helpers.mask import Box
 from lrd_helpers.pictures import Picture, picture_of
 
@@ -52,13 +53,29 @@ class ZeroShotDetector:
         self.find, self.threshold = find, threshold
 
     def __call__(self, image: Picture, prompts: Sequence[str]) -> list[list[Detection]]:
-        """The boxes that it gives for each prompt; it knows no pixels."""
+        """The boxes that it gives for each prompt; it knows no pixels.
+
+        Raises:
+            ValueError: it answers with a label that is none of the prompts. Case and full stops
+                make no difference: some models change them.
+        """
         picture = picture_of(image)
         sides = {"xmin": picture.width, "ymin": picture.height}
         sides |= {"xmax": picture.width, "ymax": picture.height}
-        detections: dict[str, list[Detection]] = {prompt: [] for prompt in prompts}
-        answers = self.find(picture, candidate_labels=[*detections], threshold=self.threshold)
-        for answer in answers:
+        labels = list({_plain(prompt): prompt for prompt in prompts}.values())
+        detections: dict[str, list[Detection]] = {_plain(label): [] for label in labels}
+        for answer in self.find(picture, candidate_labels=labels, threshold=self.threshold):
+            if _plain(answer["label"]) not in detections:
+                asked = ", ".join(map(repr, labels))
+                raise ValueError(
+                    f"the detector's label {excerpt(answer['label'])} is none of the prompts that "
+                    f"it was asked for: {asked if len(asked) <= 150 else asked[:149] + '…'}"
+                )
             box = tuple(min(1.0, max(0.0, answer["box"][name] / sides[name])) for name in sides)
-            detections[answer["label"]].append(Detection(box, float(answer["score"]), None))
-        return [detections[prompt] for prompt in prompts]
+            found = Detection(box, float(answer["score"]), None)
+            detections[_plain(answer["label"])].append(found)
+        return [detections[_plain(prompt)] for prompt in prompts]
+
+
+def _plain(label: object) -> str:
+    return " ".join(str(label).casefold().replace(".", " ").split())

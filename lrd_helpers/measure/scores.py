@@ -10,8 +10,8 @@ from torch import Tensor
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
 from lrd_helpers.measure.detectors import Detection, Detector
+from lrd_helpers.naming import colour_of_prompt, object_of_layer
 from lrd_helpers.pictures import Picture
-from lrd_helpers.words import colour_of_prompt, object_of_prompt
 
 
 def box_iou(a: Box, b: Box) -> float:
@@ -132,7 +132,7 @@ def attribute_accuracy(
         if colour_of_prompt(layer.prompt) is None:
             answers.append(None)
             continue
-        things, coloured = detector(image, [_any_colour(layer.prompt), layer.prompt])
+        things, coloured = detector(image, [_named(layer), layer.prompt])
         fits = [box_iou(thing.box, layer.bounding_box) for thing in things]
         best = things[fits.index(max(fits))] if fits and max(fits) >= threshold else None
         # The same place, not the same object: a detector may look anew for each prompt.
@@ -153,10 +153,10 @@ def leakage(detector: Detector, image: Picture, layout: Layout) -> list[float]:
     """
     shares = []
     for layer in layout.layers:
-        prompts = _leaks_of(layer, layout)
+        leaks = _leaks_of(layer, layout)
         masks, elsewhere = [], []
-        for prompt, things in zip(prompts, detector(image, prompts), strict=True):
-            places = _places_of(prompt, layout)
+        for prompt, things in zip(leaks, detector(image, list(leaks)), strict=True):
+            places = _places_of(*leaks[prompt], layout)
             for thing in things:
                 mask = _cells_of(thing.box) if thing.mask is None else thing.mask.cpu()
                 masks.append(mask)
@@ -170,28 +170,30 @@ def leakage(detector: Detector, image: Picture, layout: Layout) -> list[float]:
     return shares
 
 
-def _leaks_of(layer: Layer, layout: Layout) -> list[str]:
-    """The prompts of what a layer can leak: its object, and its colour on others' objects."""
-    colour = colour_of_prompt(layer.prompt)
-    prompts = {_any_colour(layer.prompt)}
+def _leaks_of(layer: Layer, layout: Layout) -> dict[str, tuple[str, str | None]]:
+    """What a layer can leak: its object, and its colour on others'; prompt → object and colour."""
+    colour, thing = colour_of_prompt(layer.prompt), object_of_layer(layer).lower()
+    leaks = {_named(layer): (thing, None)}
     for other in layout.layers:
         if colour and colour_of_prompt(other.prompt) not in (None, colour):
-            prompts.add(f"a {colour} {object_of_prompt(other.prompt)}")
-    return sorted(prompts)
+            thing = object_of_layer(other).lower()
+            leaks[f"a {colour} {thing}"] = (thing, colour)
+    return dict(sorted(leaks.items()))
 
 
-def _places_of(prompt: str, layout: Layout) -> list[Box]:
-    """The boxes in which what `prompt` names was asked for."""
+def _places_of(thing: str, colour: str | None, layout: Layout) -> list[Box]:
+    """The boxes in which an object was asked for, of any colour or of that one."""
     return [
         layer.bounding_box
         for layer in layout.layers
-        if object_of_prompt(layer.prompt) == object_of_prompt(prompt)
-        and colour_of_prompt(prompt) in (None, colour_of_prompt(layer.prompt))
+        if object_of_layer(layer).lower() == thing
+        and colour in (None, colour_of_prompt(layer.prompt))
     ]
 
 
-def _any_colour(prompt: str) -> str:
-    return f"a {object_of_prompt(prompt)}"
+def _named(layer: Layer) -> str:
+    """A prompt for a layer's object, whatever its colour."""
+    return f"a {object_of_layer(layer).lower()}"
 
 
 def _cells_of(box: Box, size: Sequence[int] = (128, 128)) -> Bool[Tensor, "height width"]:

@@ -50,7 +50,8 @@ class BoxDiff(CaptionMethod):
 
     def sample(self, run: Run) -> Iterator[State]:
         words = words_of_layers(run)
-        caption, regions = every_word(run.model.tokens(run.layout.caption)), captions(run)
+        things = [word for spoken in words for word in spoken.thing]
+        caption, regions = every_word(run.model.tokens(run.layout.caption), things), captions(run)
 
         def constraints(attention: AttentionMaps) -> Float[Tensor, "layers 3"]:
             maps = maps_nearest_to(16 * 16, [attention.per_layer(*word) for word in caption])

@@ -13,10 +13,10 @@ from torch import Tensor
 from lrd_helpers.layout import Layer
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.regions import Fields, Plan, layer_name, make_plan, phases
+from lrd_helpers.naming import WordError, colour_of_prompt, object_of_layer
 from lrd_helpers.sampling.model import decode_latents, encode_images
 from lrd_helpers.sampling.regions import stacked
 from lrd_helpers.sampling.run import Rows, Run
-from lrd_helpers.words import WordError, colour_of_prompt, object_of_prompt
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -207,13 +207,9 @@ def check_words(run: Run, choices: Choices) -> None:
     for layout in run.layouts:
         for number, layer in enumerate(layout.layers):
             try:
-                run.model.tokens(layer.prompt).positions(_word_of(layer))
+                run.model.tokens(layer.prompt).positions(object_of_layer(layer))
             except WordError as error:
                 raise WordError(f"{layer_name(number, layer)}, word: {error}") from None
-
-
-def _word_of(layer: Layer) -> str:
-    return layer.word or object_of_prompt(layer.prompt)
 
 
 def _delta(
@@ -261,7 +257,7 @@ def _attention_maps(
     for first in range(0, len(layers), size):
         numbers = [number for number, _ in layers[first : first + size]]
         prompts = [layer.prompt for _, layer in layers[first : first + size]]
-        words = [_word_of(layer) for _, layer in layers[first : first + size]]
+        words = [object_of_layer(layer) for _, layer in layers[first : first + size]]
         with run.model.watched_rows(prompts, layers=choices.attention) as attention:
             x, t = noise[numbers], run.steps.timesteps[0]
             run.model(x, t, prompts, numbers, [True] * len(prompts))

@@ -34,7 +34,7 @@ from lrd_helpers.measure import Detector, StorybookDetector, found_boxes, layout
 from lrd_helpers.methods import METHODS, Choices, Method, named
 from lrd_helpers.methods.regions import asked_prompt, phases
 from lrd_helpers.pictures import data_uri, picture_of
-from lrd_helpers.pipeline import warn_of_unknown_words
+from lrd_helpers.pipeline import warn_of_words
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets.box_editor import BoxEditor, layout_of, layout_svg
@@ -135,7 +135,7 @@ def render(
     run = Run.begin(pipe, [layout], size, steps, guidance_scale=settings.guidance_scale)
     with _remarks() as remarks:
         method.check(run)
-        warn_of_unknown_words(pipe, [layout])
+        warn_of_words(pipe, [layout])
     run.draw_noise()
     total, latents = sum(method.count(run)), run.x_T
     with torch.no_grad(), run.model.drawing():
