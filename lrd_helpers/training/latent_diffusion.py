@@ -54,7 +54,7 @@ from lrd_helpers.training.options import (
     parse,
 )
 from lrd_helpers.training.seeing import Seeing, cell_classes
-from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
+from lrd_helpers.training.shards import Condition, ShardPairs
 from lrd_helpers.training.sheets import save_sheet
 
 MIN_SNR_GAMMA = 5.0
@@ -323,7 +323,8 @@ class LatentDiffusionOptions(CacheOptions, SceneOptions):
     )
     data: list[str] | None = HfArg(
         default=None,
-        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes",
+        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes; "
+        "'pipe:COMMAND' runs COMMAND in a shell, so never take it from a stranger",
         metadata={"metavar": "SHARDS"},
     )
     only: list[str] = HfArg(
@@ -421,7 +422,7 @@ class LatentCache(SceneCache):
 def shard_pairs(options: LatentDiffusionOptions, size: int, **more: Any) -> ShardPairs:
     """What --data, --only and --least-side ask for."""
     return ShardPairs(
-        shard_list(options.data),
+        options.data,
         size,
         least_side=options.least_side,
         conditions=[Condition(text) for text in options.only],
