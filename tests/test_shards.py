@@ -13,6 +13,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from safetensors.torch import load_file
 
 from lrd_helpers.storybook import StorybookDataset
 from lrd_helpers.training import latent_diffusion
@@ -406,14 +407,13 @@ def test_latent_diffusion_trains_on_shards_and_goes_on_where_it_was_cut(tmp_path
                 *("--run", str(tmp_path / run), "--output", str(tmp_path / f"{run}-model")),
             ]
         )
-        return torch.load(
-            next((tmp_path / run).glob("checkpoint-*")) / "optimizer.bin", weights_only=True
-        )
+        return load_file(next((tmp_path / run).glob("checkpoint-*")) / "optimizer.safetensors")
 
     train("cut", 2)
     resumed, whole = train("cut", 4), train("whole", 4)
-    for number, state in whole["state"].items():
-        assert torch.equal(state["exp_avg"], resumed["state"][number]["exp_avg"])
+    assert any(name.endswith("exp_avg") for name in whole)
+    for name, moment in whole.items():
+        assert torch.equal(moment, resumed[name]), name
     card = (tmp_path / "whole-model" / "README.md").read_text()
     assert "| data | 2 shards: 16 used" in card
     assert "held-out pairs" in card

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import (
@@ -271,6 +271,8 @@ def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiff
 @dataclass(frozen=True)
 class LatentDiffusionOptions(CacheOptions, SceneOptions):
     """The options of this training."""
+
+    free: ClassVar[tuple[str, ...]] = (*SceneOptions.free, "compile", "keep")
 
     minutes: float = 180.0
     learning_rate: float = 7e-4
