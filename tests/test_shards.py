@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import webdataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -299,6 +301,38 @@ def test_a_shard_that_is_cut_off_anywhere_is_a_single_fault(tmp_path):
     assert read(tmp_path / "0.tar", packed)[1] == {"used": 3}
     counts = read(tmp_path / "0.tar", packed[:-20])[1]
     assert counts["shards cut off or damaged"] == counts.total() - counts["used"] == 1
+
+
+SMALL = tar(
+    ("1.png", png(size=(16, 16))),
+    ("1.json", b'{"caption": "a cat", "punsafe": 0.1}'),
+    ("2.png", png(size=(16, 16))),
+    ("2.txt", b"a dog"),
+    ("2.json", b'{"punsafe": 0.2}'),
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*0.tar is:UserWarning")
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=9
+    )
+)
+def test_whatever_a_shard_holds_is_used_or_counted(tmp_path, changes):
+    content = bytearray(SMALL)
+    for place, byte in changes:
+        content[place] = byte
+    used, counts = read(tmp_path / "0.tar", bytes(content), "punsafe<0.3")
+    assert len(used) == counts["used"]
+    assert sum(counts[reason] for reason in counts if reason.startswith("shards ")) <= 1
+    assert 1 <= counts.total() <= 6
+    assert all("\n" not in reason for reason in counts)
 
 
 def test_what_cannot_be_opened_is_named_by_a_warning(tmp_path):

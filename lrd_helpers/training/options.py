@@ -26,8 +26,8 @@ class TrainingOptions:
     """
 
     schedule: ClassVar[tuple[str, ...]] = ("steps", "minutes", "learning_rate")
-    free: ClassVar[tuple[str, ...]] = (
-        *("run", "output", "fresh", "log_every", "checkpoint_every", "sample_every"),
+    free: ClassVar[tuple[str, ...]] = tuple(
+        "run output fresh log_every checkpoint_every sample_every".split()
     )
 
     steps: int | None = HfArg(
