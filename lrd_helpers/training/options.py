@@ -26,8 +26,13 @@ class TrainingOptions:
     """
 
     schedule: ClassVar[tuple[str, ...]] = ("steps", "minutes", "learning_rate")
-    free: ClassVar[tuple[str, ...]] = tuple(
-        "run output fresh log_every checkpoint_every sample_every".split()
+    free: ClassVar[tuple[str, ...]] = (
+        "run",
+        "output",
+        "fresh",
+        "log_every",
+        "checkpoint_every",
+        "sample_every",
     )
 
     steps: int | None = HfArg(
