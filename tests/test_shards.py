@@ -1,8 +1,10 @@
 """lrd_helpers.training.shards: webdataset shards, good and bad, written by the tests themselves."""
 
+import gzip
 import io
 import json
 import sys
+import tarfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -10,11 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import webdataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
 from lrd_helpers.storybook import StorybookDataset
 from lrd_helpers.training import latent_diffusion
-from lrd_helpers.training.shards import HELD_OUT, Condition, ShardPairs, shard_list
+from lrd_helpers.training import shards as shards_module
+from lrd_helpers.training.shards import APART, HELD_OUT, TWICE, Condition, ShardPairs, shard_list
 
 
 def png(colour: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 40)) -> bytes:
@@ -27,6 +33,24 @@ def write(path: Path, pairs: list[dict[str, bytes]]) -> None:
     with webdataset.TarWriter(str(path)) as shard:
         for number, pair in enumerate(pairs):
             shard.write({"__key__": f"{path.stem}{number:05d}", **pair})
+
+
+def tar(*files: tuple[str, bytes]) -> bytes:
+    """A tar of these files in this order, named as they stand."""
+    shard = io.BytesIO()
+    with tarfile.open(fileobj=shard, mode="w") as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return shard.getvalue()
+
+
+def read(path: Path, content: bytes, *conditions: str) -> tuple[list[str], Counter]:
+    """The captions that come out of a shard with this content, sorted, and what was counted."""
+    path.write_bytes(content)
+    pairs = ShardPairs(path, 16, conditions=[Condition(text) for text in conditions])
+    return sorted(captions(pairs)), pairs.counts
 
 
 @pytest.fixture
@@ -114,20 +138,241 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
     )
     shards = shard_list(str(tmp_path / "*.tar"))
     pairs = ShardPairs(shards, 16, conditions=[Condition("punsafe<0.3")])
-    assert captions(pairs) == ["a cat"]
+    with pytest.warns(UserWarning, match=r"broken\.tar is not in tar format: "):
+        assert captions(pairs) == ["a cat"]
     assert pairs.counts == Counter(
         {
             "used": 1,
-            "not punsafe<0.3": 3,
+            "not punsafe<0.3": 2,
+            "with a .json that cannot be read": 1,
             "with a broken picture": 2,
             "too long and thin": 1,
             "too small": 1,
-            "without a caption": 2,
-            "without a picture": 1,
-            "broken shards": 1,
+            "without a caption (only .json, .png)": 1,
+            "with an empty caption": 1,
+            "without a picture (only .json, .txt)": 1,
+            "shards not in tar format": 1,
         }
     )
-    assert "3 not punsafe<0.3" in pairs.summary()
+    assert "2 not punsafe<0.3" in pairs.summary()
+    assert pairs.summary(1).endswith(", 10 for other reasons")
+
+
+NAMES = [f"{number:03}" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("files", "used", "left_out"),
+    [
+        pytest.param(
+            [
+                (f"22.{day}.{kind}", png() if kind == "png" else day.encode())
+                for day in ("05", "06")
+                for kind in ("png", "txt")
+            ],
+            ["05", "06"],
+            {},
+            id="dots in names",
+        ),
+        pytest.param(
+            [("v1.2/a.PNG", png()), ("v1.2/a.TXT", b"a cat"), ("v1.2/README", b"hello")],
+            ["a cat"],
+            {},
+            id="dots in folders, capitals, no ending",
+        ),
+        pytest.param(
+            [("1.png", png()), ("1.seg.png", png()), ("._1.png", b"\0\5"), ("1.txt", b"a cat")],
+            ["a cat"],
+            {"without a caption (only .png)": 1},
+            id="more files of a pair",
+        ),
+        pytest.param(
+            [(f"{name}.png", png()) for name in NAMES]
+            + [(f"{name}.txt", name.encode()) for name in NAMES],
+            NAMES[4:],
+            {APART: 4},
+            id="pictures first and texts later",
+        ),
+        pytest.param(
+            [("1.png", png()), ("1.txt", b"a cat"), ("1.png", png()), ("1.txt", b"a dog")]
+            + [("2.png", png()), ("2.txt", b"a red car")],
+            ["a red car"],
+            {TWICE: 1},
+            id="a name twice",
+        ),
+        pytest.param(
+            [("1.png", png()), ("1.txt", b"a cat")]
+            + [(f"{name}.png", png()) for name in NAMES]
+            + [("1.png", png()), ("1.txt", b"a dog")],
+            ["a cat"],
+            {TWICE: 1, "without a caption (only .png)": 12},
+            id="once more, far away",
+        ),
+        pytest.param(
+            [("1.png", png()), ("1.caption", b"a cat"), ("2.png", png()), ("2.cls", b"5")]
+            + [("3.gif", b"GIF89a"), ("3.txt", b"a dog"), ("4.\n/x", b"")],
+            ["a cat"],
+            {"without a caption (only .cls, .png)": 1, "without a picture (only .gif, .txt)": 1},
+            id="other kinds",
+        ),
+    ],
+)
+def test_files_find_each_other_by_name_or_it_is_said_what_was_there(
+    tmp_path, files, used, left_out
+):
+    assert read(tmp_path / "0.tar", tar(*files)) == (used, {"used": len(used), **left_out})
+
+
+NO_UTF8 = "with a caption that is not UTF-8"
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("files", "caption", "reason"),
+    [
+        ({"txt": "un café".encode()}, "un café", None),
+        ({"txt": "un café".encode("utf-8-sig")}, "un café", None),
+        ({"txt": "un café".encode("cp1252")}, None, NO_UTF8),
+        ({"txt": "a cat".encode("utf-16")}, None, NO_UTF8),
+        ({"txt": "a cat".encode("utf-16-le")}, None, NO_UTF8),
+        ({"caption": "un café".encode("utf-8-sig")}, "un café", None),
+        ({"json": b'{"caption": "un caf\\u00e9"}'}, "un café", None),
+        ({"json": '{"caption": "un café"}'.encode("utf-8-sig")}, "un café", None),
+        ({"json": b'{"caption": "\\ud800"}'}, None, NO_UTF8),
+        ({"json": b'{"caption": 7}'}, None, "without a caption (only .json, .png)"),
+        ({"json": DEEP}, None, "with a .json that cannot be read"),
+        ({"json": b"9" * 5000}, None, "with a .json that cannot be read"),
+        ({"json": b'["a cat"]'}, None, "with a .json that cannot be read"),
+        ({"txt": b"a cat", "json": DEEP}, "a cat", None),
+        ({"txt": b"cat " * 3000}, None, "with a caption of more than 10,000 characters"),
+    ],
+)
+def test_captions_are_utf8_in_txt_caption_or_json(tmp_path, files, caption, reason):
+    shard = tar(("1.png", png()), *((f"1.{kind}", content) for kind, content in files.items()))
+    used = [caption] if caption else []
+    assert read(tmp_path / "0.tar", shard) == (used, {reason or "used": 1})
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (b'{"punsafe": 0.1}', "used"),
+        (b'{"punsafe": "0.1"}', "used"),
+        (b'{"punsafe": -' + b"9" * 400 + b"}", "not punsafe<0.3"),
+        (b'{"punsafe": null}', "not punsafe<0.3"),
+        (b'{"punsafe": ' + DEEP + b"}", "with a .json that cannot be read"),
+        (b'{"punsafe": ' + b"9" * 5000 + b"}", "with a .json that cannot be read"),
+        (b'"\xe9"', "with a .json that cannot be read"),
+        (None, "without a .json (only .png, .txt)"),
+    ],
+)
+def test_facts_that_no_condition_can_judge_leave_the_pair_out(tmp_path, facts, reason):
+    files = [("1.png", png()), ("1.txt", b"a cat")] + ([("1.json", facts)] if facts else [])
+    assert read(tmp_path / "0.tar", tar(*files), "punsafe<0.3")[1] == {reason: 1}
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "LARGEST_FILE", 2**20)
+    shard = tar(
+        ("1.png", png()),
+        ("1.txt", b"a" * (2**20 + 1)),
+        ("2.png", png()),
+        ("2.txt", b"a cat"),
+        ("2.npy", b"a" * (2**20 + 1)),
+    )
+    counts = {"used": 1, "with a file of more than 1 MB": 1}
+    assert read(tmp_path / "0.tar", shard) == (["a cat"], counts)
+
+
+@pytest.mark.filterwarnings("ignore:.*0.tar is:UserWarning")
+def test_a_shard_that_is_cut_off_anywhere_is_a_single_fault(tmp_path):
+    names = NAMES[:3]
+    whole = tar(
+        *(file for name in names for file in ((f"{name}.png", png()), (f"{name}.txt", b"a")))
+    )
+    end = 6 * 1024 + 512  # six headers, six blocks of content, and the first block of the end mark
+    for cut in range(0, end, 256):
+        state = "not in tar format" if cut < 512 else "cut off or damaged"
+        used = sum(cut >= 2048 * pair - 511 for pair in (1, 2, 3))
+        expected = Counter({f"shards {state}": 1, "used": used})
+        assert read(tmp_path / "0.tar", whole[:cut])[1] == +expected, cut
+    assert read(tmp_path / "0.tar", whole[:end])[1] == {"used": 3}
+    packed = gzip.compress(whole)
+    assert read(tmp_path / "0.tar", packed)[1] == {"used": 3}
+    counts = read(tmp_path / "0.tar", packed[:-20])[1]
+    assert counts["shards cut off or damaged"] == counts.total() - counts["used"] == 1
+
+
+SMALL = tar(
+    ("1.png", png(size=(16, 16))),
+    ("1.json", b'{"caption": "a cat", "punsafe": 0.1}'),
+    ("2.png", png(size=(16, 16))),
+    ("2.txt", b"a dog"),
+    ("2.json", b'{"punsafe": 0.2}'),
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*0.tar is:UserWarning")
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=9
+    )
+)
+def test_whatever_a_shard_holds_is_used_or_counted(tmp_path, changes):
+    content = bytearray(SMALL)
+    for place, byte in changes:
+        content[place] = byte
+    used, counts = read(tmp_path / "0.tar", bytes(content), "punsafe<0.3")
+    assert len(used) == counts["used"]
+    assert sum(counts[reason] for reason in counts if reason.startswith("shards ")) <= 1
+    assert 1 <= counts.total() <= 6
+    assert all("\n" not in reason for reason in counts)
+
+
+def test_what_cannot_be_opened_is_named_by_a_warning(tmp_path):
+    pairs = ShardPairs(["pipe:exit 3", "pipe:cat " + str(tmp_path / "0.tar")], 16)
+    (tmp_path / "0.tar").write_bytes(tar(("1.png", png()), ("1.txt", b"a cat")))
+    with pytest.warns(UserWarning, match="pipe:exit 3 is not in tar format"):
+        assert captions(pairs) == ["a cat"]
+    assert pairs.counts == {"used": 1, "shards not in tar format": 1}
+    (tmp_path / "1.tar").write_bytes(b"")
+    pairs = ShardPairs(tmp_path / "1.tar", 16)
+    (tmp_path / "1.tar").unlink()
+    with pytest.warns(UserWarning, match=r"1\.tar is unreachable: .*No such file"):
+        assert not captions(pairs)
+
+
+def test_most_pairs_left_out_is_said_after_the_first_pass(tmp_path):
+    (tmp_path / "0.tar").write_bytes(
+        tar(
+            *((f"{name}.png", png()) for name in NAMES),
+            ("000.caption", b"a cat"),
+            ("011.caption", b"a dog"),
+        )
+    )
+    pairs = ShardPairs(tmp_path / "0.tar", 16)
+    message = r"most pairs are left out: 10 without a caption \(only .png\), 1 with files that"
+    with pytest.warns(UserWarning, match=message):
+        assert [caption for _, caption in islice(pairs, 2)] == ["a dog", "a dog"]
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "pipe:touch ran;.tar"])
+def test_a_file_is_a_file_whatever_its_name(tmp_path, monkeypatch, pattern):
+    """Names that a shell or an address would read otherwise."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("pipe:touch ran;.tar", "a#b?c;d.tar", "https:x.tar")):
+        Path(name).write_bytes(tar((f"{number}.png", png()), (f"{number}.txt", b"a cat")))
+    options = latent_diffusion.LatentDiffusionOptions(data=[pattern])
+    pairs = latent_diffusion.shard_pairs(options, 16)
+    assert set(captions(pairs)) == {"a cat"}
+    assert pairs.counts == {"used": 3 if pattern == "*.tar" else 1}
+    assert not Path("ran").exists()
 
 
 def test_shards_that_name_nothing_are_refused_by_their_pattern(folder):
@@ -137,6 +382,13 @@ def test_shards_that_name_nothing_are_refused_by_their_pattern(folder):
         shard_list(str(folder / "{0000..0003}.tar"))
     with pytest.raises(FileNotFoundError, match="no shards were named"):
         shard_list([])
+    (folder / "d.tar").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"d\.tar' is no file; a shard is a tar file"):
+        shard_list(folder / "*.tar")
+    with pytest.raises(ValueError, match="'s3://a/0.tar': webdataset opens no s3: addresses"):
+        shard_list("s3://a/0.tar")
+    command = "pipe:cat " + "a" * 300
+    assert shard_list(command) == [command]
     assert shard_list(["pipe:cat {a,b}.tar", "https://example.org/0.tar"]) == [
         "pipe:cat a.tar",
         "pipe:cat b.tar",
@@ -151,7 +403,7 @@ def test_without_webdataset_the_error_says_what_to_install(monkeypatch):
 
 
 def test_a_command_is_a_shard_too(folder):
-    piped = ShardPairs([f"pipe:cat {folder / '0001.tar'}"], 8)
+    piped = ShardPairs(f"pipe:cat {folder / '0001.tar'}", 8)
     assert sorted(captions(piped)) == sorted(captions(ShardPairs([str(folder / "0001.tar")], 8)))
 
 
@@ -189,14 +441,13 @@ def test_latent_diffusion_trains_on_shards_and_goes_on_where_it_was_cut(tmp_path
                 *("--run", str(tmp_path / run), "--output", str(tmp_path / f"{run}-model")),
             ]
         )
-        return torch.load(
-            next((tmp_path / run).glob("checkpoint-*")) / "optimizer.bin", weights_only=True
-        )
+        return load_file(next((tmp_path / run).glob("checkpoint-*")) / "optimizer.safetensors")
 
     train("cut", 2)
     resumed, whole = train("cut", 4), train("whole", 4)
-    for number, state in whole["state"].items():
-        assert torch.equal(state["exp_avg"], resumed["state"][number]["exp_avg"])
+    assert any(name.endswith("exp_avg") for name in whole)
+    for name, moment in whole.items():
+        assert torch.equal(moment, resumed[name]), name
     card = (tmp_path / "whole-model" / "README.md").read_text()
     assert "| data | 2 shards: 16 used" in card
     assert "held-out pairs" in card

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from lrd_helpers.training import export, loop
-from lrd_helpers.training.options import TrainingOptions, parse
+from lrd_helpers.training import checkpoint, export, loop
+from lrd_helpers.training.options import ASSETS, TrainingOptions, parse
+from lrd_helpers.training.progress import earlier_runs, read_log
 
 
 class Line(nn.Module):
@@ -92,12 +95,18 @@ def test_a_cut_training_resumed_equals_one_in_one_go(tmp_path):
         loop.train(
             cut, options(tmp_path / "cut", *more), batches=lambda *where: points(*where, cut_at=13)
         )
-    assert loop.latest_checkpoint(tmp_path / "cut").name == "checkpoint-0000010"
+    assert checkpoint.latest_checkpoint(tmp_path / "cut").name == "checkpoint-0000010"
     progress = loop.train(resumed, options(tmp_path / "cut", *more), batches=points)
     assert progress.step == 20
     assert progress.samples == 160
     for weight, again in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(weight, again)
+        assert torch.equal(weight, again)  # the averaged weights
+    for file in ("model", "optimizer", "average"):
+        contents = [
+            (tmp_path / run / "checkpoint-0000020" / f"{file}.safetensors").read_bytes()
+            for run in ("whole", "cut")
+        ]
+        assert contents[0] == contents[1], file
     logs = [
         [(row["step"], row["loss"]) for row in csv.DictReader((tmp_path / run / "log.csv").open())]
         for run in ("whole", "cut")
@@ -126,18 +135,130 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     with pytest.raises(SystemExit, match="stopped at step 8; the same command goes on from there"):
         loop.train(Line(), arguments, batches=interrupted)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert loop.latest_checkpoint(tmp_path).name == "checkpoint-0000008"
+    assert checkpoint.latest_checkpoint(tmp_path).name == "checkpoint-0000008"
     assert loop.train(Line(), arguments, batches=points).step == 20
+
+
+def test_a_checkpoint_runs_no_code_that_somebody_put_there(tmp_path, monkeypatch):
+    class Payload:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    monkeypatch.chdir(tmp_path)
+    loop.train(Line(), options(tmp_path / "run", "--steps", "4"), batches=points)
+    folder = checkpoint.latest_checkpoint(tmp_path / "run")
+    files = {"model.safetensors", "optimizer.safetensors", "average.safetensors", "state.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    for name in ("custom_checkpoint_0.pkl", "optimizer.bin", "random_states_0.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Payload()))
+    loop.train(Line(), options(tmp_path / "run", "--steps", "5"), batches=points)
+    folder = checkpoint.latest_checkpoint(tmp_path / "run")
+    for name in files:
+        (folder / name).write_bytes(pickle.dumps(Payload()))
+        with pytest.raises(ValueError, match=r"-0000005 does not fit this model or is damaged \("):
+            loop.train(Line(), options(tmp_path / "run", "--steps", "6"), batches=points)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("begun", "then", "refusal"),
+    [
+        ((), ("--batch-size", "4"), "--batch-size 8, not 4: keep it"),
+        ((), ("--seed", "1"), "--seed 0, not 1: keep it"),
+        ((), ("--ema-decay", "0.5"), "--ema-decay 0.999, not 0.5: keep it"),
+        ((), ("--weight-decay", "0"), "--weight-decay 0.01, not 0.0: keep it"),
+        ((), ("--from", "."), "--from None, not .: keep it"),
+        (("--minutes", "1"), ("--minutes", "2", "--log-every", "1", "--output", "other"), None),
+        ((), ("--checkpoint-every", "7", "--sample-every", "1"), None),
+    ],
+)
+def test_a_run_goes_on_with_the_options_it_began_with(tmp_path, begun, then, refusal):
+    """Even if nothing is left to do: its card would tell of options that it never had."""
+    loop.train(Line(), options(tmp_path, "--steps", "2", *begun), batches=points)
+    again = options(tmp_path, "--steps", "2", *then)
+    if refusal is None:
+        assert loop.train(Line(), again, batches=points).step == 2
+        return
+    with pytest.raises(ValueError, match=f"{tmp_path.name} was begun with {refusal}") as refused:
+        loop.train(Line(), again, batches=points)
+    assert len(str(refused.value).replace(str(tmp_path), "")) < 200
+
+
+def test_the_card_tells_of_a_schedule_that_was_changed(tmp_path):
+    for more in (("--steps", "2"), ("--steps", "4"), ("--steps", "4", "--learning-rate", "0.01")):
+        arguments = options(tmp_path / "run", *more, "--output", str(tmp_path / "model"))
+        progress = loop.train(Line(), arguments, batches=points)
+    earlier = [{"until_step": 2, "steps": 2}, {"until_step": 4, "learning_rate": 0.05}]
+    assert progress.earlier_options == earlier
+    with export.exported(arguments, progress, {}, title="Line", what="A line."):
+        pass
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert '| until step 2 | `{"until_step": 2, "steps": 2}` |' in card
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["earlier_options"] == earlier
+    assert [run["step"] for run in earlier_runs(tmp_path / "model")] == [4]
+
+
+def test_shipped_folders_are_the_same_wherever_the_package_lies():
+    shipped = LineOptions(output=Path("a"), start_from=ASSETS / "storybook" / "vae")
+    assert shipped.as_json()["start_from"] == "assets/storybook/vae"
+    assert shipped.as_json()["output"] == "a"
+
+
+LOG = "step,samples,seconds,learning_rate,loss\r\n5,40,0.1,0.05,0.25\r\n10,80,0.2,0.05,0.125\r\n"
+
+
+def test_a_row_that_was_cut_off_anywhere_is_left_out(tmp_path):
+    path, header = tmp_path / "log.csv", LOG.index("\n") + 1
+    for cut in range(len(LOG) + 1):
+        path.write_bytes(LOG[:cut].encode())
+        steps = [row["step"] for row in read_log(path)]
+        assert steps == ["5", "10"][: LOG[header:cut].count("\n")], LOG[:cut]
+    path.write_bytes(LOG.encode() + b"15,120,\0\0\0\0")
+    assert len(read_log(path)) == 2
+    loop.train(Line(), options(tmp_path, "--steps", "5"), batches=points)
+    assert [row["step"] for row in read_log(path)] == ["5"]
+
+
+@pytest.mark.parametrize(
+    "row", ["15,120,\r\n", "15,,0.3,0.05,0.1\r\n", "1520,160,0.3,0.05,0.1,0.3\r\n", "1.5,8,1,1,1\n"]
+)
+def test_a_damaged_row_is_named_before_the_first_step(tmp_path, row):
+    (tmp_path / "log.csv").write_text(LOG + row)
+    with pytest.raises(ValueError, match=r"log.csv, line 4: expected are the numbers step, "):
+        loop.train(Line(), options(tmp_path, "--steps", "5"), batches=points)
+    assert (
+        loop.train(Line(), options(tmp_path, "--steps", "5", "--fresh"), batches=points).step == 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("log.csv", LOG + "1\n", "log.csv, line 4: expected are the numbers step"),
+        ("log.csv", "a,b\n1,2\n", "log.csv, line 2: expected are the numbers step"),
+        ("training.json", '{"step": 5', "training.json is no record of a training (JSONDecode"),
+        ("training.json", '{"step": 5}', "training.json is no record of a training (KeyError"),
+        ("training.json", "[" * 100_000, "training.json is no record of a training (Recursion"),
+    ],
+)
+def test_what_the_card_will_need_is_read_before_the_first_step(
+    tmp_path, capsys, file, content, message
+):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        options(tmp_path / "run", "--from", str(tmp_path))
+    assert message in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     loop.train(Line(), options(tmp_path, "--steps", "4"), batches=points)
 
-    def full(self, folder, **_):
-        Path(folder).mkdir()
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+    def full(tensors, path):
+        Path(path).write_bytes(b"half of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
 
-    monkeypatch.setattr(loop.Accelerator, "save_state", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(OSError, match=r"could not write .*checkpoint-0000006: .*before it stands"):
         loop.train(Line(), options(tmp_path, "--steps", "6"), batches=points)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0000004"]
@@ -146,7 +267,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 def test_a_half_written_checkpoint_is_not_taken(tmp_path):
     loop.train(Line(), options(tmp_path, "--steps", "4"), batches=points)
     (tmp_path / "checkpoint-0000009.partial").mkdir()
-    assert loop.latest_checkpoint(tmp_path).name == "checkpoint-0000004"
+    assert checkpoint.latest_checkpoint(tmp_path).name == "checkpoint-0000004"
     loop.train(Line(), options(tmp_path, "--steps", "6"), batches=points)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0000006"]
 
@@ -172,6 +293,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     [
         (["--steps", "0"], "must be more than 0"),
         (["--minutes", "-1"], "must be more than 0"),
+        (["--minutes", "nan"], "must be more than 0"),
+        (["--checkpoint-every", "0"], "--checkpoint-every: it must be 1 or more"),
+        (["--output", __file__], "test_training_loop.py: this is a file; a folder is expected"),
         (["--from", "nowhere"], "--from nowhere: no such folder"),
         (["--minutes", "soon"], "invalid float value: 'soon'"),
         (["--mixed-precision", "fp8"], "invalid choice: 'fp8'"),

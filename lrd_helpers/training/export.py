@@ -1,6 +1,5 @@
 """A finished model's folder: written whole or not at all, with a card that says how it was made."""
 
-import csv
 import json
 import math
 import os
@@ -15,8 +14,8 @@ from safetensors import SafetensorError
 
 from lrd_helpers.files import write_atomically
 from lrd_helpers.machine import describe_machine
-from lrd_helpers.training.loop import Progress
 from lrd_helpers.training.options import TrainingOptions
+from lrd_helpers.training.progress import Progress, csv_of, earlier_runs, joined_logs
 
 
 @contextmanager
@@ -89,14 +88,6 @@ def forget_folders(folder: Path) -> None:
             file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def earlier_runs(start_from: Path | None) -> list[dict[str, int | float]]:
-    """The runs that made the weights a training starts from, the latest first."""
-    if start_from is None or not (start_from / "training.json").exists():
-        return []
-    record = json.loads((start_from / "training.json").read_text(encoding="utf-8"))
-    return [{name: record[name] for name in asdict(Progress())}, *record.get("before", [])]
-
-
 def model_card(
     folder: Path,
     options: TrainingOptions,
@@ -142,6 +133,10 @@ def model_card(
         f"| machine | {describe_machine()} |",
         f"| date | {date.today()} |",
         f"| options | `{json.dumps(used)}` |",
+        *(
+            f"| until step {changed['until_step']:,} | `{json.dumps(changed)}` |"
+            for changed in progress.earlier_options
+        ),
         "",
         "| held-out score | |",
         "|---|---|",
@@ -152,30 +147,7 @@ def model_card(
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     rows = joined_logs(options.start_from, options.run, before)
     if rows:
-        with (folder / "log.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows[:: math.ceil(len(rows) / 400)])
-
-
-def joined_logs(
-    start_from: Path | None, run: Path, before: list[dict[str, int | float]]
-) -> list[dict[str, str]]:
-    """The rows of a run's log, after those of the runs it started from; counts go on."""
-    logs = [folder / "log.csv" for folder in (start_from, run) if folder is not None]
-    parts = [list(csv.DictReader(log.open(newline=""))) if log.exists() else [] for log in logs]
-    rows = parts.pop()
-    for row in rows:
-        for name in ("step", "samples"):
-            row[name] = str(int(row[name]) + sum(earlier[name] for earlier in before))
-        seconds = float(row["seconds"]) + sum(earlier["seconds"] for earlier in before)
-        row["seconds"] = f"{seconds:.1f}"
-    earlier = parts.pop() if parts else []
-    if not earlier or not rows:
-        return rows
-    # Another version of the training, or other options, may have logged other losses.
-    shared = [name for name in earlier[0] if name in rows[0]]
-    return [{name: row[name] for name in shared} for row in earlier + rows]
+        (folder / "log.csv").write_bytes(csv_of(rows[:: math.ceil(len(rows) / 400)]))
 
 
 def add_scores(folder: Path, scores: dict[str, object]) -> None:

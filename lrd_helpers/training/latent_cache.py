@@ -1,7 +1,6 @@
 """Latents that are encoded once and kept with a run's checkpoints, and batches drawn from them."""
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrd_helpers.files import write_atomically
 from lrd_helpers.training.options import CacheOptions
 
 CACHE_BATCH = 64
@@ -95,8 +95,6 @@ def encoded_once(
     parts = [encode(number) for number in tqdm(numbers, desc="encoding scenes", disable=quiet)]
     joined = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
     mark = torch.tensor(fingerprint, dtype=torch.float64)
-    save_file({**joined, "autoencoder": mark}, partial)
-    os.replace(partial, file)
+    write_atomically(file, save({**joined, "autoencoder": mark}))
     return joined

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import (
@@ -54,7 +54,7 @@ from lrd_helpers.training.options import (
     parse,
 )
 from lrd_helpers.training.seeing import Seeing, cell_classes
-from lrd_helpers.training.shards import Condition, ShardPairs, shard_list
+from lrd_helpers.training.shards import Condition, ShardPairs
 from lrd_helpers.training.sheets import save_sheet
 
 MIN_SNR_GAMMA = 5.0
@@ -272,6 +272,8 @@ def pipeline(trainee: LatentDiffusionTraining, vae: AutoencoderKL) -> StableDiff
 class LatentDiffusionOptions(CacheOptions, SceneOptions):
     """The options of this training."""
 
+    free: ClassVar[tuple[str, ...]] = (*SceneOptions.free, "compile", "keep")
+
     minutes: float = 180.0
     learning_rate: float = 7e-4
     warmup: int = 300
@@ -323,7 +325,8 @@ class LatentDiffusionOptions(CacheOptions, SceneOptions):
     )
     data: list[str] | None = HfArg(
         default=None,
-        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes",
+        help="webdataset shards, such as 'shards/{0000..0009}.tar', in place of storybook scenes; "
+        "'pipe:COMMAND' runs COMMAND in a shell, so never take it from a stranger",
         metadata={"metavar": "SHARDS"},
     )
     only: list[str] = HfArg(
@@ -421,7 +424,7 @@ class LatentCache(SceneCache):
 def shard_pairs(options: LatentDiffusionOptions, size: int, **more: Any) -> ShardPairs:
     """What --data, --only and --least-side ask for."""
     return ShardPairs(
-        shard_list(options.data),
+        options.data,
         size,
         least_side=options.least_side,
         conditions=[Condition(text) for text in options.only],

@@ -5,45 +5,27 @@ minimised, the others are logged. Batch number n and the random numbers of step 
 (seed, n) alone, so a training that is cut and taken up again walks the same path.
 """
 
-import csv
-import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from lrd_helpers.storybook import StorybookDataset, seeded
+from lrd_helpers.training.checkpoint import State
 from lrd_helpers.training.options import TrainingOptions
+from lrd_helpers.training.progress import Log, Progress
 
 HELD_OUT_SEED = 1_000_000  # trainings use small seeds: a held-out scene was never trained on
-
-
-@dataclass
-class Progress:
-    """How far a training has come; `seconds` counts time spent in steps, over all resumes."""
-
-    step: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-
-    def state_dict(self) -> dict[str, int | float]:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, int | float]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 def learning_rate_factor(step: int, done: float, warmup: int, decay: float) -> float:
@@ -67,6 +49,11 @@ def train(
         options: budget, rates, folders.
         batches: (start, process, processes) → batches; by default rendered storybook scenes.
         sample: draws pictures with the averaged weights into the file it is given.
+
+    Raises:
+        ValueError: the run's folder has a checkpoint of other options or of another model.
+        FloatingPointError: the loss is not finite.
+        OSError: the log or a checkpoint could not be written.
     """
     # bf16 needs no loss scaling, so one code path serves CPU and GPU.
     accelerator = Accelerator(
@@ -83,21 +70,14 @@ def train(
     model, optimizer = accelerator.prepare(trainee, optimizer)
     average.to(accelerator.device)
     progress = Progress()
-    accelerator.register_for_checkpointing(progress, average)
+    state = State(options, trainee, optimizer, average, progress, accelerator.scaler)
 
     if options.fresh and accelerator.is_main_process:
+        (options.run / "log.csv").unlink(missing_ok=True)
         for older in options.run.glob("checkpoint-*"):
             shutil.rmtree(older)
     accelerator.wait_for_everyone()
-    latest = latest_checkpoint(options.run)
-    if latest is not None:
-        try:
-            accelerator.load_state(str(latest))
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{latest} does not fit this model ({str(error).splitlines()[0]}); "
-                "--fresh begins anew, --run names another folder"
-            ) from error
+    if latest := state.resume():
         accelerator.print(f"resumed {latest} at step {progress.step}")
     log = Log(options.run / "log.csv", progress.step) if accelerator.is_main_process else None
     if batches is None:
@@ -156,8 +136,8 @@ def train(
                     bar.set_postfix_str(f"step {progress.step}, loss {means['loss']:.4f}")
                     # Not done(): that asks all processes, and only the first is here.
                     bar.update(100 * share - bar.n)
-            if progress.step % options.checkpoint_every == 0:
-                save_checkpoint(accelerator, options.run, progress.step)
+            if progress.step % options.checkpoint_every == 0 and accelerator.is_main_process:
+                state.save()
             if (
                 sample
                 and options.sample_every
@@ -167,7 +147,9 @@ def train(
                 with averaged(trainee, average):
                     sample(options.run / f"samples-{progress.step:07d}.png")
     bar.close()
-    save_checkpoint(accelerator, options.run, progress.step)
+    if accelerator.is_main_process:
+        state.save()
+    accelerator.wait_for_everyone()
     if stopped:
         sys.exit(f"stopped at step {progress.step}; the same command goes on from there")
     if not accelerator.is_main_process:
@@ -206,74 +188,3 @@ def averaged(trainee: nn.Module, average: EMAModel) -> Iterator[None]:
     finally:
         average.restore(trainee.parameters())
         trainee.train()
-
-
-def latest_checkpoint(run: Path) -> Path | None:
-    """The newest complete checkpoint: a folder gets its name only when it is complete."""
-    complete = [path for path in run.glob("checkpoint-*") if path.suffix != ".partial"]
-    return max(complete, default=None)
-
-
-def save_checkpoint(accelerator: Accelerator, run: Path, step: int) -> None:
-    """Writes `checkpoint-STEP` beside the older one, then removes that: never a moment without."""
-    final = run / f"checkpoint-{step:07d}"
-    partial = final.with_suffix(".partial")
-    if final.exists():
-        return
-    if accelerator.is_main_process:
-        for leftover in run.glob("*.partial"):
-            shutil.rmtree(leftover)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(partial))
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch's full disk
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"could not write {final}: {error}; the checkpoint before it stands"
-        ) from error
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        os.replace(partial, final)
-        for older in run.glob("checkpoint-*"):
-            if older != final:
-                shutil.rmtree(older)
-
-
-class Log:
-    """log.csv: one row every so many steps, each the mean over the steps since the last row."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.sums, self.count = path, {}, 0
-        rows = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-        rows = [row for row in rows if int(row["step"]) <= step]  # rows after the checkpoint go
-        if rows:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
-        else:
-            path.unlink(missing_ok=True)
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-        self.count += 1
-
-    def write(self, progress: Progress, learning_rate: float) -> dict[str, float]:
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
-        row = {
-            "step": progress.step,
-            "samples": progress.samples,
-            "seconds": round(progress.seconds, 1),
-            "learning_rate": f"{learning_rate:.3g}",
-            **{name: f"{mean:.5g}" for name, mean in means.items()},
-        }
-        new = not self.path.exists()
-        with self.path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        self.sums, self.count = {}, 0
-        return means

@@ -1,23 +1,39 @@
 """The options of the trainings: a dataclass each, of which transformers makes a command line."""
 
+import json
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from safetensors import SafetensorError
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
+from lrd_helpers.training.progress import earlier_runs, read_log
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """The options of every training. A subclass adds some, and may give others a new default."""
+    """The options of every training. A subclass adds some, and may give others a new default.
+
+    A run is resumed with the options it began with. Only those of `schedule` may change on the way
+    (the card tells), and those of `free`, which are no matter of the weights.
+    """
+
+    schedule: ClassVar[tuple[str, ...]] = ("steps", "minutes", "learning_rate")
+    free: ClassVar[tuple[str, ...]] = (
+        "run",
+        "output",
+        "fresh",
+        "log_every",
+        "checkpoint_every",
+        "sample_every",
+    )
 
     steps: int | None = HfArg(
         default=None,
@@ -73,10 +89,54 @@ class TrainingOptions:
         Raises:
             ValueError: it cannot; names the option.
         """
-        if (self.minutes if self.steps is None else self.steps) <= 0:
+        if not 0 < (self.minutes if self.steps is None else self.steps) < math.inf:
             raise ValueError("the budget, --steps or --minutes, must be more than 0")
-        if self.start_from is not None and not self.start_from.is_dir():
-            raise ValueError(f"--from {self.start_from}: no such folder")
+        for name in ("batch_size", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')}: it must be 1 or more")
+        for option, folder in (("--run", self.run), ("--output", self.output)):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"{option} {folder}: this is a file; a folder is expected")
+        if self.start_from is not None:
+            if not self.start_from.is_dir():
+                raise ValueError(f"--from {self.start_from}: no such folder")
+            # The card will need them: better now than after all steps.
+            earlier_runs(self.start_from)
+            read_log(self.start_from / "log.csv")
+
+    def as_json(self) -> dict[str, Any]:
+        """The options as JSON has them; shipped folders wherever the package lies."""
+
+        def text(path: Path) -> str:
+            shipped = path.is_relative_to(ASSETS)
+            return f"assets/{path.relative_to(ASSETS)}" if shipped else str(path)
+
+        return json.loads(json.dumps(asdict(self), default=text))
+
+    def check_resumed(self, begun: dict[str, Any]) -> None:
+        """Whether these options can go on with a run that was begun with others (as JSON).
+
+        Raises:
+            ValueError: they cannot; names the option and both values.
+        """
+        for name, value in self.as_json().items():
+            may_change = name in self.schedule + self.free
+            if not may_change and begun.get(name, value) != value:
+                option = "--from" if name == "start_from" else f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{self.run} was begun with {option} {str(begun[name])[:60]}, not "
+                    f"{str(value)[:60]}: keep it to go on, name another --run, or begin anew "
+                    "with --fresh"
+                )
+
+    def changed_since(self, begun: dict[str, Any]) -> dict[str, Any]:
+        """What the options of `schedule` were, where they differ."""
+        now = self.as_json()
+        return {
+            name: begun[name]
+            for name in self.schedule
+            if name in begun and begun[name] != now[name]
+        }
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class StyleTraining(nn.Module):
         pipe: StableDiffusionPipeline,
         start_from: Path | None = None,
         *,
-        tuned: tuple[str, ...] = TUNED,
+        tuned: str | tuple[str, ...] = TUNED,
         kl_weight: float = 1e-4,
         **encoder: int,
     ) -> None:
@@ -105,6 +105,7 @@ class StyleTraining(nn.Module):
         self.unet, self.kl_weight = pipe.unet, kl_weight
         self.base = weight_sum(self.unet)
         if start_from is None:
+            tuned = (tuned,) if isinstance(tuned, str) else tuned
             size = self.unet.config.cross_attention_dim
             self.encoder = StyleEncoder(token_size=size, **encoder)
             names = [name for name, _ in self.unet.named_parameters()]
