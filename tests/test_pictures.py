@@ -113,13 +113,3 @@ def test_a_large_picture_is_reduced_and_stays_what_it_is(size, longest_side, sho
         result.convert("L").crop((0, y, shown[0], y + shown[1] // 2)) for y in (0, shown[1] // 2)
     ]
     assert [numpy.asarray(mean).mean() for mean in means] == pytest.approx([31, 127], abs=6)
-
-
-def test_a_photo_is_turned_upright():
-    image = Image.new("RGB", (4, 2), "red")
-    image.paste("blue", (0, 0, 2, 2))
-    image.getexif()[0x0112] = 6  # a quarter to the right
-    turned = picture_of(image)
-    assert turned.size == (2, 4)
-    assert [turned.getpixel((0, y)) for y in (0, 3)] == [(0, 0, 255), (255, 0, 0)]
-    assert read(reduced_data_uri(image)).tobytes() == turned.tobytes()

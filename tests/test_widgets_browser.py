@@ -186,7 +186,7 @@ class Page:
         return self.page.get_by_role("button", name=re.compile(name)).first
 
     def prompt(self, number: int) -> Any:
-        return self.page.get_by_label(f"Prompt of layer {number}", exact=True)
+        return self.page.get_by_label(f"Prompt of layer {number}", exact=True).first
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -793,7 +793,8 @@ editor, heard = BoxEditor(background="on grass"), []
 editor.observe(lambda change: heard.append(1000 * time.time()), "document")
 editor""",
     """from pathlib import Path
-Path("result.json").write_text(json.dumps([editor.layout.to_json(), heard]))""",
+Path("result.json").write_text(json.dumps([editor.layout.to_json(), heard]))
+editor""",
 )
 
 
@@ -953,9 +954,15 @@ def test_a_round_trip_through_a_real_notebook(chromium, jupyter, application, vi
     wait_for(result.exists, "the second cell")
     wait_for(lambda: result.read_text().endswith("]"), "its end")
     ups = page.page.evaluate("ups")
+    page.page.wait_for_function("document.querySelectorAll('.lrd-editor .box').length === 4")
     page.restart_kernel()
+    page.page.locator(".canvas").first.scroll_into_view_if_needed()
     page.drag((0.7, 0.3), (0.75, 0.35))
     page.page.wait_for_selector("text=Python does not answer")
+    drawn = "[...document.querySelectorAll('.lrd-editor .box')].map((e) => e.getAttribute('x'))"
+    boxes = page.page.evaluate(drawn)
+    assert boxes[:2] == boxes[2:], "one editor in both cells"
+    assert float(boxes[1]) == pytest.approx(0.35 * 400, abs=3)
     assert page.prompt(1).input_value() == "a red car"
     page.screenshot(f"{application}-restarted")
     page.close()
