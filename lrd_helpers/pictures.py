@@ -8,7 +8,7 @@ import io
 import numpy
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 Picture = (
@@ -21,6 +21,12 @@ Picture = (
 
 PNG_PREFIX = "data:image/png;base64,"
 """How a data URI of a PNG begins."""
+
+SHOWN_SIDE = 1024
+"""So many pixels of a picture's longer side are enough for a page."""
+
+SHOWN_BYTES = 200_000
+"""A picture in a page takes at most so many bytes: a notebook keeps two or three copies of it."""
 
 
 def pixels_of(picture: Picture) -> Float[Tensor, "3 height width"]:
@@ -39,10 +45,10 @@ def picture_of(picture: Picture) -> Image.Image:
     """The picture as an RGB image of PIL.
 
     Numbers outside [0, 1] are cut off, as every screen would. An alpha channel is left out;
-    `on_white` takes it into account.
+    `on_white` takes it into account. A photo that says how the camera was held is turned upright.
     """
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
     if isinstance(picture, Tensor):
         picture = pixels_of(picture).permute(1, 2, 0).numpy()
     if picture.dtype == numpy.uint8:
@@ -67,4 +73,31 @@ def png_of(image: Image.Image, *, optimize: bool = False) -> bytes:
 
 def data_uri(image: Image.Image, *, optimize: bool = False) -> str:
     """The image as a PNG in a data URI, which a browser shows and JSON can hold."""
-    return PNG_PREFIX + base64.b64encode(png_of(image, optimize=optimize)).decode()
+    return _uri_of(png_of(image, optimize=optimize), "png")
+
+
+def reduced_data_uri(picture: Picture, longest_side: int = SHOWN_SIDE) -> str:
+    """The picture in a data URI, reduced to what a page shows: to look at, not to compute with.
+
+    A PNG, or where that has more than `SHOWN_BYTES` (a photo), a JPEG of the best quality that has
+    not: small drawings keep every pixel.
+
+    Args:
+        picture: of any size.
+        longest_side: a longer side is reduced to so many pixels.
+    """
+    image = picture_of(picture)
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    png = png_of(image)
+    if len(png) <= SHOWN_BYTES:
+        return _uri_of(png, "png")
+    for quality in range(90, 0, -10):
+        file = io.BytesIO()
+        image.save(file, format="JPEG", quality=quality)
+        if file.tell() <= SHOWN_BYTES:
+            break
+    return _uri_of(file.getvalue(), "jpeg")
+
+
+def _uri_of(file: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(file).decode()}"

@@ -8,7 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from lrd_helpers.pictures import PNG_PREFIX, data_uri, on_white, picture_of, pixels_of, png_of
+from lrd_helpers.pictures import (
+    PNG_PREFIX,
+    SHOWN_BYTES,
+    data_uri,
+    on_white,
+    picture_of,
+    pixels_of,
+    png_of,
+    reduced_data_uri,
+)
 
 
 @pytest.mark.parametrize(
@@ -72,3 +81,35 @@ def test_a_data_uri_holds_the_image():
         png = base64.b64decode(uri.removeprefix(PNG_PREFIX))
         assert png == png_of(image, optimize=optimize)
         assert Image.open(io.BytesIO(png)).tobytes() == image.tobytes()
+
+
+def read(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_a_small_picture_is_shown_as_it_is():
+    image = Image.effect_noise((90, 40), 60).convert("RGB")
+    assert reduced_data_uri(image) == data_uri(image)
+
+
+@pytest.mark.parametrize(
+    ("size", "longest_side", "shown"),
+    [
+        ((3000, 1500), 1024, (1024, 512)),
+        ((900, 1024), 1024, (900, 1024)),
+        ((5, 4000), 400, (1, 400)),
+    ],
+)
+def test_a_large_picture_is_reduced_and_stays_what_it_is(size, longest_side, shown):
+    width, height = size
+    noise = numpy.random.default_rng(0).integers(0, 256, (height, width, 3), numpy.uint8)
+    noise[: height // 2] //= 4  # the upper half is dark
+    image = Image.fromarray(noise)
+    result = read(reduced_data_uri(image, longest_side))
+    assert image.size == size
+    assert result.size == shown
+    assert result.fp.seek(0, io.SEEK_END) <= SHOWN_BYTES
+    means = [
+        result.convert("L").crop((0, y, shown[0], y + shown[1] // 2)) for y in (0, shown[1] // 2)
+    ]
+    assert [numpy.asarray(mean).mean() for mean in means] == pytest.approx([31, 127], abs=6)

@@ -6,17 +6,21 @@ import json
 import re
 import threading
 from dataclasses import replace
+from xml.etree import ElementTree
 
+import numpy
 import pytest
 import torch
 import traitlets
+from ipywidgets.embed import dependency_state
 from PIL import Image
 
 import lrd_helpers
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.measure import Detection
 from lrd_helpers.pipeline import LayeredRenderingPipeline
-from lrd_helpers.widgets import BoxEditor, LayoutStudio, Settings, render
+from lrd_helpers.widgets import BoxEditor, LayoutStudio, Render, Settings, render
+from lrd_helpers.widgets.box_editor import layout_svg
 from lrd_helpers.widgets.layout_studio import HISTORY
 
 TWO = Layout(
@@ -145,6 +149,7 @@ def test_json_from_the_page_is_loaded_or_refused_with_the_reason(heard):
     messages = heard(editor)
     editor._on_message(editor, {"kind": "load", "text": TWO.to_json()}, [])
     assert editor.layout == TWO
+    assert messages[-1] == {"kind": "loaded"}
     for text in ("", "[1, 2]", '{"caption": "c"}', "not JSON"):
         editor._on_message(editor, {"kind": "load", "text": text}, [])
         assert messages[-1]["text"].startswith("Nothing was loaded: ")
@@ -210,6 +215,25 @@ def test_the_canvas_has_the_picture_s_ratio():
     assert (BoxEditor().width, BoxEditor().height) == (128, 128)
 
 
+@pytest.fixture(scope="module")
+def photo():
+    """12 million pixels of which no file format can make little, turned as telephones do."""
+    noise = numpy.random.default_rng(0).integers(0, 256, (750, 1000, 3), numpy.uint8)
+    image = Image.fromarray(noise.repeat(4, 0).repeat(4, 1))
+    image.getexif()[0x0112] = 6  # a quarter to the right
+    return image
+
+
+def test_a_photo_behind_the_boxes_leaves_the_saved_notebook_small(photo):
+    editor = BoxEditor(TWO, image=photo)
+    assert (editor.width, editor.height) == (3000, 4000), "upright, and the photo's own size"
+    assert photo.size == (4000, 3000)
+    data, _ = editor._repr_mimebundle_()
+    outputs = 2 * json.dumps(data).encode()  # shown in two cells
+    assert len(outputs + json.dumps(dependency_state(editor)).encode()) < 1e6
+    assert f'href="{editor._picture}"' in data["image/svg+xml"]
+
+
 def test_repr_and_static_picture_say_what_is_drawn_and_have_no_address():
     editor = BoxEditor(TWO)
     assert repr(editor) == 'BoxEditor(128 × 128, layers: "a yellow house", "a purple cat")'
@@ -222,13 +246,35 @@ def test_repr_and_static_picture_say_what_is_drawn_and_have_no_address():
     assert svg.count("<mask ") == 1
 
 
-def test_the_static_picture_is_an_svg_whatever_the_prompts_say():
+HOSTILE = """</text><script>alert(1)</script>'"><image href='x'/>&amp;&lt;\t]]>é猫😀"""
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [(HOSTILE, HOSTILE), ("\0\x07\x1b a\ufffe\ud800 b", "\ufffd\ufffd\ufffd a\ufffd\ufffd b")],
+    ids=["markup", "what no XML may hold"],
+)
+def test_the_static_picture_is_an_svg_whatever_is_in_it(told, shown):
     import resvg_py
 
-    layers = [Layer('<script>"&', box=(0, 0, 1, 1))]
-    svg = BoxEditor(Layout(caption="c", layers=layers), size=(64, 128)).static_svg()
-    assert "<script>" not in svg
+    layers = [{"prompt": told, "mask": told}, {"prompt": told, "box": [0, 0, 1, 1]}]
+    svg = layout_svg(layers, (64, 128), picture=told, label=told)
+    parsed = ElementTree.fromstring(svg.encode())
+    tags = [element.tag.partition("}")[2] for element in parsed.iter()]
+    assert tags == ["svg", "image", "mask", "image", "rect", "text", "rect", "rect", "text"]
+    assert [e.text for e in parsed.iter() if e.text] == [f"1 {shown}", f"2 {shown}"]
+    attribute = shown.replace("\t", " ")  # as XML reads it
+    assert [e.get("href") for e in parsed.iter() if e.get("href")] == [attribute] * 2
+    assert parsed.get("aria-label") == attribute
     assert bytes(resvg_py.svg_to_bytes(svg_string=svg)).startswith(b"\x89PNG")
+
+
+def test_two_static_pictures_of_one_mask_share_a_name_only_if_they_are_alike():
+    names = [
+        re.search('mask id="(.*?)"', BoxEditor(TWO, size=size).static_svg())[1]
+        for size in ((64, 64), (128, 128), (64, 128))
+    ]
+    assert names[0] == names[1] != names[2]
 
 
 def test_a_name_that_would_be_cut_off_ends_at_the_right_edge():
@@ -346,6 +392,20 @@ def test_the_button_renders_shows_and_works_again(studio):
     assert "0.00" in studio._numbers.value
     assert len(studio._strip.children) == 1
     assert repr(studio).endswith("1 renders)")
+
+
+def test_large_pictures_are_reduced_and_texts_are_escaped_once(studio, photo):
+    layout = replace(CARS, caption="a <b>car</b> & a star")
+    image = photo.resize((1500, 1125), Image.Resampling.NEAREST)
+    made = Render(layout, QUICK, image, {"a&b": torch.rand(4, 4)}, None, None, 1.0, ())
+    studio.renders = [made] * HISTORY
+    studio._show(made)
+    assert len(json.dumps(dependency_state(studio))) < 1e6
+    for text in (layout.caption, "Where the model looks for “a&b” (bright = much)"):
+        figure = ElementTree.fromstring(studio._picture.value)
+        assert figure.find("p").text == text
+        assert figure[0].get("aria-label") == f"{text} (seed 0)"
+        studio._words.children[0].click()
 
 
 def test_the_button_draws_what_the_page_has(studio, heard):

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy
 import pytest
@@ -75,7 +76,10 @@ window.model = {
 };
 window.fromPython = (message) =>
   (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
-window.close_ = editor.render({ model, el: document.getElementById("cell") });
+const widget = editor();
+widget.initialize({ model });
+window.show = (el, of = widget) => of.render({ model, el });
+window.close_ = show(document.getElementById("cell"));
 window.ready = true;
 </script></body></html>"""
 
@@ -104,12 +108,10 @@ def chromium() -> Iterator[Any]:
 class Page:
     """A page with one editor, and what a test does to it."""
 
-    def __init__(self, browser: Any, editor: BoxEditor, **context: Any) -> None:
-        self.context = browser.new_context(viewport={"width": 900, "height": 640}, **context)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+    def __init__(self, page: Any, editor: BoxEditor) -> None:
+        self.page, self.context = page, page.context
         self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("pageerror", self._note_error)
         self.page.on("console", self._note)
         names = [n for n in editor.keys if not n.startswith("_") or n in ("_picture", "_palette")]
         state = {name: getattr(editor, name) for name in names if editor.has_trait(name)}
@@ -118,13 +120,23 @@ class Page:
         self.page.route(
             ADDRESS + "**",
             lambda route: (
-                route.fulfill(path=WIDGETS / Path(route.request.url).name)
-                if "." in Path(route.request.url).name
+                route.fulfill(path=WIDGETS / Path(urlsplit(route.request.url).path).name)
+                if "." in Path(urlsplit(route.request.url).path).name
                 else route.fulfill(body=text, content_type="text/html")
             ),
         )
         self.page.goto(ADDRESS)
         self.page.wait_for_function("window.ready")
+
+    def close(self) -> None:
+        """Leave the browser's page to the next test."""
+        self.page.remove_listener("pageerror", self._note_error)
+        self.page.remove_listener("console", self._note)
+        self.page.unroute_all()
+        assert self.errors == []
+
+    def _note_error(self, error: Any) -> None:
+        self.errors.append(str(error))
 
     def _note(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -149,7 +161,7 @@ class Page:
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """A place on the canvas, in [0, 1], as a place on the screen."""
-        box = self.page.locator(".canvas").bounding_box()
+        box = self.page.locator(".canvas").first.bounding_box()
         return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
     def drag(
@@ -174,28 +186,46 @@ class Page:
         return self.page.get_by_role("button", name=re.compile(name)).first
 
     def prompt(self, number: int) -> Any:
-        return self.page.get_by_label(f"Prompt of layer {number}", exact=True)
+        return self.page.get_by_label(f"Prompt of layer {number}", exact=True).first
 
     def screenshot(self, name: str) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
+VIEWPORT = {"width": 900, "height": 640}
+
+
+@pytest.fixture(scope="module")
+def tab(chromium: Any) -> Iterator[Any]:
+    """A page of the browser that tests load anew: a new page takes longer than most of them."""
+    context = chromium.new_context(viewport=VIEWPORT)
+    yield context.new_page()
+    context.close()
+
+
 @pytest.fixture
-def opened(chromium: Any) -> Iterator[Any]:
-    """Opens pages; at the end none of them may have complained of anything."""
+def opened(chromium: Any, tab: Any) -> Iterator[Any]:
+    """Opens an editor; at the end its page may not have complained of anything.
+
+    With options of a `context` the page is a new page.
+    """
     pages: list[Page] = []
 
     def open_page(
         layout: Layout | None = None, *, context: dict | None = None, **given: Any
     ) -> Page:
-        pages.append(Page(chromium, BoxEditor(layout, **given), **(context or {})))
+        page = chromium.new_context(viewport=VIEWPORT, **context).new_page() if context else tab
+        page.set_default_timeout(10_000)
+        page.set_viewport_size(VIEWPORT)
+        pages.append(Page(page, BoxEditor(layout, **given)))
         return pages[-1]
 
     yield open_page
     for page in pages:
-        page.context.close()
-        assert page.errors == []
+        page.close()
+        if page.page is not tab:
+            page.context.close()
 
 
 def near(*numbers: float) -> Any:
@@ -454,26 +484,119 @@ def test_every_control_has_a_name_and_the_focus_is_seen(opened):
     assert outline == "solid"
 
 
-# ------------------------------------------------------------------ touch, themes, masks
-
-
-def test_touch_draws_moves_and_is_not_scrolling(opened):
-    page = opened(context={"has_touch": True})
+def test_keys_are_the_input_method_s_while_it_composes(opened):
+    page = opened(TWO)
+    focused = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"
     session = page.context.new_cdp_session(page.page)
+    page.button("Load a layout").click()
+    text = page.page.get_by_label("Layout as text")
+    for field in (page.prompt(1), page.page.get_by_label("Caption"), text):
+        field.fill("")
+        field.focus()
+        here = page.page.evaluate(focused)
+        composed = {"text": "ねこ", "selectionStart": 2, "selectionEnd": 2}
+        session.send("Input.imeSetComposition", composed)
+        page.press("Escape", *(["Enter"] if field is not text else []))
+        field.evaluate(  # Safari's, which comes when the composition has just ended
+            """element => ["Enter", "Escape"].forEach((key) => element.dispatchEvent(
+               new KeyboardEvent("keydown", { key, keyCode: 229, bubbles: true })))"""
+        )
+        assert page.page.evaluate(focused) == here
+        session.send("Input.insertText", {"text": "猫"})
+        assert field.input_value() == "猫"
+    assert text.is_visible()
+    page.prompt(1).focus()
+    page.press("Enter")
+    assert page.page.evaluate("document.activeElement.matches('.canvas')")
+    assert prompts(page) == ["猫", "a purple cat"]
 
-    def touch(*places: tuple[float, float]) -> None:
-        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
-        for kind, place in zip(kinds, places, strict=True):
-            x, y = page.at(*place)
-            points = [{"x": x, "y": y, "id": 1}]
-            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
-    touch((0.2, 0.2), (0.4, 0.5), (0.6, 0.7))
+# ------------------------------------------------------------------ several views
+
+
+def test_two_views_are_one_editor(opened):
+    page = opened(TWO)
+    page.page.evaluate("void show(document.body.appendChild(document.createElement('div')))")
+    page.page.set_viewport_size({"width": 900, "height": 1280})  # nothing scrolls
+    first, second = (page.page.locator(".lrd-editor").nth(number) for number in (0, 1))
+    rows = ".layers li .prompt"
+    second.get_by_role("button", name="Select: layer 1").click()
+    page.drag((0.1, 0.05), (0.5, 0.2))
+    page.page.keyboard.type("a star")  # seen there at once, sent to Python later
+    assert second.locator(rows).first.input_value() == "a star"
+    assert second.locator("li.selected .prompt").input_value() == "a yellow house"
+    second.get_by_role("button", name="Undo").click()
+    second.get_by_role("button", name="Undo").click()
+    assert [second.locator(rows).count(), first.locator(rows).count()] == [2, 2]
+    assert second.get_by_role("button", name="Undo").is_disabled()
+    first.get_by_role("button", name="Redo").click()
+    assert [second.locator(rows).count(), first.locator(rows).count()] == [3, 3]
+    later = json.dumps(BoxEditor(Layout(caption="c", layers=TWO.layers[1:])).document)
+    page.page.evaluate(f"model.set('document', {later})")
+    assert [second.locator(rows).count(), first.locator(rows).count()] == [1, 1]
+    second.get_by_role("button", name="Undo").click()
+    assert len(page.boxes) == 3
+    page.page.evaluate("close_()")
+    second.get_by_role("button", name="Undo").click()
+    assert prompts(page) == ["a yellow house", "a purple cat"]
+
+
+def test_two_editors_of_a_page_share_no_name(opened):
+    page = opened(Layout(caption="c", layers=[Layer("a star", mask=[[0, 1], [1, 1]])]))
+    page.page.evaluate(  # anywidget loads the module anew for each editor
+        """async () => {
+           const { default: editor } = await import("./box_editor.js?again");
+           const other = editor();
+           other.initialize({ model });
+           show(document.body.appendChild(document.createElement("div")), other);
+        }"""
+    )
+    page.page.wait_for_function("document.querySelectorAll('svg .layer mask').length === 2")
+    names = page.page.evaluate("[...document.querySelectorAll('[id]')].map(({ id }) => id)")
+    assert len(set(names)) == len(names)
+
+
+# ------------------------------------------------------------------ wheel, touch, themes, masks
+
+LONG = "document.body.style.minHeight = '3000px'"
+
+
+def test_the_wheel_scrolls_the_page_whatever_the_tool(opened):
+    page = opened(TWO)
+    page.page.evaluate(LONG)
+    for tool in ("Draw and move", "Paint a shape"):
+        page.page.evaluate("scrollTo(0, 0)")
+        page.button(tool).click()
+        page.page.mouse.move(*page.at(0.5, 0.3))
+        page.page.mouse.wheel(0, 100)
+        page.page.wait_for_function("scrollY === 100")
+    assert page.syncs == 0
+
+
+def touch(page: Page, *places: tuple[tuple[float, float], ...]) -> None:
+    """Put fingers on the canvas, move them from place to place, and lift them."""
+    session = page.context.new_cdp_session(page.page)
+    # Measured once: where two fingers scroll the page, the canvas moves with it.
+    screen = [[page.at(*finger) for finger in fingers] for fingers in places]
+    for number, fingers in enumerate(screen):
+        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(fingers)]
+        kind = "touchMove" if number else "touchStart"
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def test_one_finger_draws_and_moves_and_two_scroll(opened):
+    page = opened(context={"has_touch": True})
+    page.page.evaluate(LONG)
+    touch(page, [(0.2, 0.2)], [(0.4, 0.5)], [(0.6, 0.7)])
     assert page.boxes == [near(0.2, 0.2, 0.6, 0.7)]
-    touch((0.4, 0.4), (0.45, 0.45), (0.5, 0.5))
+    touch(page, [(0.4, 0.4)], [(0.45, 0.45)], [(0.5, 0.5)])
     assert page.boxes == [near(0.3, 0.3, 0.7, 0.8)]
     page.screenshot("editor-touch")
+    assert page.page.evaluate("scrollY") == 0
+    touch(page, *([(0.4, y), (0.6, y)] for y in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)))
+    page.page.wait_for_function("scrollY > 50")
+    assert page.boxes == [near(0.3, 0.3, 0.7, 0.8)]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -670,7 +793,8 @@ editor, heard = BoxEditor(background="on grass"), []
 editor.observe(lambda change: heard.append(1000 * time.time()), "document")
 editor""",
     """from pathlib import Path
-Path("result.json").write_text(json.dumps([editor.layout.to_json(), heard]))""",
+Path("result.json").write_text(json.dumps([editor.layout.to_json(), heard]))
+editor""",
 )
 
 
@@ -830,9 +954,15 @@ def test_a_round_trip_through_a_real_notebook(chromium, jupyter, application, vi
     wait_for(result.exists, "the second cell")
     wait_for(lambda: result.read_text().endswith("]"), "its end")
     ups = page.page.evaluate("ups")
+    page.page.wait_for_function("document.querySelectorAll('.lrd-editor .box').length === 4")
     page.restart_kernel()
+    page.page.locator(".canvas").first.scroll_into_view_if_needed()
     page.drag((0.7, 0.3), (0.75, 0.35))
     page.page.wait_for_selector("text=Python does not answer")
+    drawn = "[...document.querySelectorAll('.lrd-editor .box')].map((e) => e.getAttribute('x'))"
+    boxes = page.page.evaluate(drawn)
+    assert boxes[:2] == boxes[2:], "one editor in both cells"
+    assert float(boxes[1]) == pytest.approx(0.35 * 400, abs=3)
     assert page.prompt(1).input_value() == "a red car"
     page.screenshot(f"{application}-restarted")
     page.close()

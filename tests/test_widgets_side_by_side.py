@@ -2,6 +2,7 @@
 
 import math
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -111,6 +112,14 @@ def test_after_the_last_pair_only_back_is_left():
 def test_another_answer_is_refused():
     with pytest.raises(ValueError, match="'both', but should be one of left, no difference, right"):
         SideBySide(pairs()).answer("both")
+
+
+def test_large_pictures_are_reduced():
+    noise = numpy.random.default_rng(0).integers(0, 256, (1500, 1500, 3), numpy.uint8)
+    both = {"ours": [noise], "theirs": [noise]}
+    judge = SideBySide(shuffled_pairs(LAYOUTS[:1], both, torch.Generator()))
+    assert judge.pairs[0].images[0].size == (1500, 1500)
+    assert len(judge._page.value) < 7e5
 
 
 def test_the_captions_are_escaped():

@@ -1,7 +1,7 @@
 // The page of BoxEditor (box_editor.py): one ES module, no dependencies, nothing to build.
 //
-// In reading order: 1 elements · 2 geometry · 3 masks · 4 the document as text · 5 the editor:
-// build, draw, pointer, keyboard, edits and undo, Python · 6 what anywidget calls.
+// In reading order: 1 elements · 2 geometry · 3 masks · 4 the document as text · 5 its history ·
+// 6 the editor: build, draw, pointer, keyboard, edits, Python · 7 what anywidget calls.
 //
 // The document is a value: {caption, background, layers: [{id, prompt, box | mask, …}]}, back to
 // front. An edit makes a new one, so undo is a list of old ones and Python never sees half of one.
@@ -233,19 +233,55 @@ function faultOf(doc) {
   };
 }
 
-// ------------------------------------------------------------------ 5 the editor
+// ------------------------------------------------------------------ 5 its history
 
-let editors = 0;
+const randomName = () => Math.random().toString(36).slice(2, 10);
 
-class Editor {
-  constructor(model, el) {
+/** The document and what can be undone. All views of one editor have the same history. */
+class History {
+  constructor(model) {
     this.model = model;
-    this.el = el;
-    this.name = `lrd-${++editors}`; // ids in the page start with it
     this.doc = model.get("document");
     this.past = [];
     this.future = [];
     this.lastKey = null; // edits in a row with one key are one step of undo
+    model.on("change:document", () => {
+      const doc = model.get("document");
+      if (doc !== this.doc) this.edit(doc); // Python's: it can be undone, too
+    });
+  }
+
+  edit(doc, key = null) {
+    if (key === null || key !== this.lastKey) this.past.push(this.doc);
+    if (this.past.length > 200) this.past.shift();
+    this.lastKey = key;
+    this.future = [];
+    this.show(doc);
+  }
+
+  /** Go one step from the past to the future, or back; whether there is one. */
+  travel(from, to) {
+    if (!from.length) return false;
+    to.push(this.doc);
+    this.lastKey = null;
+    this.show(from.pop());
+    return true;
+  }
+
+  show(doc) {
+    this.doc = doc;
+    this.model.set("document", doc); // each view hears it, and a notebook is saved with it
+  }
+}
+
+// ------------------------------------------------------------------ 6 the editor
+
+class Editor {
+  constructor(model, el, history) {
+    this.model = model;
+    this.el = el;
+    this.history = history;
+    this.name = `lrd-${randomName()}`; // ids in the page start with it; a counter would be the module's, and each editor loads its own
     this.selected = null; // the id of a layer
     this.tool = "box";
     this.over = false; // draw also where there is a box
@@ -261,6 +297,10 @@ class Editor {
     this.build();
     this.listen();
     this.draw();
+  }
+
+  get doc() {
+    return this.history.doc;
   }
 
   get layer() {
@@ -441,8 +481,8 @@ class Editor {
     for (const element of this.tools) element.setAttribute("aria-pressed", element.dataset.tool === this.tool);
     this.overButton.setAttribute("aria-pressed", this.over);
     this.snapButton.setAttribute("aria-pressed", this.snap);
-    this.undoButton.disabled = !this.past.length;
-    this.redoButton.disabled = !this.future.length;
+    this.undoButton.disabled = !this.history.past.length;
+    this.redoButton.disabled = !this.history.future.length;
     this.breadthInput.hidden = this.tool === "box";
     for (const name of ["caption", "background"]) {
       if (this[name].value !== this.doc[name]) this[name].value = this.doc[name];
@@ -740,6 +780,7 @@ class Editor {
 
   keyDown(event) {
     event.stopPropagation(); // not the notebook's
+    if (event.isComposing || event.keyCode === 229) return null; // an input method's; Safari says only 229
     const typing = event.target.matches("input:not([type=color]):not([type=range]), textarea");
     if (event.key === "Escape") return this.escape();
     if (typing) {
@@ -804,7 +845,7 @@ class Editor {
   select(id) {
     if (id === this.selected) return;
     this.selected = id;
-    this.lastKey = null;
+    this.history.lastKey = null;
     this.draw();
   }
 
@@ -815,48 +856,36 @@ class Editor {
     this.select(layers[(index + step + layers.length + (index < 0 && step < 0 ? 1 : 0)) % layers.length].id);
   }
 
-  // ---------------------------------------------------------------- edits and undo
+  // ---------------------------------------------------------------- edits
 
   /** Make `doc` the document. Python hears of it at once, or `delay` ms after the last of a row. */
   edit(doc, key = null, delay = 0) {
-    if (key === null || key !== this.lastKey) this.past.push(this.doc);
-    if (this.past.length > 200) this.past.shift();
-    this.lastKey = key;
-    this.future = [];
-    this.notice = { text: "", mark: [] };
-    this.show(doc, delay);
-  }
-
-  show(doc, delay = 0) {
-    this.doc = doc;
-    if (!this.layer) this.selected = null;
-    this.draw();
+    this.history.edit(doc, key);
     clearTimeout(this.timer);
     this.timer = null;
     if (delay) this.timer = setTimeout(() => this.send(), delay);
     else this.send();
   }
 
+  /** The document is another: by an edit here or in another view, by undo or by Python. */
+  follow() {
+    if (!this.layer) this.selected = null;
+    this.notice = { text: "", mark: [] };
+    this.draw();
+  }
+
   /** The end of a row of edits (a field was left): Python hears of it now. */
   settle() {
-    this.lastKey = null;
+    this.history.lastKey = null;
     if (this.timer) this.send();
   }
 
   undo() {
-    this.travel(this.past, this.future);
+    if (this.history.travel(this.history.past, this.history.future)) this.send();
   }
 
   redo() {
-    this.travel(this.future, this.past);
-  }
-
-  travel(from, to) {
-    if (!from.length) return;
-    to.push(this.doc);
-    this.lastKey = null;
-    this.notice = { text: "", mark: [] };
-    this.show(from.pop());
+    if (this.history.travel(this.history.future, this.history.past)) this.send();
   }
 
   edited(layers, key, delay) {
@@ -873,7 +902,7 @@ class Editor {
   }
 
   add(shape, prompt = "") {
-    const layer = { id: Math.random().toString(36).slice(2, 10), prompt, ...shape, hidden: false, locked: false };
+    const layer = { id: randomName(), prompt, ...shape, hidden: false, locked: false };
     this.selected = layer.id;
     this.edited([...this.doc.layers, layer]);
     if (!prompt) this.rows.get(layer.id).prompt.focus({ preventScroll: true }); // it is typed next
@@ -978,21 +1007,16 @@ class Editor {
   listen() {
     const { model } = this;
     this.heard = {
-      "change:document": () => {
-        const doc = model.get("document");
-        if (doc === this.doc) return; // our own
-        this.past.push(this.doc);
-        this.future = [];
-        this.doc = doc;
-        this.drawer.hidden = true;
-        this.selected = null;
-        this.draw();
-      },
+      "change:document": () => this.follow(),
       "change:snap": () => this.draw(),
       "change:_picture": () => this.draw(),
       "msg:custom": (message) => {
         if (message.kind === "ask") this.send(message.question);
         if (message.kind === "notice") this.say(message.text, true, message.mark);
+        if (message.kind === "loaded") {
+          this.drawer.hidden = true;
+          this.say("Loaded.");
+        }
         if (message.kind === "received" && message.number === this.number) {
           this.answered = message.number;
           this.root.dataset.synced = "true"; // Python has all that is drawn
@@ -1012,7 +1036,6 @@ class Editor {
   send(question = null) {
     clearTimeout(this.timer);
     this.timer = null;
-    this.model.set("document", this.doc); // for other views, and for a notebook saved with its widgets
     this.ask({ kind: "edit", document: this.doc, snap: this.snap, question });
   }
 
@@ -1042,11 +1065,18 @@ class Editor {
   }
 }
 
-// ------------------------------------------------------------------ 6 what anywidget calls
+// ------------------------------------------------------------------ 7 what anywidget calls
 
-export default {
-  render({ model, el }) {
-    const editor = new Editor(model, el);
-    return () => editor.close();
-  },
+/** Called once for each BoxEditor of Python; `render` then for each cell that shows it. */
+export default () => {
+  let history = null;
+  return {
+    initialize({ model }) {
+      history = new History(model);
+    },
+    render({ model, el }) {
+      const editor = new Editor(model, el, history);
+      return () => editor.close();
+    },
+  };
 };

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ import traitlets
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.layout_json import VERSION
 from lrd_helpers.mask import Box
-from lrd_helpers.pictures import data_uri, picture_of
+from lrd_helpers.pictures import picture_of, reduced_data_uri
 from lrd_helpers.plotting import BOX_COLOURS
 
 DOCUMENT_ONLY = ("id", "hidden", "locked")
@@ -45,7 +46,8 @@ class BoxEditor(anywidget.AnyWidget):
         background: likewise, "at night".
         size: width and height of the picture in pixels: the canvas has their ratio, and its grid
             is of latent pixels. The image's own size by default, or else 128 × 128.
-        image: a picture behind the boxes, for editing: PIL, tensor or array.
+        image: a picture behind the boxes, for editing: PIL, tensor or array. The page gets it
+            reduced to what it shows; `size` is still the picture's own.
         snap: boxes keep to the grid of latent pixels (8 × 8 pixels each).
 
     Attributes:
@@ -89,7 +91,7 @@ class BoxEditor(anywidget.AnyWidget):
             width=width,
             height=height,
             snap=snap,
-            _picture="" if picture is None else data_uri(picture),
+            _picture="" if picture is None else reduced_data_uri(picture),
         )
         self._answered: dict[str, Callable[[], None]] = {}
         self.on_msg(self._on_message)
@@ -185,7 +187,7 @@ class BoxEditor(anywidget.AnyWidget):
             except LayoutError as error:
                 self.notify(f"Nothing was loaded: {error}.")
             else:
-                self.notify("Loaded.")
+                self.send({"kind": "loaded"})
 
 
 # ------------------------------------------------------------------ document ↔ Layout
@@ -281,6 +283,13 @@ def _quoted(text: str) -> str:
 
 # ------------------------------------------------------------------ pictures
 
+_NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that no XML may hold, not even escaped (XML 1.0, section 2.2)."""
+
+
+def _xml(text: str) -> str:
+    return html.escape(_NOT_IN_XML.sub("\ufffd", text))
+
 
 def layout_svg(
     layers: Sequence[Mapping[str, Any]],
@@ -310,16 +319,16 @@ def layout_svg(
     whole = f'width="{width}" height="{height}"'
     parts = [f'<rect {whole} fill="#f4f5f8"/>']
     if picture:
-        parts = [f'<image href="{picture}" {whole} style="image-rendering:auto"/>']
+        parts = [f'<image href="{_xml(picture)}" {whole} style="image-rendering:auto"/>']
     for number, layer in enumerate(layers):
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
         x, y = 6.0, 6.0 + 18 * number
         if "mask" in layer:
+            mask = f'<image href="{_xml(layer["mask"])}" {whole} preserveAspectRatio="none"/>'
             # Two pictures on one page must not share an id.
-            name = "mask-" + hashlib.sha256(layer["mask"].encode()).hexdigest()[:12]
+            name = "mask-" + hashlib.sha256(mask.encode()).hexdigest()[:12]
             parts += [
-                f'<mask id="{name}"><image href="{layer["mask"]}" {whole} '
-                'preserveAspectRatio="none"/></mask>',
+                f'<mask id="{name}">{mask}</mask>',
                 f'<rect {whole} fill="{colour}" fill-opacity="0.5" mask="url(#{name})"/>',
             ]
         else:
@@ -342,10 +351,10 @@ def layout_svg(
         parts.append(
             f'<text x="{x:.1f}" y="{y + 15:.1f}" text-anchor="{anchor}" font-size="13" '
             f'font-weight="600" fill="#fff" stroke="#202020" stroke-width="3" '
-            f'paint-order="stroke">{html.escape(text)}</text>'
+            f'paint-order="stroke">{_xml(text)}</text>'
         )
     prompts = "; ".join(layer["prompt"] for layer in layers) or "nothing drawn yet"
-    label = html.escape(label or f"Layout: {prompts}")
+    label = _xml(label or f"Layout: {prompts}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img" aria-label="{label}" font-family="sans-serif">'

@@ -33,7 +33,7 @@ from lrd_helpers.mask import Box
 from lrd_helpers.measure import Detector, StorybookDetector, found_boxes, layout_iou
 from lrd_helpers.methods import METHODS, Choices, Method, named
 from lrd_helpers.methods.regions import asked_prompt, phases
-from lrd_helpers.pictures import data_uri, picture_of
+from lrd_helpers.pictures import picture_of, reduced_data_uri
 from lrd_helpers.pipeline import warn_of_words
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
@@ -442,10 +442,10 @@ class LayoutStudio(ipywidgets.VBox):
         made = self._shown
         if made is None:
             return
-        image, below = made.image, html.escape(made.layout.caption)
+        image, below = made.image, made.layout.caption
         if self._word is not None:
             image = heat(image, made.attention[self._word])
-            below = f"Where the model looks for “{html.escape(self._word)}” (bright = much)"
+            below = f"Where the model looks for “{self._word}” (bright = much)"
         view = None if self._word else self._view.value
         layers = json.loads(made.layout.to_json())["layers"]
         found = made.found or [None] * len(layers)
@@ -456,11 +456,12 @@ class LayoutStudio(ipywidgets.VBox):
         picture = layout_svg(
             layers if view in ("asked", "found") else [],
             image.size,
-            picture=data_uri(image),
+            picture=reduced_data_uri(image),
             found=found if view == "found" else (),
             label=f"{below} (seed {made.settings.seed})",
         )
-        self._picture.value = f'<figure class="lrd-figure">{picture}<p>{below}</p></figure>'
+        text = html.escape(below)
+        self._picture.value = f'<figure class="lrd-figure">{picture}<p>{text}</p></figure>'
         for button in self._words.children:
             button.button_style = "info" if button.description == self._word else ""
 
@@ -487,7 +488,8 @@ class LayoutStudio(ipywidgets.VBox):
         button.layout.width = "128px"
         button.on_click(lambda _: self._show(made))
         caption = html.escape(made.layout.caption, quote=True)
-        picture = ipywidgets.HTML(f'<img src="{data_uri(made.image)}" alt="{caption}">')
+        uri = reduced_data_uri(made.image, 128)
+        picture = ipywidgets.HTML(f'<img src="{uri}" alt="{caption}">')
         return ipywidgets.VBox([picture, button])
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from lrd_helpers.layout import Layout
-from lrd_helpers.pictures import Picture, data_uri, picture_of
+from lrd_helpers.pictures import Picture, picture_of, reduced_data_uri
 from lrd_helpers.plotting import draw_layout
 
 NEITHER = "no difference"
@@ -174,7 +174,8 @@ class SideBySide(ipywidgets.VBox):
 
 
 def _figure(image: Image.Image, name: str) -> str:
+    uri = reduced_data_uri(image, 512)  # two pixels for each that is shown, for fine screens
     return (
-        f'<figure style="margin:0"><img src="{data_uri(image)}" alt="{name}" width="256" '
+        f'<figure style="margin:0"><img src="{uri}" alt="{name}" width="256" '
         f'style="image-rendering:pixelated"><figcaption>{name}</figcaption></figure>'
     )
