@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 
-_LAYOUTS = Path(__file__).parents[1] / "benchmarks" / "layouts" / "storybook-200.json"
-
-
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one sentence; `--help` has the usage."""
 
@@ -91,8 +88,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         nargs="*",
         metavar="LAYOUTS.json",
         type=Path,
-        default=[_LAYOUTS],
-        help="files of layouts (benchmarks/layouts/storybook-200.json)",
+        help="files of layouts (the 200 that are shipped)",
     )
     add("--output", default="outputs/benchmark", metavar="DIR", type=Path, help="(%(default)s)")
     add(

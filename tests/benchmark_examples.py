@@ -20,8 +20,7 @@ from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.measure import Detection
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "layouts"
-FILE = FOLDER / "storybook-200.json"
-LAYOUTS = load_layouts(FILE)
+LAYOUTS = load_layouts()
 
 CAR = Layout(
     "a red car at sea", background="at sea", layers=[Layer("a red car", (0.1, 0.3, 0.6, 0.8))]
@@ -80,7 +79,7 @@ def filled(folder: Path, rows: list[Row]) -> Path:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(vars(row).values() for row in rows)
-    settings = {"methods": dict.fromkeys(row.method for row in rows), "batch_size": 1}
+    settings = {"methods": {row.method: {} for row in rows}, "batch_size": 1, "layouts": "few"}
     settings |= {"num_inference_steps": 25, "guidance_scale": 5.0, "machine": "an abacus"}
     (folder / "settings.json").write_text(json.dumps(settings))
     return folder

@@ -37,12 +37,25 @@ def test_methods_have_names_and_changes() -> None:
         ("top_k=1.5", "top_k is '1.5', but should be a whole number"),
         ("negative_objects=1", "negative_objects is '1', but should be True or False"),
         ("layered_fraction=2", "layered_fraction is 2.0, but should be between 0"),
+        ("x" * 200_000, "has 200000 signs, but a method has at most 500"),
+        ("x" * 500, "there is no method 'xxx"),
+        ("\ud800", r"there is no method '\ud800'; there are collage"),
+        ("x" * 400 + "=1", "collage has no choice 'xxx"),
+        ("fuse=" + "x" * 400, "fuse is 'xxx"),
+        ("top_k=" + "9" * 400, "top_k is '999"),
+        ("inside=" + "9" * 400, "inside is '999"),
+        ("inside=" + "-" * 400 + "1", "inside is '---"),
+        ("inside=" + "(" * 400, "inside is '((("),
+        ("inside=\0", r"inside is '\x00', but should be a number"),
+        ("inside=1e999", "inside is inf, but should be a finite number"),
     ],
 )
 def test_methods_that_do_not_exist(name, message) -> None:
     with pytest.raises(BenchmarkError) as error:
         methods_named([name])
     assert message in str(error.value)
+    assert len(str(error.value)) <= 300
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("base", PRESETS)

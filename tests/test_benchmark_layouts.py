@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy
 import pytest
-from benchmark_examples import CAR, FEW, FILE, FOLDER, LAYOUTS
+from benchmark_examples import CAR, FEW, FOLDER, LAYOUTS
 
 from lrd_helpers.benchmark import (
     GroundTruth,
@@ -18,6 +18,7 @@ from lrd_helpers.benchmark import (
     scored,
     spread,
 )
+from lrd_helpers.benchmark.layouts import SHIPPED
 from lrd_helpers.layout import LayoutError
 from lrd_helpers.measure import StorybookClip
 from lrd_helpers.storybook import aspect_ratio
@@ -132,8 +133,8 @@ def test_the_file_is_what_the_generator_makes(tmp_path) -> None:
     script = generator_script()
     assert script.SEED >= 1_000_000, "trainings use seeds below"
     save_layouts(tmp_path / "again.json", list(script.layouts()))
-    assert (tmp_path / "again.json").read_bytes() == FILE.read_bytes()
-    assert FILE.stat().st_size < 100_000
+    assert (tmp_path / "again.json").read_bytes() == SHIPPED.read_bytes()
+    assert SHIPPED.stat().st_size < 100_000
 
 
 @pytest.mark.parametrize("stratum", STRATA)
@@ -181,7 +182,8 @@ def test_the_ground_truth_is_the_ceiling() -> None:
 def test_layouts_are_read_as_they_were_written(tmp_path) -> None:
     save_layouts(tmp_path / "few.json", FEW)
     assert load_layouts(tmp_path / "few.json") == FEW
-    assert load_layouts(tmp_path / "few.json", FILE) == FEW + LAYOUTS
+    assert load_layouts(tmp_path / "few.json", SHIPPED) == FEW + LAYOUTS
+    assert load_layouts() == LAYOUTS
 
 
 GOOD = {"name": "car", "stratum": "one", "layout": json.loads(CAR.to_json())}
@@ -192,16 +194,21 @@ GOOD = {"name": "car", "stratum": "one", "layout": json.loads(CAR.to_json())}
     [
         ({"version": 1, "layouts": []}, "holds no layouts"),
         ({"version": 2, "layouts": [GOOD]}, "version is 2, but this package reads version 1"),
-        ({"layouts": [GOOD]}, "version is None"),
-        ([1, 2], "not a file of layouts"),
+        ({"version": 1}, "not a file of layouts, which is {"),
+        ([1, 2], "expected an object"),
         (json.loads(CAR.to_json()), "a single layout, which `python -m lrd_helpers render`"),
         ({"version": 1, "layouts": [{"name": "a"}]}, "entry 1: should have name, stratum"),
         ({"version": 1, "layouts": [GOOD | {"name": "../a"}]}, "entry 1: the name is '../a'"),
-        ({"version": 1, "layouts": [GOOD | {"stratum": ""}]}, "car: the stratum should be a name"),
+        ({"version": 1, "layouts": [GOOD | {"name": "a" * 100_000}]}, "entry 1: the name is 'aaa"),
+        ({"version": 1, "layouts": [GOOD | {"name": 3}]}, "entry 1: the name is 3, but should be"),
+        *(
+            ({"version": 1, "layouts": [GOOD, GOOD | {"stratum": stratum}]}, "entry 2: the stratum")
+            for stratum in ("", " ", "two\nlines", "\ud800", "a" * 100_000, None, ["one"])
+        ),
         ({"version": 1, "layouts": [GOOD, GOOD]}, "a second layout has the name 'car'"),
         (
             {"version": 1, "layouts": [GOOD | {"layout": {"caption": "a", "layers": []}}]},
-            ", car, layers is empty",
+            ", entry 1, layers is empty",
         ),
     ],
 )
@@ -213,14 +220,18 @@ def test_files_that_are_refused(tmp_path, content, message) -> None:
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 def test_files_that_are_none(tmp_path) -> None:
     with pytest.raises(LayoutError, match=r"none\.json: cannot be read: No such file"):
         load_layouts(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("boxes")
-    with pytest.raises(LayoutError, match=r"text\.json: not JSON, but a file of layouts is"):
+    with pytest.raises(LayoutError, match=r"text\.json: not JSON: Expecting value at line 1"):
         load_layouts(tmp_path / "text.json")
+    (tmp_path / "twice.json").write_text('{"version": 1, "layouts": [], "layouts": [1]}')
+    with pytest.raises(LayoutError, match=r"twice\.json: '?layouts'? is given twice"):
+        load_layouts(tmp_path / "twice.json")
 
 
 def test_some_layouts_are_spread_over_the_list() -> None:

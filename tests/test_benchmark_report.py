@@ -177,6 +177,115 @@ def test_a_table_of_other_columns(tmp_path) -> None:
     assert read_results(tmp_path) == [], "cut in the heading"
 
 
+@pytest.mark.parametrize(
+    ("whole", "damaged", "message"),
+    [
+        ("0.25", "", "iou is '', but should be a number from 0 to 1"),
+        ("0.25", "much", "iou is 'much'"),
+        ("0.25", "nan", "iou is 'nan'"),
+        ("0.25", "inf", "iou is 'inf'"),
+        ("0.25", "-0.25", "iou is '-0.25'"),
+        ("0.25", "25", "iou is '25'"),
+        ("70.0", "700", "clip is '700', but should be a number from -100 to 100"),
+        ("1.5", "1e999", "seconds is '1e999', but should be a number ≥ 0"),
+        ("1.5", "-1.5", "seconds is '-1.5'"),
+        ("12.0", "inf", "memory is 'inf'"),
+        (",50,", ",50.5,", "unet_calls is '50.5', but should be a whole number ≥ 0"),
+        (",50,", "," + "9" * 200_000 + ",", "field larger than field limit"),
+        (",50,", ",", "there are 13 cells, but should be 14"),
+        (",50,", ",5,0,", "there are 15 cells"),
+        ("both", "", "layout is '', but should be a name"),
+        ("both", "bo\ud800th", "layout is 'bo"),
+        ("both", "bo\0th", "layout is 'bo\\x00th'"),
+        ("both", '"bo"th', "',' expected after '\"'"),
+        ("both", '"both', "unexpected end of data"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path, whole, damaged, message) -> None:
+    more = {"seconds": 1.5, "memory": 12.0}
+    rows = [row("plain", "car", 0.5), row("plain", "both", 0.25, **more), row("plain", "boat", 0.5)]
+    path = filled(tmp_path / "out", rows) / "results.csv"
+    lines = path.read_text().split("\n")
+    assert lines[2].count(whole) == 1
+    lines[2] = lines[2].replace(whole, damaged)
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+    for read in (read_results, results_by_method, lambda folder: report(folder, FEW)):
+        with pytest.raises(BenchmarkError) as error:
+            read(path.parent)
+        sentence = str(error.value).removeprefix(str(path))
+        assert sentence.startswith(f", line 3: {message}")
+        assert sentence.endswith("; delete the line, and a run draws its picture again")
+        assert len(sentence) < 200
+        assert sentence.isprintable()
+    assert not (path.parent / "table.md").exists()
+
+
+def test_rows_of_nobody(tmp_path) -> None:
+    folder = filled(tmp_path / "out", [row("plain", "car", 0.5), row("plain", "both", 0.5)])
+    with pytest.raises(BenchmarkError, match="a row of layout 'both', which is not among the lay"):
+        report(folder, FEW[:1])
+    text = (folder / "results.csv").read_text().replace("plain,both", "plane,both")
+    (folder / "results.csv").write_text(text)
+    with pytest.raises(BenchmarkError, match="a row of method 'plane', which is not among the met"):
+        report(folder, FEW)
+
+
+def test_a_table_that_is_cut_anywhere_keeps_its_whole_rows(tmp_path) -> None:
+    rows = [row("inside=1,outside=1", "both", 0.25), row("plain", "car", 0.5)]
+    path = filled(tmp_path / "out", rows) / "results.csv"
+    data = path.read_bytes()
+    for end in range(0, len(data) + 1, 2):
+        path.write_bytes(data[:end])
+        whole = max(0, data[:end].count(b"\n") - 1)
+        assert str(read_results(path.parent)) == str(rows[:whole])
+    path.write_bytes(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") + b"\0\0")
+    assert str(read_results(path.parent)) == str(rows), "as a spreadsheet saves it; a power cut"
+
+
+def test_settings_that_are_damaged(tmp_path) -> None:
+    folder = filled(tmp_path / "out", [row("plain", "car", 0.5)])
+    whole = json.loads((folder / "settings.json").read_text())
+    for damaged in (
+        *({name: whole[name] for name in whole if name != missing} for missing in whole),
+        whole | {"methods": ["plain"]},
+        whole | {"methods": {"plain": 3}},
+        whole | {"guidance_scale": "5"},
+        [whole],
+    ):
+        (folder / "settings.json").write_text(json.dumps(damaged))
+        with pytest.raises(BenchmarkError, match=r"settings\.json is missing, damaged or not a"):
+            report(folder, FEW)
+    (folder / "settings.json").write_text("[" * 100_000)
+    with pytest.raises(BenchmarkError, match=r"settings\.json is missing, damaged or not a"):
+        report(folder, FEW)
+
+
+def test_names_are_shown_as_they_are(tmp_path) -> None:
+    """A dollar begins no formula (Matplotlib could not set this), a bar ends no cell."""
+    stratum, method = r"from $5 to $\frac | <b>", "plain#$_{" + "x" * 400
+    layouts = [replace(FEW[0], stratum=stratum)]
+    rows = [row(method, "car", 0.5, stratum=stratum), row("collage", "car", 0.5, stratum=stratum)]
+    folder = filled(tmp_path / "out", rows)
+    text = report(folder, layouts, metrics=["iou"])
+    assert r"| from \$5 to \$\\frac \| \<b> | 1 | 0.500 | 0.500 |" in text.splitlines()
+    assert rf"| plain#\${method[7:]} | 1 | 0.500 |" in text.splitlines()
+    figure = strata_figure(results_by_method(folder), layouts, ["iou"])
+    [label] = figure.axes[0].get_yticklabels()
+    assert label.get_text() == stratum
+    with Image.open(folder / "methods.png") as picture:
+        assert picture.width < 2000
+
+
+def test_a_figure_of_a_metric_that_nobody_has() -> None:
+    rows = [row("plain", "car", 0.5, attribute=math.nan)]
+    methods = {"paper": rows, "plain": [row("plain", "car", 0.5)]}
+    figure = strata_figure(methods, FEW[:1], ["attribute"])
+    assert figure.axes[0].get_title() == "colour right by stratum"
+    assert (
+        "Best colour right: plain, 1.000" in methods_figure(methods, ["attribute"]).get_suptitle()
+    )
+
+
 def test_parts_of_the_report_from_rows_alone(tmp_path) -> None:
     rows = [
         row(name, layout, iou)

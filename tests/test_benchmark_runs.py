@@ -1,10 +1,14 @@
 """A run of the benchmark: what it writes, how it goes on after a cut, what it refuses."""
 
 import csv
+import errno
 import json
 import math
 import multiprocessing
 import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +26,8 @@ from benchmark_examples import (
     rows_in,
     snapshot,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from painted import ReadsCodes, paint
 from PIL import Image
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -41,6 +47,7 @@ from lrd_helpers.benchmark import (
     save_layouts,
     scored,
 )
+from lrd_helpers.benchmark.folder import file_name
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.measure import Detection, StorybookDetector
 from lrd_helpers.pipeline import LayeredRenderingPipeline
@@ -95,7 +102,7 @@ def test_a_run_writes_a_row_and_a_picture_each(whole) -> None:
         (name, layout.name, seed) for name in THREE for layout in FEW for seed in range(2)
     }
     assert len(rows) == len(pictures_in(out)) == 18
-    assert sorted(os.listdir(out)) == ["pictures", "results.csv", "settings.json"]
+    assert sorted(os.listdir(out)) == [".lock", "pictures", "results.csv", "settings.json"]
     for row in rows:
         with Image.open(picture_file(out, row.method, row.layout, row.seed)) as image:
             layout = next(layout.layout for layout in FEW if layout.name == row.layout)
@@ -237,7 +244,7 @@ def test_pictures_are_measured_again_by_other_judges(pipe, tmp_path) -> None:
         (out / "settings.json").unlink()
         if content:
             (out / "settings.json").write_text(content)
-        with pytest.raises(BenchmarkError, match=r"settings\.json is missing or not a benchmark's"):
+        with pytest.raises(BenchmarkError, match=r"settings\.json is missing, damaged or not"):
             measure_again(out, FEW, **judges)
         (out / "settings.json").touch()
 
@@ -269,11 +276,160 @@ def test_folders_that_are_no_benchmark(pipe, tmp_path) -> None:
     with pytest.raises(BenchmarkError, match="holds other files and no benchmark; give another"):
         run(pipe, FEW, plain, output=out, **JUDGES)
     (out / "settings.json").write_text("{}")
-    with pytest.raises(BenchmarkError, match=r"settings\.json is not a benchmark's"):
+    with pytest.raises(BenchmarkError, match=r"settings\.json is missing, damaged or not a bench"):
         run(pipe, FEW, plain, output=out, **JUDGES)
     with pytest.raises(BenchmarkError, match=r"notes\.txt is a file, but should be a folder"):
         run(pipe, FEW, plain, output=out / "notes.txt", **JUDGES)
     assert snapshot(out) == {"notes.txt": b"mine", "settings.json": b"{}"}
+
+
+def test_a_folder_is_one_run_s_at_a_time(pipe, tmp_path) -> None:
+    plain = methods_named(["plain"])
+    options = {"output": tmp_path / "out", "num_inference_steps": 1, **JUDGES}
+    rows = run(pipe, FEW[:1], plain, **options)
+    before = snapshot(tmp_path)
+    code = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print(flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "out" / ".lock"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with other:
+        other.stdout.readline()  # it has the lock
+        for writes in (
+            lambda: run(pipe, FEW[:1], methods_named(["plain", "boxdiff"]), **options),
+            lambda: measure_again(tmp_path / "out", FEW[:1], **JUDGES),
+        ):
+            with pytest.raises(BenchmarkError, match="another benchmark is writing into .*out;"):
+                writes()
+        assert snapshot(tmp_path) == before
+        other.kill()
+    assert str(run(pipe, FEW[:1], plain, **options)) == str(rows), "a killed one blocks nobody"
+
+
+def test_a_disk_that_was_full_can_be_gone_on_with(pipe, tmp_path, monkeypatch) -> None:
+    out, plain = tmp_path / "out", methods_named(["plain"])
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for part in ("folder.write_atomically", "runs.write_picture"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lrd_helpers.benchmark.{part}", full)
+            with pytest.raises(OSError, match="No space left"):
+                run(pipe, FEW[:1], plain, output=out, num_inference_steps=1, **JUDGES)
+        assert read_results(out) == []
+    (out / "settings.json").unlink()
+    (out / "results.csv").unlink()
+    (out / "results.0.csv").unlink()
+    (out / "pictures").mkdir()  # as earlier versions left it
+    assert len(run(pipe, FEW[:1], plain, output=out, num_inference_steps=1, **JUDGES)) == 1
+
+
+def test_what_no_table_can_hold_is_not_written(pipe, tmp_path) -> None:
+    class Broken(Grey):
+        def encode_images(self, images):
+            return super().encode_images(images) * math.nan
+
+    judges = {**JUDGES, "clip": Broken()}
+    with pytest.raises(BenchmarkError, match=r"'plain', layout car: clip is 'nan', but should be"):
+        run(
+            pipe,
+            FEW[:1],
+            methods_named(["plain"]),
+            output=tmp_path,
+            num_inference_steps=1,
+            **judges,
+        )
+    assert read_results(tmp_path) == []
+
+
+# ------------------------------------------------------------------ names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "collage",
+        "ground truth",
+        "paint-with-words",
+        "inside=0.1,outside=0.1",
+        "negative_objects=True",
+        "paper,inside=-0.3,top_k=40",
+        "layout-1-0",
+        "Auto_rötlich-3",
+    ],
+)
+def test_usual_names_of_files_stay(text) -> None:
+    assert file_name(text) == text
+
+
+HOSTILE = [
+    "../../x",
+    "/etc/x",
+    "paper,inside=0.3#/../../../x",
+    "..",
+    ".",
+    "",
+    ".lock",
+    "a\\b",
+    "C:x",
+    "con",
+    "NUL.txt",
+    "a\0b",
+    "a\nb",
+    "a.",
+    "a ",
+    "\ud800",
+    "e\u0301",
+    "x" * 300,
+    "é" * 150,
+]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    st.lists(st.text(max_size=20) | st.sampled_from(HOSTILE), min_size=2, max_size=2, unique=True)
+)
+def test_every_text_becomes_a_name_of_its_own(texts) -> None:
+    first, second = map(file_name, texts)
+    assert first != second
+    for name in (first, second):
+        assert Path("pictures", name).parent == Path("pictures")
+        assert len(f".{name}.png.tmp".encode()) < 255
+        assert not {*name} & {*'/\\:*?"<>|'}
+        assert name.isprintable()
+        assert file_name(name) == name or "~" in name
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_that_some_system_refuses_get_another(text) -> None:
+    assert re.fullmatch(r"[a-z0-9-]{0,60}~[0-9a-f]{16}", file_name(text))
+
+
+def test_no_method_and_no_layout_leaves_the_folder(pipe, tmp_path) -> None:
+    name = "multidiffusion,bootstrapping=0.2#/../../../../x"
+    methods = methods_named([name]) | {"../../y": THREE["plain"]}
+    out = tmp_path / "a" / "b" / "out"
+    run(pipe, FEW[:1], methods, output=out, num_inference_steps=1, **JUDGES)
+    assert [*tmp_path.iterdir()] == [tmp_path / "a"]
+    assert len(pictures_in(out)) == 2
+    for method in methods:
+        assert picture_file(out, method, "car", 0).is_file()
+
+
+def test_names_that_differ_in_capitals_only(pipe, tmp_path) -> None:
+    options = {"output": tmp_path / "out", "num_inference_steps": 1, **JUDGES}
+    layouts = [replace(FEW[0], name=name) for name in ("car", "Car")]
+    with pytest.raises(BenchmarkError, match="layouts 'car' and 'Car' differ in capitals only"):
+        run(pipe, layouts, methods_named(["plain"]), **options)
+    methods = methods_named(["inside=1e-1", "inside=1E-1"])
+    with pytest.raises(BenchmarkError, match="methods 'inside=1e-1' and 'inside=1E-1' differ in"):
+        run(pipe, FEW, methods, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_drawn_is_refused_first(pipe, tmp_path) -> None:
@@ -292,7 +448,7 @@ def test_what_cannot_be_drawn_is_refused_first(pipe, tmp_path) -> None:
             looking,
             "layout dog: 'a dog' names",
         ),
-        ([*FEW, silent], ["boxdiff"], {}, "layout silent, method boxdiff: "),
+        ([*FEW, silent], ["boxdiff"], {}, "layout silent, method 'boxdiff': "),
     ]:
         with pytest.raises(BenchmarkError) as error:
             run(pipe, layouts, methods_named(methods), output=out, **JUDGES | changes)

@@ -1,6 +1,7 @@
 """What must hold for the repository as a whole: dependencies, Makefile, README, files."""
 
 import ast
+import glob
 import inspect
 import json
 import re
@@ -23,7 +24,8 @@ from lrd_helpers.methods import named as method_named
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 REPOSITORY = address_in(ROOT)
@@ -106,7 +108,7 @@ def test_ruff_is_pinned_and_its_rules_are_chosen():
     [specifier] = required()["ruff"].specifier
     assert specifier.operator == "=="
     assert specifier.version == constraints()["ruff"]
-    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
+    ruff = PYPROJECT["tool"]["ruff"]
     assert ruff["lint"]["select"]
     assert ruff["line-length"] == 100
 
@@ -148,6 +150,23 @@ def test_importing_the_package_imports_no_heavy_module():
 def test_every_public_name_is_there():
     for name in lrd_helpers.__all__:
         assert getattr(lrd_helpers, name) is not None
+
+
+def test_the_wheel_has_every_file_that_the_package_opens():
+    package = ROOT / "lrd_helpers"
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]["lrd_helpers"]
+    shipped = {
+        package / name
+        for pattern in data
+        for name in glob.glob(pattern, root_dir=package, recursive=True)
+    }
+    files = [path for path in repository_files() if package in path.parents]
+    left_out = {path for path in files if path.suffix != ".py"} - shipped
+    assert left_out == {package / "training" / "README.md"}, "which is for readers"
+    for path in files:
+        for up in re.findall(r"__file__\)\.parents\[(\d)\]", text_of(path)):
+            folder = path.parents[int(up)]
+            assert package in (folder, *folder.parents), f"{path} opens what is not in the wheel"
 
 
 # ------------------------------------------------------------------ Makefile and README

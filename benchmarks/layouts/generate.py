@@ -1,4 +1,4 @@
-"""Makes storybook-200.json: 200 layouts in named strata, the same ones each time.
+"""Makes the package's storybook-200.json: 200 layouts in named strata, the same ones each time.
 
     python benchmarks/layouts/generate.py
 
@@ -9,11 +9,11 @@ Trainings use small seeds; this one is none of theirs.
 
 from collections.abc import Callable, Iterator
 from itertools import combinations
-from pathlib import Path
 
 import torch
 
 from lrd_helpers.benchmark import NamedLayout, ground_truth_scene, save_layouts
+from lrd_helpers.benchmark.layouts import SHIPPED
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
 from lrd_helpers.storybook import (
@@ -27,7 +27,6 @@ from lrd_helpers.storybook import (
     seeded,
 )
 
-FILE = Path(__file__).parent / "storybook-200.json"
 SEED = 1_000_000
 
 Thing = tuple[str, str]  # sticker, colour
@@ -254,5 +253,5 @@ def layout_of(
 
 
 if __name__ == "__main__":
-    save_layouts(FILE, list(layouts()))
-    print(f"{FILE.name}: {sum(count for count, _ in STRATA.values())} layouts")
+    save_layouts(SHIPPED, list(layouts()))
+    print(f"{SHIPPED.name}: {sum(count for count, _ in STRATA.values())} layouts")

@@ -1,6 +1,6 @@
 """Layouts × methods × seeds → a table.
 
-    layouts = load_layouts("benchmarks/layouts/storybook-200.json")
+    layouts = load_layouts()
     run(load_pipeline(), layouts, methods_named(["collage", "plain"]), output="outputs/benchmark")
     print(report("outputs/benchmark", layouts))
 

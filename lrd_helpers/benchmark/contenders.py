@@ -13,6 +13,7 @@ from PIL import Image
 from lrd_helpers.benchmark.cost import Cost, measured
 from lrd_helpers.benchmark.layouts import BenchmarkError, ground_truth_scene
 from lrd_helpers.layout import Layout
+from lrd_helpers.layout_json import excerpt
 from lrd_helpers.methods import METHODS, Choices, Method, parsed
 from lrd_helpers.methods.choices import NAMED
 from lrd_helpers.methods.plain import CaptionMethod
@@ -148,7 +149,7 @@ def check_captions(
         try:
             layer_words(layout, PromptTokens.encode(pipe.tokenizer, layout.caption))
         except ValueError as error:
-            raise BenchmarkError(f"method {names[0]}: {error}") from None
+            raise BenchmarkError(f"method {excerpt(names[0])}: {error}") from None
 
 
 def choices_of(method: Contender) -> dict[str, Any]:

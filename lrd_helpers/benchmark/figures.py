@@ -42,18 +42,20 @@ def methods_figure(
             panel.axvline(values[metric][GROUND_TRUTH].mean, color="black", linestyle="--")
         panel.set_xlabel(METRICS[metric].column)
         panel.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_yticks(range(len(names)), [*map(_short, names)], parse_math=False)
     panels[0].invert_yaxis()
-    figure.suptitle(_best(names, metrics[0], values[metrics[0]]), fontsize=10)
+    title = _best(names, metrics[0], values[metrics[0]])
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
 def _best(names: Sequence[str], metric: str, values: Mapping[str, Estimate]) -> str:
     sign = -1 if METRICS[metric].less_is_better else 1
-    best = max(names, key=lambda name: sign * values[name].mean)
+    measured = [name for name in names if not math.isnan(values[name].mean)]
+    best = max(measured or names, key=lambda name: sign * values[name].mean)
     number = METRICS[metric].text(values[best].mean)
     return (
-        f"Best {METRICS[metric].heading}: {best}, {number} "
+        f"Best {METRICS[metric].heading}: {_short(best)}, {number} "
         "(lines: 95 % intervals; dashed: ground truth)"
     )
 
@@ -72,7 +74,9 @@ def strata_figure(
             for stratum in strata
         ]
     )
-    size = (3 + 0.75 * len(methods), 1.8 + 0.3 * len(strata))
+    names = [*map(_short, methods)]
+    slanted = 0.05 * max(0, *(len(name) - 16 for name in names))
+    size = (3 + 0.75 * len(methods), 1.8 + 0.3 * len(strata) + slanted)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     axes = figure.subplots()
     picture = axes.imshow(table, cmap="cividis", aspect="auto")
@@ -81,10 +85,17 @@ def strata_figure(
         text = "–" if math.isnan(value) else f"{value:.{METRICS[metric].decimals - 1}f}"
         colour = "black" if math.isnan(value) or value > middle else "white"
         axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(methods)), methods, rotation=40, ha="right")
-    axes.set_yticks(range(len(strata)), strata)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", parse_math=False)
+    axes.set_yticks(range(len(strata)), [*map(_short, strata)], parse_math=False)
     figure.colorbar(picture, label=METRICS[metric].heading)
-    first = next(iter(methods))
-    worst = (numpy.nanargmax if METRICS[metric].less_is_better else numpy.nanargmin)(table[:, 0])
-    axes.set_title(f"{METRICS[metric].heading} by stratum: {first} is weakest at {strata[worst]!r}")
+    title = f"{METRICS[metric].heading} by stratum"
+    if not numpy.isnan(table[:, 0]).all():
+        worst = numpy.nanargmax if METRICS[metric].less_is_better else numpy.nanargmin
+        title += f": {names[0]} is weakest at {_short(strata[worst(table[:, 0])])!r}"
+    axes.set_title(title, parse_math=False)
     return figure
+
+
+def _short(name: str) -> str:
+    """A name as a label: dollars are no formula (`parse_math`), and panels keep their room."""
+    return name if len(name) <= 40 else name[:39] + "…"

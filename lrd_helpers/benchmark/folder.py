@@ -4,7 +4,8 @@
 |---|---|
 | `settings.json` | what the numbers depend on: a run with other settings is refused |
 | `results.csv` | a row per picture; while a run goes on, `results.N.csv` of each process |
-| `pictures/` | the pictures |
+| `pictures/METHOD/LAYOUT-SEED.png` | the pictures |
+| `.lock` | held by the run that writes; a second run is refused, a killed one holds nothing |
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from lrd_helpers.benchmark.contenders import Contender, choices_of
 from lrd_helpers.benchmark.judges import Judges, digest
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.files import write_atomically
+from lrd_helpers.layout_json import excerpt
 from lrd_helpers.machine import describe_machine
 
 if TYPE_CHECKING:
@@ -34,9 +40,30 @@ if TYPE_CHECKING:
 VERSION = 1
 """Of a folder of results."""
 
+OTHER_FOLDER = "give another folder (--output)"
 
 Key = tuple[str, str, int]
 """A picture of a folder: method, layout, seed."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system frees the lock of a process that was killed.
+
+    Raises:
+        BenchmarkError: another run is writing there.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BenchmarkError(
+            f"another benchmark is writing into {folder}; wait until it is done, or {OTHER_FOLDER}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # ------------------------------------------------------------------ results
@@ -71,25 +98,87 @@ class Row:
 
 
 COLUMNS = [field.name for field in fields(Row)]
+KINDS = get_type_hints(Row)
+RANGES = dict.fromkeys(("iou", "success", "attribute", "leakage"), (0, 1)) | {"clip": (-100, 100)}
+"""Of the columns that are not simply ≥ 0."""
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a folder, in the order of their names; a line that was cut off is left out.
+    """The rows of a folder, in the order of their names; a last line that was cut off is left out.
 
     Raises:
-        BenchmarkError: a table with other columns.
+        BenchmarkError: a table with other columns, or a damaged line; names file and line.
     """
-    rows, kinds = {}, get_type_hints(Row)
+    rows = {}
     for path in sorted(Path(folder).glob("results*.csv")):
-        text = path.read_text(encoding="utf-8")
-        header, *lines = [*csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))] or [COLUMNS]
-        if header != COLUMNS:
-            raise BenchmarkError(f"{path} has other columns than this version; give another folder")
-        for line in lines:
-            cells = zip(COLUMNS, line, strict=True)
-            row = Row(**{name: kinds[name](cell) for name, cell in cells})
-            rows[row.key] = row
+        # A process's table that goes meanwhile was merged into results.csv, which comes last.
+        with contextlib.suppress(FileNotFoundError):
+            rows |= {row.key: row for row in _rows_in(path)}
     return [rows[key] for key in sorted(rows)]
+
+
+def _rows_in(path: Path) -> Iterator[Row]:
+    data = path.read_bytes()
+    # What is not UTF-8 becomes U+FFFD, which no cell may have.
+    text = data[: data.rfind(b"\n") + 1].decode("utf-8-sig", errors="replace")
+    table = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line = 0
+    try:
+        if next(table, COLUMNS) != COLUMNS:
+            raise BenchmarkError(f"{path} has other columns than this version; {OTHER_FOLDER}")
+        line = table.line_num
+        for cells in table:
+            if cells:
+                yield _row(cells)
+            line = table.line_num
+    except BenchmarkError:
+        raise
+    except (ValueError, csv.Error) as error:
+        raise BenchmarkError(
+            f"{path}, line {line + 1}: {error}; delete the line, and a run draws its picture again"
+        ) from None
+
+
+def _row(cells: Sequence[str]) -> Row:
+    """A row from a line's cells.
+
+    Raises:
+        ValueError: says which cell is wrong, and what it should be.
+    """
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"there are {len(cells)} cells, but should be {len(COLUMNS)}")
+    values: dict[str, Any] = {}
+    for name, cell in zip(COLUMNS, cells, strict=True):
+        kind, (low, high) = KINDS[name], RANGES.get(name, (0, math.inf))
+        try:
+            values[name] = value = kind(cell)
+            if kind is str:
+                valid = value.isprintable() and value.strip() and "\ufffd" not in value
+            else:
+                valid = low <= value <= high and value != math.inf
+                valid |= math.isnan(value) and name in ("attribute", "memory")
+        except (ValueError, OverflowError):
+            valid = False
+        if not valid:
+            number = "a whole number" if kind is int else "a number"
+            to = f"from {low} to {high}" if math.isfinite(high) else f"≥ {low}"
+            wanted = "a name" if kind is str else f"{number} {to}"
+            raise ValueError(f"{name} is {excerpt(cell)}, but should be {wanted}")
+    return Row(**values)
+
+
+def check_rows(folder: Path, kind: str, names: Iterable[str], there: Container[str]) -> None:
+    """Refuse rows of a method or a layout that is not there.
+
+    Raises:
+        BenchmarkError: names the first.
+    """
+    for name in names:
+        if name not in there:
+            raise BenchmarkError(
+                f"{folder / 'results.csv'} has a row of {kind} {excerpt(name)}, which is not among "
+                f"the {kind}s of this benchmark; delete the row"
+            )
 
 
 def write_results(folder: Path, rows: Sequence[Row]) -> None:
@@ -112,7 +201,7 @@ def merge(folder: Path) -> None:
 @contextlib.contextmanager
 def table_of(folder: Path, process: int) -> Iterator[Callable[[Row], None]]:
     """A function that adds a row to a process's table; each row is on the disk at once."""
-    with (folder / f"results.{process}.csv").open("w", newline="") as file:
+    with (folder / f"results.{process}.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
 
@@ -124,9 +213,15 @@ def table_of(folder: Path, process: int) -> Iterator[Callable[[Row], None]]:
 
 
 def _cells(row: Row) -> list[str]:
-    return [
+    """What is written can be read again."""
+    cells = [
         f"{value:.6g}" if isinstance(value, float) else str(value) for value in vars(row).values()
     ]
+    try:
+        _row(cells)
+    except ValueError as error:
+        raise BenchmarkError(f"{excerpt(row.method)}, layout {row.layout}: {error}") from None
+    return cells
 
 
 # ------------------------------------------------------------------ pictures
@@ -134,15 +229,64 @@ def _cells(row: Row) -> list[str]:
 
 def picture_file(folder: Path, method: str, layout: str, seed: int) -> Path:
     """The file of a picture."""
-    return folder / "pictures" / method / f"{layout}-{seed}.png"
+    return folder / "pictures" / file_name(method) / f"{file_name(f'{layout}-{seed}')}.png"
+
+
+def file_name(text: str) -> str:
+    """A name for a file or a folder, another one for each text.
+
+    The text itself where every system can keep it; else its first letters, ~ and a digest.
+    """
+    reserved = re.match(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", text, re.IGNORECASE)  # on Windows
+    if (
+        re.fullmatch(r"[\w=+-]([\w=+,. -]*[\w=+-])?", text)
+        and not reserved
+        and len(text.encode()) <= 200
+        and unicodedata.is_normalized("NFC", text)
+    ):
+        return text
+    letters = re.sub(r"[^a-z0-9]+", "-", text[:60].lower()).strip("-")
+    sha = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
+    return f"{letters}~{sha.hexdigest()[:16]}"
+
+
+def check_file_names(kind: str, names: Iterable[str]) -> None:
+    """Refuse names that become a single file where capitals make no difference (macOS, Windows).
+
+    Raises:
+        BenchmarkError: names the two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(file_name(name).casefold(), name)
+        if other != name:
+            raise BenchmarkError(
+                f"{kind}s {excerpt(other)} and {excerpt(name)} differ in capitals only, which some "
+                "systems do not see in a file's name; change one of them"
+            )
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
     """Write a picture whole or not at all."""
     png = io.BytesIO()
     image.save(png, "PNG")
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, png.getvalue())
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture as `write_picture` wrote it.
+
+    Raises:
+        BenchmarkError: it is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise BenchmarkError(
+            f"{path} is missing or damaged; delete its row in results.csv, and a run draws it again"
+        ) from None
 
 
 # ------------------------------------------------------------------ settings
@@ -182,19 +326,34 @@ def digest_of_layouts(layouts: Sequence[NamedLayout]) -> str:
     return f"{len(layouts)}, {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+SETTINGS = {
+    "layouts": str,
+    "methods": dict,
+    "num_inference_steps": int,
+    "guidance_scale": (int, float),
+    "batch_size": int,
+    "machine": str,
+}
+"""What is looked up in settings, and of what kind it is."""
+
+
+def read_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings of a folder.
 
     Raises:
         BenchmarkError: they are missing, or not those of a benchmark.
     """
-    path = folder / "settings.json"
+    path = Path(folder) / "settings.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         settings = None
-    if not isinstance(settings, dict) or "layouts" not in settings:
-        raise BenchmarkError(f"{path} is missing or not a benchmark's")
+    if not (
+        isinstance(settings, dict)
+        and all(isinstance(settings.get(name), kind) for name, kind in SETTINGS.items())
+        and all(isinstance(choices, dict) for choices in settings["methods"].values())
+    ):
+        raise BenchmarkError(f"{path} is missing, damaged or not a benchmark's; {OTHER_FOLDER}")
     return settings
 
 
@@ -212,27 +371,34 @@ def with_earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if folder.exists() and not folder.is_dir():
         raise BenchmarkError(f"{folder} is a file, but should be a folder")
-    remedy = "give another folder (--output)"
-    path = folder / "settings.json"
-    if not path.exists():
-        if folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-            raise BenchmarkError(f"{folder} holds other files and no benchmark; {remedy}")
+    if not (folder / "settings.json").exists():
+        # A full disk may have left an empty folder of pictures.
+        if folder.exists() and any(map(_holds_something, folder.iterdir())):
+            raise BenchmarkError(f"{folder} holds other files and no benchmark; {OTHER_FOLDER}")
         return settings
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        methods = dict(earlier["methods"])
-    except (ValueError, TypeError, KeyError):
-        raise BenchmarkError(f"{path} is not a benchmark's; {remedy}") from None
+    earlier = read_settings(folder)
+    methods = earlier["methods"]
     for name, value in settings.items():
         if name in ("methods", "machine") or earlier.get(name) == value:
             continue
-        short = "" if isinstance(value, dict) else f" ({earlier.get(name)}, now {value})"
-        raise BenchmarkError(f"{folder} holds results with another {name}{short}; {remedy}")
+        short = f" ({excerpt(earlier.get(name))}, now {excerpt(value)})"
+        short = "" if isinstance(value, dict) else short
+        raise BenchmarkError(f"{folder} holds results with another {name}{short}; {OTHER_FOLDER}")
     for name, choices in settings["methods"].items():
         if methods.get(name, choices) != choices:
             changed = [choice for choice in choices if methods[name].get(choice) != choices[choice]]
             raise BenchmarkError(
-                f"{folder} holds results of {name!r} with another {', '.join(changed)}; {remedy}"
+                f"{folder} holds results of {excerpt(name)} with another {', '.join(changed)}; "
+                f"{OTHER_FOLDER}"
             )
-    read_results(folder)  # can be gone on with
-    return {**settings, "methods": methods | settings["methods"]}
+    methods |= settings["methods"]
+    check_file_names("method", methods)
+    rows = read_results(folder)  # can be gone on with
+    check_rows(folder, "method", (row.method for row in rows), methods)
+    return {**settings, "methods": methods}
+
+
+def _holds_something(path: Path) -> bool:
+    if path.name.startswith("."):
+        return False
+    return not path.is_dir() or any(path.iterdir())

@@ -12,11 +12,13 @@ from typing import Any
 
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout, LayoutError
+from lrd_helpers.layout_json import VERSION, excerpt, fields_of, text_of_file
 from lrd_helpers.measure import sticker_and_colour
+from lrd_helpers.models import ASSETS
 from lrd_helpers.storybook import PLACES, PlacedSticker, Scene
 
-VERSION = 1
-"""Of a file of layouts."""
+SHIPPED = ASSETS / "storybook-200.json"
+"""The 200 layouts of the benchmark; `benchmarks/layouts/generate.py` makes them."""
 
 FORM = '{"version": 1, "layouts": [{"name": …, "stratum": …, "layout": …}, …]}'
 
@@ -30,29 +32,46 @@ class NamedLayout:
     """A layout of a benchmark.
 
     Attributes:
-        name: letters, digits, - and _; unique within a benchmark.
-        stratum: the kind of layouts it belongs to, "small".
+        name: letters, digits, - and _, at most 100; unique within a benchmark.
+        stratum: the kind of layouts it belongs to, "small"; a line of at most 100 signs.
         layout: what should be drawn.
+
+    Raises:
+        LayoutError: another name or stratum.
     """
 
     name: str
     stratum: str
     layout: Layout
 
+    def __post_init__(self) -> None:
+        # The name becomes a file's.
+        name, stratum = self.name, self.stratum
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name):
+            raise LayoutError(
+                f"the name is {excerpt(name)}, but should be 1 to 100 letters, digits, - and _"
+            )
+        printable = isinstance(stratum, str) and stratum.strip() and stratum.isprintable()
+        if not printable or len(stratum) > 100:
+            raise LayoutError(
+                f"the stratum is {excerpt(stratum)}, but should be a name of 1 to 100 printable "
+                "signs"
+            )
+
 
 def load_layouts(*paths: str | os.PathLike[str]) -> list[NamedLayout]:
-    """The layouts of one or several files that `save_layouts` wrote.
+    """The layouts of files that `save_layouts` wrote; without a path, the 200 that are shipped.
 
     Raises:
         LayoutError: a file that cannot be read, is empty, of another version or no file of
             layouts, or an invalid layout; names the file and the layout.
     """
     layouts: dict[str, NamedLayout] = {}
-    for path in map(Path, paths):
+    for path in map(Path, paths or [SHIPPED]):
         for layout in _layouts_in(path):
             if layout.name in layouts:
                 raise LayoutError(
-                    f"{path}: a second layout has the name {layout.name!r}; rename one"
+                    f"{path}: a second layout has the name {excerpt(layout.name)}; rename one"
                 )
             layouts[layout.name] = layout
     return list(layouts.values())
@@ -60,40 +79,30 @@ def load_layouts(*paths: str | os.PathLike[str]) -> list[NamedLayout]:
 
 def _layouts_in(path: Path) -> Iterator[NamedLayout]:
     for number, entry in enumerate(_entries_of(path), start=1):
+        where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or set(entry) != {"name", "stratum", "layout"}:
-            raise LayoutError(f"{path}, entry {number}: should have name, stratum and layout")
-        name, stratum = entry["name"], entry["stratum"]
-        # The name becomes a file's.
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise LayoutError(
-                f"{path}, entry {number}: the name is {name!r}, but should be letters, "
-                "digits, - and _"
-            )
-        if not isinstance(stratum, str) or not stratum.strip():
-            raise LayoutError(f"{path}, {name}: the stratum should be a name")
-        layout = Layout.from_json(json.dumps(entry["layout"]), file=f"{path}, {name}")
-        yield NamedLayout(name, stratum, layout)
+            raise LayoutError(f"{where}: should have name, stratum and layout")
+        layout = Layout.from_json(json.dumps(entry["layout"]), file=where)
+        try:
+            named = NamedLayout(entry["name"], entry["stratum"], layout)
+        except LayoutError as error:
+            raise LayoutError(f"{where}: {error}") from None
+        yield named
 
 
 def _entries_of(path: Path) -> list[Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise LayoutError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise LayoutError(f"{path}: not JSON, but a file of layouts is: {FORM}") from None
-    if not isinstance(data, dict) or not isinstance(data.get("layouts"), list):
+        fields = fields_of(text_of_file(path), str(path))
+    except ValueError as error:
+        raise LayoutError(str(error)) from None
+    if not isinstance(fields.get("layouts"), list):
         hint = ""
-        if isinstance(data, dict) and "layers" in data:
+        if "layers" in fields:
             hint = "; this is a single layout, which `python -m lrd_helpers render` draws"
         raise LayoutError(f"{path}: not a file of layouts, which is {FORM}{hint}")
-    if data.get("version") != VERSION:
-        raise LayoutError(
-            f"{path}: version is {data.get('version')!r}, but this package reads version {VERSION}"
-        )
-    if not data["layouts"]:
+    if not fields["layouts"]:
         raise LayoutError(f"{path}: holds no layouts; give at least one")
-    return data["layouts"]
+    return fields["layouts"]
 
 
 def save_layouts(path: str | os.PathLike[str], layouts: Sequence[NamedLayout]) -> None:

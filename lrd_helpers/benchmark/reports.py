@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from lrd_helpers.benchmark.contenders import GROUND_TRUTH
 from lrd_helpers.benchmark.estimates import METRICS, Rows, checked_metrics
 from lrd_helpers.benchmark.figures import methods_figure, strata_figure
-from lrd_helpers.benchmark.folder import Row, picture_file, read_results
+from lrd_helpers.benchmark.folder import (
+    Row,
+    check_rows,
+    picture_file,
+    read_picture,
+    read_results,
+    read_settings,
+)
 from lrd_helpers.benchmark.judges import LookingOnce
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.benchmark.tables import (
@@ -48,10 +53,13 @@ def report(
         The tables in Markdown.
 
     Raises:
-        BenchmarkError: an unknown metric (lists what there is), or no results.
+        BenchmarkError: an unknown metric (lists what there is), no results, those of other
+            layouts, or a damaged file; names it.
     """
     folder, chosen = Path(folder), checked_metrics(metrics)
-    methods, settings = results_by_method(folder), _settings(folder)
+    methods, settings = results_by_method(folder), read_settings(folder)
+    drawn = (row.layout for rows in methods.values() for row in rows)
+    check_rows(folder, "layout", drawn, {layout.name for layout in layouts})
     precision: dict[str, float] = {}
     if "ap" in chosen:
         precision = _precision(folder, methods, layouts, detector)
@@ -71,19 +79,16 @@ def results_by_method(folder: str | os.PathLike[str]) -> dict[str, list[Row]]:
     """The rows of a folder of results, method by method, as they were asked for; the ceiling last.
 
     Raises:
-        BenchmarkError: no results.
+        BenchmarkError: no results, or a damaged file; names it.
     """
     rows = read_results(folder)
     if not rows:
         raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
     # The ceiling stands last, whatever was added later.
-    order = sorted(_settings(folder)["methods"], key=lambda name: name == GROUND_TRUTH)
+    order = sorted(read_settings(folder)["methods"], key=lambda name: name == GROUND_TRUTH)
+    check_rows(Path(folder), "method", (row.method for row in rows), order)
     methods = {name: [row for row in rows if row.method == name] for name in order}
     return {name: rows for name, rows in methods.items() if rows}
-
-
-def _settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    return json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
 
 
 def _precision(
@@ -96,8 +101,8 @@ def _precision(
     for name, rows in tqdm(methods.items(), "average precision", leave=False, disable=None):
         pairs = []
         for row in rows:
-            with Image.open(picture_file(folder, name, row.layout, row.seed)) as image:
-                pairs.append((image.convert("RGB"), by_name[row.layout]))
+            image = read_picture(picture_file(folder, name, row.layout, row.seed))
+            pairs.append((image, by_name[row.layout]))
         precision[name] = average_precision(detector, pairs)["AP"]
     return precision
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +26,13 @@ from lrd_helpers.benchmark.cost import Cost
 from lrd_helpers.benchmark.folder import (
     Key,
     Row,
+    alone_in,
+    check_file_names,
+    check_rows,
     digest_of_layouts,
     merge,
     picture_file,
+    read_picture,
     read_results,
     read_settings,
     settings_of,
@@ -39,7 +44,9 @@ from lrd_helpers.benchmark.folder import (
 )
 from lrd_helpers.benchmark.judges import Judges, judges, scored
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout, ground_truth_scene, spread
+from lrd_helpers.layout_json import excerpt
 from lrd_helpers.measure import Clip, Detector, StorybookDetector
+from lrd_helpers.methods import LONGEST
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.storybook import seeded
 
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
 
 with quiet_libraries():
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
 
 # ------------------------------------------------------------------ draw and measure
@@ -86,8 +94,8 @@ def run(
         All rows of the folder.
 
     Raises:
-        BenchmarkError: layouts that cannot be drawn or measured, or a folder with other results;
-            nothing is written then.
+        BenchmarkError: layouts that cannot be drawn or measured, or a folder with other results or
+            with a run that goes on; nothing is written then.
     """
     _check_counts(seeds=seeds, limit=limit, batch_size=batch_size)
     jury = judges(detector, clip)
@@ -97,10 +105,10 @@ def run(
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     settings = settings_of(pipe, layouts, methods, jury, options | {"batch_size": batch_size})
     folder = Path(output)
-    keys = _begin(folder, settings)
-    batches = _batches(spread(layouts, limit), seeds, batch_size)
-    _fill(folder, keys, pipe, batches, methods, jury, options)
-    return _end(folder)
+    with _begun(folder, settings) as keys:
+        batches = _batches(spread(layouts, limit), seeds, batch_size)
+        _fill(folder, keys, pipe, batches, methods, jury, options)
+        return _end(folder)
 
 
 def _check_counts(**counts: int | None) -> None:
@@ -120,6 +128,14 @@ def _check_layouts(
         raise BenchmarkError("there are no layouts to draw")
     if not methods:
         raise BenchmarkError("there are no methods to compare")
+    for name in methods:
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST:
+            raise BenchmarkError(
+                f"a method is called {excerpt(name)}, but should have a name of 1 to {LONGEST} "
+                "printable signs"
+            )
+    check_file_names("method", methods)
+    check_file_names("layout", [layout.name for layout in layouts])
     for layout in layouts:
         if isinstance(jury.detector, StorybookDetector):
             try:
@@ -139,19 +155,28 @@ def processes() -> PartialState:
     return PartialState(cpu=cpu, timeout=timedelta(days=7))  # how long the first waits for the last
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> set[Key]:
-    """Make the folder, or go on with it; the keys of the rows that it holds already."""
+@contextlib.contextmanager
+def _begun(folder: Path, settings: dict[str, Any]) -> Iterator[set[Key]]:
+    """Make the folder, or go on with it, and keep others out; yields the keys of its rows."""
     state = processes()
-    settings = with_earlier(folder, settings)
-    state.wait_for_everyone()  # nobody writes before all have looked
-    if state.is_main_process:
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        write_settings(folder, settings)
-        merge(folder)
-    state.wait_for_everyone()
-    keys = {row.key for row in read_results(folder)}
-    state.wait_for_everyone()  # the same for all processes
-    return keys
+    keys: set[Key] = set()
+    refusal: Exception | None = None
+    with contextlib.ExitStack() as lock:
+        if state.is_main_process:
+            try:
+                with_earlier(folder, settings)  # refuses before anything is written
+                folder.mkdir(parents=True, exist_ok=True)
+                lock.enter_context(alone_in(folder))
+                write_settings(folder, with_earlier(folder, settings))
+                merge(folder)
+                keys = {row.key for row in read_results(folder)}
+            except (BenchmarkError, OSError) as error:
+                refusal = error
+        # What stops the first process stops all of them.
+        keys, refusal = broadcast_object_list([keys, refusal])
+        if refusal:
+            raise refusal
+        yield keys
 
 
 def _end(folder: Path) -> list[Row]:
@@ -260,35 +285,27 @@ def measure_again(
         All rows of the folder.
 
     Raises:
-        BenchmarkError: no results, those of other layouts, no settings, or a picture that is
-            missing or damaged; nothing is written then.
+        BenchmarkError: no results, those of other layouts, no settings, a picture that is missing
+            or damaged, or a run that goes on; nothing is written then.
     """
     folder, jury = Path(folder), judges(detector, clip)
-    rows = read_results(folder)
-    if not rows:
+    if not read_results(folder):
         raise BenchmarkError(f"{folder} holds no results; run the benchmark first")
-    settings = read_settings(folder)
-    if settings["layouts"] != digest_of_layouts(layouts):
-        raise BenchmarkError(f"{folder} holds results of other layouts")
-    by_name = {layout.name: layout.layout for layout in layouts}
-    measured = []
-    for row in tqdm(rows, "measuring", unit="picture", leave=False, disable=None):
-        picture = _read_picture(picture_file(folder, row.method, row.layout, row.seed))
-        measured.append(replace(row, **scored(*jury, picture, by_name[row.layout])))
-    # Rows and judges are two files: cut off between them, this must be done again.
-    names = jury.names
-    unfinished = dict.fromkeys(names, "half-way through --measure-again")
-    write_settings(folder, settings | unfinished)
-    write_results(folder, measured)
-    write_settings(folder, settings | names)
-    return read_results(folder)
-
-
-def _read_picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError:
-        raise BenchmarkError(
-            f"{path} is missing or damaged, so its row cannot be measured again"
-        ) from None
+    with alone_in(folder):
+        settings = read_settings(folder)
+        if settings["layouts"] != digest_of_layouts(layouts):
+            raise BenchmarkError(f"{folder} holds results of other layouts")
+        by_name = {layout.name: layout.layout for layout in layouts}
+        measured = []
+        rows = read_results(folder)
+        check_rows(folder, "layout", (row.layout for row in rows), by_name)
+        for row in tqdm(rows, "measuring", unit="picture", leave=False, disable=None):
+            picture = read_picture(picture_file(folder, row.method, row.layout, row.seed))
+            measured.append(replace(row, **scored(*jury, picture, by_name[row.layout])))
+        # Rows and judges are two files: cut off between them, this must be done again.
+        names = jury.names
+        unfinished = dict.fromkeys(names, "half-way through --measure-again")
+        write_settings(folder, settings | unfinished)
+        write_results(folder, measured)
+        write_settings(folder, settings | names)
+        return read_results(folder)

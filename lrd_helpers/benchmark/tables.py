@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -120,5 +121,11 @@ def _with_interval(value: Estimate, metric: str, sign: str = "") -> str:
 
 
 def _markdown(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = [headings, ["---"] * len(headings), *lines]
+    named = [[_plain(first), *others] for first, *others in lines]
+    rows = [[*map(_plain, headings)], ["---"] * len(headings), *named]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _plain(name: str) -> str:
+    """A name that Markdown shows as it is: no cell ends in it, and no formula begins."""
+    return re.sub(r"([\\|$<*`\[])", r"\\\1", name)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from lrd_helpers.layout_json import excerpt
 from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.collage import collage_of_sketches
@@ -142,6 +143,9 @@ METHODS: dict[str, Method] = {
 }
 """Every method by its name."""
 
+LONGEST = 500
+"""Signs of a method's text; all choices there are, changed, take half of it."""
+
 
 def named(method: str | Method, **changes: Any) -> Method:
     """A method by its name, or the method itself, with some of its choices changed.
@@ -151,17 +155,17 @@ def named(method: str | Method, **changes: Any) -> Method:
     """
     name = method
     if not isinstance(method, Method):
-        if method not in METHODS:
+        if not isinstance(method, str) or method not in METHODS:
             raise ValueError(
-                f"method is {method!r}, but should be one of {', '.join(METHODS)}, or options such "
-                "as BoxDiff(strength=10)"
+                f"method is {excerpt(method)}, but should be one of {', '.join(METHODS)}, or "
+                "options such as BoxDiff(strength=10)"
             )
         method = METHODS[method]
     for choice in changes:
         if choice not in vars(method):
             choices = ", ".join(vars(method)) or "none"
             name = name if isinstance(name, str) else type(method).__name__
-            raise ValueError(f"method {name!r} has no choice {choice!r}; it has {choices}")
+            raise ValueError(f"method {name!r} has no choice {excerpt(choice)}; it has {choices}")
     return replace(method, **changes)
 
 
@@ -173,35 +177,41 @@ def parsed(text: str) -> Method:
             "fuse=once": the collage with another choice.
 
     Raises:
-        ValueError: an unknown method, choice or value; lists the known ones.
+        ValueError: an unknown method, choice or value (lists the known ones), or a text of more
+            than `LONGEST` signs.
     """
+    if len(text) > LONGEST:
+        raise ValueError(
+            f"{excerpt(text)} has {len(text)} signs, but a method has at most {LONGEST}, such as "
+            "'paper,inside=0.3'"
+        )
     parts = [part.strip() for part in text.split(",")]
     name = "collage" if "=" in parts[0] else parts.pop(0)
     if name not in METHODS:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+        raise ValueError(f"there is no method {excerpt(name)}; there are {', '.join(METHODS)}")
     changes = {}
     for part in parts:
         choice, _, value = part.partition("=")
         if choice not in vars(METHODS[name]):
             choices = ", ".join(vars(METHODS[name])) or "none"
-            raise ValueError(f"{text!r}: {name} has no choice {choice!r}; it has {choices}")
-        changes[choice] = _value(text, choice, value, getattr(METHODS[name], choice))
+            raise ValueError(f"{name} has no choice {excerpt(choice)}; it has {choices}")
+        changes[choice] = _value(choice, value, getattr(METHODS[name], choice))
     try:
         return named(name, **changes)
     except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from None
+        raise ValueError(f"{excerpt(text)}: {error}") from None
 
 
-def _value(text: str, choice: str, written: str, default: Any) -> Any:
+def _value(choice: str, written: str, default: Any) -> Any:
     """What was written for a choice, of the kind of its default."""
     try:  # 0.2, True
         value = ast.literal_eval(written)
-    except (ValueError, SyntaxError):  # once
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+    except (ValueError, SyntaxError, OverflowError, RecursionError, MemoryError):  # once
         value = written
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default) or isinstance(default, tuple):
+    if type(value) is not type(default) or isinstance(default, tuple) or len(written) > 60:
         kinds = {bool: "True or False", int: "a whole number", float: "a number"}
         kind = kinds.get(type(default), f"like {default!r}")
-        raise ValueError(f"{text!r}: {choice} is {written!r}, but should be {kind}")
+        raise ValueError(f"{choice} is {excerpt(written)}, but should be {kind}")
     return value

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from lrd_helpers.attention import Layers
 from lrd_helpers.layout import Overlap
+from lrd_helpers.layout_json import excerpt
 
 Delta = Literal["constant", "dynamic", "decoded"]
 Guide = Literal["steps", "noise"]
@@ -68,7 +69,8 @@ class Choices:
         for name, choice in NAMED.items():
             value, allowed = getattr(self, name), get_args(choice)
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}, but should be one of {', '.join(allowed)}")
+                should = f"should be one of {', '.join(allowed)}"
+                raise ValueError(f"{name} is {excerpt(value)}, but {should}")
         for name in ("inside", "outside"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}, but should be a finite number")
