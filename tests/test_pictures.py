@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lrd_helpers.pictures import PNG_PREFIX, data_uri, on_white, picture_of, pixels_of, png_of
+from lrd_helpers.pictures import PNG_PREFIX, data_uri, picture_of, pixels_of, png_of
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_white_shines_through_where_an_image_is_transparent():
     image = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
     image.putpixel((1, 0), (255, 0, 0, 0))
     image.putpixel((2, 0), (255, 0, 0, 51))
-    assert [on_white(image).getpixel((x, 0)) for x in range(3)] == [
+    assert [picture_of(image).getpixel((x, 0)) for x in range(3)] == [
         (255, 0, 0),
         (255, 255, 255),
         (255, 204, 204),
     ]
     grey = Image.new("L", (1, 1), 7)
-    assert on_white(grey).getpixel((0, 0)) == (7, 7, 7)
+    assert picture_of(grey).getpixel((0, 0)) == (7, 7, 7)
 
 
 def test_a_data_uri_holds_the_image():

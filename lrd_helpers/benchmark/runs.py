@@ -40,6 +40,7 @@ from lrd_helpers.benchmark.folder import (
 from lrd_helpers.benchmark.judges import Judges, judges, scored
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout, ground_truth_scene, spread
 from lrd_helpers.measure import Clip, Detector, StorybookDetector
+from lrd_helpers.pictures import picture_of, read_picture
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.storybook import seeded
 
@@ -286,9 +287,8 @@ def measure_again(
 
 def _read_picture(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError:
+        return picture_of(read_picture(path))
+    except ValueError:
         raise BenchmarkError(
             f"{path} is missing or damaged, so its row cannot be measured again"
         ) from None
