@@ -3,11 +3,10 @@
 How layers and layouts hold masks is in test_layout.py.
 """
 
+import base64
 import io
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import LA, PNGS, bomb, exif, lying, png
 from PIL import Image, features
 
 from lrd_helpers.layout import Layout, LayoutError
@@ -27,83 +27,6 @@ from lrd_helpers.pictures import MOST_BYTES
 # A disc that covers .21 of an 80 × 64 picture, and not in its middle.
 _Y, _X = numpy.mgrid[:80, :64]
 DISC = (_Y - 30) ** 2 + (_X - 26) ** 2 < 18.5**2
-
-Transpose = Image.Transpose
-TURNS = {  # orientation → how the pixels lie in the file if they are to be seen upright
-    2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_90, 7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_270,
-}  # fmt: skip
-
-
-def exif(orientation: int) -> bytes:
-    tags = Image.Exif()
-    tags[0x0112] = orientation
-    return tags.tobytes()
-
-
-def lying(shape: numpy.ndarray, orientation: int) -> numpy.ndarray:
-    if orientation == 1:
-        return shape
-    return numpy.asarray(Image.fromarray(shape).transpose(TURNS[orientation]))
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_header(width: int, height: int, depth: int, colour: int) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-
-
-GREY, RGB, PALETTE, LA, RGBA = 0, 2, 3, 4, 6
-PNGS = [
-    *((GREY, depth, clear) for depth in (1, 2, 4, 8, 16) for clear in (False, True)),
-    *((PALETTE, depth, clear) for depth in (1, 2, 4, 8) for clear in (False, True)),
-    *((RGB, depth, clear) for depth in (8, 16) for clear in (False, True)),
-    *((kind, depth, clear) for kind in (LA, RGBA) for depth in (8, 16) for clear in (False, True)),
-]
-
-
-def png(
-    shape: numpy.ndarray, kind: int, depth: int, clear: bool, orientation: int, dark: bool = False
-) -> bytes:
-    """A PNG of every kind that the format has, written by hand: Pillow cannot write them all.
-
-    Args:
-        shape: what is white, or opaque.
-        kind: the colour type.
-        depth: bits a channel.
-        clear: transparent outside, white on black else (with an alpha that is opaque everywhere).
-        orientation: in EXIF.
-        dark: if it is clear, the object is black, and white what is transparent.
-    """
-    top = 2**depth - 1
-    alpha = [top] if kind in (LA, RGBA) else []
-    colours = 1 if kind in (GREY, LA, PALETTE) else 3
-    black, white = [0] * colours + alpha, [1 if kind == PALETTE else top] * colours + alpha
-    yes, no = (black, white) if clear and dark else (white, black)
-    extra = b""
-    if kind == PALETTE:
-        extra += chunk(b"PLTE", bytes([0, 0, 0, 255, 255, 255]))
-        extra += chunk(b"tRNS", bytes([255 * (i == yes[0]) for i in range(2)])) if clear else b""
-    elif clear and alpha:
-        no = [*no[:-1], 0]
-    elif clear:
-        extra += chunk(b"tRNS", b"".join(struct.pack(">H", value) for value in no))
-    samples = numpy.where(lying(shape, orientation)[..., None], yes, no)
-    height, width = samples.shape[:2]
-    rows = samples.reshape(height, -1)
-    if depth == 16:
-        rows = rows.astype(">u2").view(numpy.uint8)
-    else:  # the bits of each sample, most significant first
-        bits = (rows[..., None] >> numpy.arange(depth)[::-1]) & 1
-        rows = numpy.packbits(bits.astype(bool).reshape(height, -1), axis=1)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    extra += chunk(b"eXIf", exif(orientation).removeprefix(b"Exif\0\0"))
-    extra += chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    return png_header(width, height, depth, kind) + extra
 
 
 def by_pillow(mode: str, kind: str, **options: object) -> Callable[[numpy.ndarray, int], bytes]:
@@ -189,7 +112,6 @@ def test_a_disc_is_a_fifth_of_the_canvas_in_every_png(kind, depth, clear):
 
 
 def test_the_text_of_a_mask_may_be_any_of_these():
-    import base64
 
     data = base64.b64encode(png(DISC, LA, 16, True, 6)).decode()
     assert Mask.of(f"data:image/png;base64,{data}") == Mask.of(DISC)
@@ -358,12 +280,6 @@ def test_the_sentence_says_what_is_there(value, message):
     assert "\n" not in str(refused.value)
 
 
-def bomb(side: int) -> bytes:
-    """A PNG that says it has side × side pixels of one bit."""
-    data = chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
-    return png_header(side, side, 1, GREY) + data
-
-
 def hostile(folder: Path, name: str) -> Path:
     path = folder / name
     picture = Image.fromarray(DISC).convert("RGB")
@@ -404,7 +320,6 @@ def hostile(folder: Path, name: str) -> Path:
     ],
 )
 def test_files_that_would_do_harm_are_refused_in_a_layout(tmp_path, name, message):
-    import base64
 
     path = hostile(tmp_path, name)
     text = '{"caption": "c", "layers": [{"prompt": "a ball", "mask": "%s"}]}'
