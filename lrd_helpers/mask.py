@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 from jaxtyping import Bool
-from PIL import Image, ImageColor
+from PIL import Image, ImageChops, ImageColor
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -71,7 +71,7 @@ class Mask:
             ValueError: none of these, nothing white in it, a map of labels without a `label`, or a
                 file that `read_picture` refuses.
         """
-        if isinstance(value, Mask):
+        if isinstance(value, Mask) and label is None:
             return value
         source = _source(value)
         pixels = _pixels(source) if label is None else _labelled(source, label)
@@ -184,9 +184,9 @@ def _pixels(source: Image.Image | numpy.ndarray) -> numpy.ndarray:
         if least <= 127 and least < largest:
             return _above_half(numpy.asarray(alpha), "an alpha")
     labels, kind = _labels(source)
-    colours = source.convert("RGB")
     if kind == "grey":
         return _bright(labels)
+    colours = source.convert("RGB")
     bright = numpy.asarray(colours.convert("L")) > 127
     # Of two colours the bright one is meant; which of more, nobody can tell.
     if bright.all() or not bright.any() or colours.getcolors(2) is None:
@@ -246,12 +246,13 @@ def _labels(source: Image.Image | numpy.ndarray) -> tuple[numpy.ndarray, str]:
     """The number of each pixel, and its kind: "grey", "palette" (an index), "colours" (#RRGGBB)."""
     if not isinstance(source, Image.Image) or is_deep(source) or source.mode in ("1", "L"):
         return numpy.asarray(source), "grey"
-    colours = numpy.asarray(source.convert("RGB"))
-    if (colours.max(-1) - colours.min(-1)).max() <= TINT:
-        return numpy.asarray(source.convert("RGB").convert("L")), "grey"
+    colours = source.convert("RGB")
+    first, *others = colours.split()
+    if all(ImageChops.difference(first, other).getextrema()[1] <= TINT for other in others):
+        return numpy.asarray(colours.convert("L")), "grey"
     if source.mode == "P":
         return numpy.asarray(source), "palette"
-    return colours.astype(numpy.int32) @ numpy.array([65536, 256, 1], numpy.int32), "colours"
+    return numpy.asarray(colours) @ numpy.array([1 << 16, 1 << 8, 1], numpy.int32), "colours"
 
 
 def _choose(labels: numpy.ndarray, kind: str) -> str:
@@ -264,8 +265,10 @@ def _choose(labels: numpy.ndarray, kind: str) -> str:
 
 def _listed(labels: numpy.ndarray, kind: str) -> tuple[list[int | str], str]:
     """The first values of a map of labels, as `Mask.of` takes them and as text."""
-    values = numpy.unique(labels)
-    first = [f"#{value:06x}" if kind == "colours" else int(value) for value in values[:8].tolist()]
+    # Of colours there may be millions, which `unique` would sort.
+    counted = kind == "colours"
+    values = numpy.bincount(labels.ravel()).nonzero()[0] if counted else numpy.unique(labels)
+    first = [f"#{value:06x}" if counted else value for value in values[:8].tolist()]
     more = f", … ({len(values):,} in all)" if len(values) > 8 else ""
-    what = "colours" if kind == "colours" else "values"
+    what = "colours" if counted else "values"
     return first, f"the {what} {', '.join(map(str, first))}{more}"

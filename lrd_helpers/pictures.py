@@ -67,6 +67,8 @@ def read_picture(source: str | os.PathLike[str] | bytes) -> Image.Image:
     # A device has no end, and a pipe may never begin.
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"is {name}, which cannot be read: it is no regular file")
+    if not status.st_size:
+        raise ValueError(f"is {name}, which is an empty file")
     if status.st_size > MOST_BYTES:
         raise ValueError(f"is {name}, which has more than {MOST_BYTES >> 20} MB")
     try:

@@ -202,6 +202,8 @@ def test_a_map_of_labels_is_refused_by_its_values_and_read_by_a_label(mode, valu
     for value in values:
         expected = numpy.asarray(image) == value
         assert numpy.array_equal(Mask.of(given, label=value).pixels(), expected)
+    with pytest.raises(ValueError, match=r"is Mask\(height=16, .*but should be a picture"):
+        Mask.of(Mask.of(given, label=1), label=1)
     with pytest.raises(ValueError, match=f"has no label 7; it has the values {listed}$"):
         Mask.of(given, label=7)
 
@@ -285,6 +287,8 @@ def hostile(folder: Path, name: str) -> Path:
     picture = Image.fromarray(DISC).convert("RGB")
     if name == "pipe":
         os.mkfifo(path)
+    elif name == "empty":
+        path.touch()
     elif name == "huge":
         path.touch()
         os.truncate(path, MOST_BYTES + 1)  # without using the disk
@@ -307,6 +311,7 @@ def hostile(folder: Path, name: str) -> Path:
     ("name", "message"),
     [
         ("pipe", "which cannot be read: it is no regular file"),
+        ("empty", "which is an empty file"),
         ("huge", "which has more than 256 MB"),
         ("bomb14000.png", "which has more than 89,478,485 pixels"),
         ("bomb10000.png", "which has more than 89,478,485 pixels"),

@@ -139,8 +139,8 @@ def test_damage_in_exif_does_not_hide_the_picture():
     assert picture_of(read_picture(data)).size == (4, 2)
 
 
-RED = numpy.broadcast_to(numpy.array([1.0, 0.2, 0.0]), (2, 4, 3))
-GREY = numpy.full((2, 4), 0.2)
+RED = numpy.broadcast_to(numpy.array([1.0, 0.2, 0.0]), (2, 5, 3))
+GREY = numpy.full((2, 5), 0.2)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ GREY = numpy.full((2, 4), 0.2)
         (torch.tensor(GREY), [51] * 3),
         (torch.tensor(GREY)[None, None], [51] * 3),
         (GREY > 0, [255] * 3),
-        (numpy.dstack([RED, numpy.full((2, 4), 0.2)]), [255, 214, 204]),
+        (numpy.dstack([RED, numpy.full((2, 5), 0.2)]), [255, 214, 204]),
         (torch.tensor(numpy.dstack([255 * RED, GREY * 0])).permute(2, 0, 1).byte(), [255] * 3),
     ],
 )
 def test_arrays_of_every_kind(picture, expected):
-    assert picture_of(picture).size == (4, 2)
+    assert picture_of(picture).size == (5, 2)
     assert picture_of(picture).getpixel((3, 1)) == tuple(expected)
     pixels = pixels_of(picture)
     assert pixels[:, 1, 3].tolist() == pytest.approx(numpy.divide(expected, 255), abs=2e-3)
