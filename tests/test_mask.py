@@ -5,6 +5,7 @@ How layers and layouts hold masks is in test_layout.py.
 
 import base64
 import io
+import json
 import os
 import re
 from collections.abc import Callable
@@ -325,20 +326,16 @@ def hostile(folder: Path, name: str) -> Path:
     ],
 )
 def test_files_that_would_do_harm_are_refused_in_a_layout(tmp_path, name, message):
-
-    path = hostile(tmp_path, name)
-    text = '{"caption": "c", "layers": [{"prompt": "a ball", "mask": "%s"}]}'
-    layout = tmp_path / "layout.json"
-    begin = f"{layout}, layer 1 'a ball', mask "
-    for mask in (
-        [name, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"]
-        if (path.is_file() and name != "huge")
-        else [name]
-    ):
-        with pytest.raises(LayoutError) as refused:
-            Layout.from_json(text % mask, file=layout)
-        assert str(refused.value).startswith(begin)
-        assert (message if mask == name else "begins with 'data:' but") in str(refused.value)
+    path, layout = hostile(tmp_path, name), tmp_path / "layout.json"
+    masks = {name: message}
+    if path.is_file() and name != "huge":
+        data = base64.b64encode(path.read_bytes()).decode()
+        masks[f"data:image/png;base64,{data}"] = "begins with 'data:' but is no picture, as it "
+    for mask, reason in masks.items():
+        text = json.dumps({"caption": "c", "layers": [{"prompt": "a ball", "mask": mask}]})
+        with pytest.raises(LayoutError, match=re.escape(reason)) as refused:
+            Layout.from_json(text, file=layout)
+        assert str(refused.value).startswith(f"{layout}, layer 1 'a ball', mask ")
         assert len(str(refused.value)) - len(str(layout)) < 300
 
 
