@@ -4,6 +4,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -735,6 +736,16 @@ def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
     )
     one = latents_of(pipe, TWO, canvas=canvas[0], generator=[seeded(2)], **options)
     assert nearly_same(twice[1:], one, unlike=both[1:])
+
+
+def test_an_ip_adapter_sees_a_photo_upright() -> None:
+    photo, seen = Image.effect_noise((6, 4), 90).convert("RGB"), []
+    pipe = Mock(prepare_ip_adapter_image_embeds=lambda images, *_: seen.append(images))
+    pipe.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    sides = Image.open(io.BytesIO(as_a_phone_saves(photo)))
+    for given in (sides, [[sides, sides]]):
+        LayeredRenderingPipeline._image_embeds(pipe, given, None)
+    assert [seen[0].tobytes(), seen[1][0][1].tobytes()] == [photo.tobytes()] * 2
 
 
 def test_a_canvas_is_upright_and_on_white() -> None:

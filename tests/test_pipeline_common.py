@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,6 @@ from diffusers.callbacks import SDCFGCutoffCallback
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from peft import LoraConfig
-from picture_files import as_a_phone_saves
 from PIL import Image
 from torch import Tensor
 
@@ -430,18 +428,6 @@ def test_ip_adapter(pipe, method, ip_adapter) -> None:
     if method != DIFFUSERS:
         with pytest.raises(ValueError, match="an IP-Adapter is loaded, but there is no ip_adapter"):
             drawn(pipe, method)
-
-
-def test_an_ip_adapter_sees_a_photo_upright(pipe, ip_adapter, monkeypatch) -> None:
-    photo, seen = Image.new("RGB", (6, 4)), []
-    monkeypatch.setattr(
-        LayeredRenderingPipeline,
-        "prepare_ip_adapter_image_embeds",
-        lambda self, images, *_: seen.append(images),
-    )
-    sides = Image.open(io.BytesIO(as_a_phone_saves(photo)))
-    made(LayeredRenderingPipeline, pipe.components)._image_embeds([[sides, sides]], None)
-    assert seen == [[[photo, photo]]]
 
 
 def test_encoded_prompts_need_no_encoder(pipe, method) -> None:
