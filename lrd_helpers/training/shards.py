@@ -379,12 +379,12 @@ class ShardPairs:
     def _pixels(self, file: bytes) -> Float[Tensor, "3 size size"] | str:
         """The picture, or why it is left out."""
         try:
-            with read_picture(file) as opened:
-                if min(opened.size) < self.least_side:
-                    return "too small"
-                if max(opened.size) > self.most_aspect * min(opened.size):
-                    return "too long and thin"
-                picture = picture_of(opened)
+            opened = read_picture(file)
+            if min(opened.size) < self.least_side:
+                return "too small"
+            if max(opened.size) > self.most_aspect * min(opened.size):
+                return "too long and thin"
+            picture = picture_of(opened)
         except Exception:  # damaged files raise whatever their decoder comes upon
             return "with a broken picture"
         picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS)
