@@ -26,7 +26,7 @@ from lrd_helpers.methods import Choices, Method, named
 from lrd_helpers.methods.placement import moved
 from lrd_helpers.methods.plain import caption_step
 from lrd_helpers.methods.regions import phases
-from lrd_helpers.pictures import on_white, picture_of, pixels_of
+from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import StableDiffusion, decode_latents, encode_images
 from lrd_helpers.sampling.regions import Region, Regions, batched
@@ -405,6 +405,7 @@ def fitted(pipe: StableDiffusionPipeline, image: Image.Image) -> Image.Image:
 
     Raises:
         EditError: it has another shape, and would be distorted.
+        ValueError: as for `picture_of`.
     """
     if not isinstance(image, Image.Image):
         raise EditError(
@@ -416,7 +417,7 @@ def fitted(pipe: StableDiffusionPipeline, image: Image.Image) -> Image.Image:
     height, width = height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
     if image.mode != "RGB":
         warnings.warn(f"the picture's mode is {image.mode}; it was made RGB", stacklevel=3)
-        image = on_white(image)
+    image = picture_of(image)
     if image.size == (width, height):
         return image
     if abs(image.width * height / (image.height * width) - 1) > 0.02:

@@ -198,7 +198,9 @@ class Layer:
         prompt: what the object is, "a red car".
         box: where it is, (x0, y0, x1, y1) as fractions of the canvas in [0, 1], y downwards.
         mask: where it is, pixel by pixel, in place of a box: an array (height, width), an image, or
-            the path of an image file (see `Mask.of`); of any size, stretched to the canvas.
+            the path of an image file; white (or opaque, in an image that is transparent elsewhere)
+            is the object. Of any size, stretched to the canvas. `Mask.of` has all the rules, and
+            reads maps of labels.
         negative_prompt: what this layer should not show; None takes the picture's own.
         colour: the flat colour whose latent is the layer's constant δ, a CSS name or a hex like
             "#ff8800"; None takes the one that the prompt says of its object (see

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import io
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 from jaxtyping import Bool
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageColor
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from lrd_helpers.pictures import PNG_PREFIX, data_uri
+from lrd_helpers.pictures import (
+    PNG_PREFIX,
+    alpha_of,
+    array_of,
+    data_uri,
+    described,
+    is_deep,
+    read_picture,
+    top_of,
+    upright,
+    without_extra_axes,
+)
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 as fractions of the canvas in [0, 1], y downwards."""
+
+TINT = 24
+"""Channels of 0–255 that are this near to one another are grey: what JPEG makes of grey is not."""
+
+MOST_LABELS = 32
+"""A picture with more values has soft edges, or is a photo, but is no map of labels."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +53,28 @@ class Mask:
     bits: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, value: Any) -> Mask:
-        """The mask that `value` is, yes where it is more than half of the way from 0 to the top.
+    def of(cls, value: Any, *, label: int | str | None = None) -> Mask:
+        """The mask that `value` is: white is where the object goes, black is not.
+
+        White is more than half of the way to the top of the value's own format: True, 1 of
+        integers that are only 0 and 1, 1.0, 255 of bytes, 65535 of 16 bits. Of an image that is
+        transparent in some places only this counts: the object goes where it is opaque. EXIF turns
+        an image first.
 
         Args:
-            value: a `Mask`; an array or tensor (height, width) of yes and no, of numbers in [0, 1]
-                or of bytes 0–255; a PIL image (its alpha channel, or else its brightness); the path
-                of an image file; or what `to_text` gives.
+            value: a `Mask`; an array, tensor or lists (height, width), where axes of length one are
+                dropped; a PIL image; the path of an image file; or what `to_text` gives.
+            label: of a map of labels (a class or an object a number), the number that is meant: a
+                grey value, an index of a palette in colours, or else a colour like "#c08080".
 
         Raises:
-            ValueError: none of these, nothing in it, or a file that is no image.
+            ValueError: none of these, nothing white in it, a map of labels without a `label`, or a
+                file that `read_picture` refuses.
         """
-        if isinstance(value, Mask):
+        if isinstance(value, Mask) and label is None:
             return value
-        if isinstance(value, str) and value.startswith("data:"):
-            value = _image_of_text(value)
-        if isinstance(value, (str, os.PathLike)):
-            value = _image_of_file(value)
-        pixels = _pixels(value)
-        if not pixels.any():
-            raise ValueError("is empty: no pixel of it is set; paint where the object should be")
+        source = _source(value)
+        pixels = _pixels(source) if label is None else _labelled(source, label)
         return cls(*pixels.shape, numpy.packbits(pixels).tobytes())
 
     def pixels(self) -> Bool[Tensor, "{self.height} {self.width}"]:
@@ -124,57 +140,135 @@ def connected_regions(
     return [torch.from_numpy(region).to(mask.device) for region in regions]
 
 
-def _pixels(value: Any) -> numpy.ndarray:
+# ------------------------------------------------------------------ what a mask is made of
+
+
+def _source(value: Any) -> Image.Image | numpy.ndarray:
+    """The upright image, or the array (height, width), that `value` stands for."""
+    if isinstance(value, str) and value.startswith("data:"):
+        return _image_of_text(value)
+    if isinstance(value, (str, os.PathLike)):
+        return read_picture(value)
     if isinstance(value, Image.Image):
-        value = value.getchannel("A") if "A" in value.getbands() else value.convert("L")
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-    try:
-        array = numpy.asarray(value)
-    except (ValueError, TypeError):  # a list of rows of unequal length
-        array = numpy.asarray(None)
+        return upright(value)
+    array = without_extra_axes(array_of(value), 2)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
         raise ValueError(
-            f"is {_described(value, array)}, but should be a picture of yes and no: an array "
+            f"is {described(value, array)}, but should be a picture of yes and no: an array "
             "(height, width), an image or the path of one"
         )
-    if array.dtype == bool:
-        return array
-    if not numpy.isfinite(array).all() or array.min() < 0 or array.max() > 255:
-        raise ValueError("has values outside 0 to 1 (or 0 to 255)")
-    return array > (127 if array.max() > 1 else 0.5)
-
-
-def _described(value: Any, array: numpy.ndarray) -> str:
-    if array.ndim and array.dtype.kind in "buif":
-        return f"an array of shape {array.shape}"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return array
 
 
 def _image_of_text(text: str) -> Image.Image:
+    fault = "is not in base64"
     try:
         data = base64.b64decode(text.partition(",")[2], validate=True)
-        return _loaded(io.BytesIO(data))
-    except (binascii.Error, UnidentifiedImageError, OSError, SyntaxError):
+        fault = None
+        return read_picture(data)
+    except ValueError as error:
         raise ValueError(
-            f"begins with 'data:' but is no picture; it should be {PNG_PREFIX}…"
+            f"begins with 'data:' but is no picture, as it {fault or error}; it should be "
+            f"{PNG_PREFIX}…"
         ) from None
 
 
-def _image_of_file(path: str | os.PathLike[str]) -> Image.Image:
-    try:
-        return _loaded(Path(path))
-    except FileNotFoundError:
-        raise ValueError(f"is {os.fspath(path)!r}, but there is no such file") from None
-    except (UnidentifiedImageError, SyntaxError):
-        raise ValueError(f"is {os.fspath(path)!r}, which is no image file") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"is {os.fspath(path)!r}, which cannot be read: {reason}") from None
+def _pixels(source: Image.Image | numpy.ndarray) -> numpy.ndarray:
+    """Where the mask is: by the alpha where that tells, or else by the brightness."""
+    if not isinstance(source, Image.Image):
+        return _bright(source)
+    if (alpha := alpha_of(source)) is not None:
+        least, largest = alpha.getextrema()
+        if largest == 0:
+            raise ValueError("is transparent everywhere; paint where the object should be")
+        if least <= 127 and least < largest:
+            return _above_half(numpy.asarray(alpha), "an alpha")
+    labels, kind = _labels(source)
+    if kind == "grey":
+        return _bright(labels)
+    colours = source.convert("RGB")
+    bright = numpy.asarray(colours.convert("L")) > 127
+    # Of two colours the bright one is meant; which of more, nobody can tell.
+    if bright.all() or not bright.any() or colours.getcolors(2) is None:
+        raise ValueError(_choose(labels, kind))
+    return bright
 
 
-def _loaded(source: Path | io.BytesIO) -> Image.Image:
-    with Image.open(source) as image:
-        image.load()
-        return image.copy()
+def _bright(numbers: numpy.ndarray) -> numpy.ndarray:
+    """Where the numbers are above half of their top, unless they are labels.
+
+    Labels are a few whole numbers. Taken as brightness they lose most of what is not 0, or all but
+    the 255 that outlines the objects.
+    """
+    half = _half(numbers)
+    low, high = numbers[(numbers > 0) & (numbers <= half)], numbers[numbers > half]
+    if half > 0.5 and low.size:
+        values = numpy.unique(numbers)
+        few = len(values) <= MOST_LABELS and (values == values.round()).all()
+        outline = high.size and high.min() == high.max() and low.max() < half / 2
+        if few and (low.size > high.size or outline):
+            raise ValueError(_choose(numbers, "grey"))
+    return _above_half(numbers, "values")
+
+
+def _above_half(numbers: numpy.ndarray, what: str) -> numpy.ndarray:
+    half = _half(numbers)
+    yes = numbers > half
+    if yes.any():
+        return yes
+    if not numbers.any():
+        raise ValueError("is empty: no pixel of it is set; paint where the object should be")
+    raise ValueError(
+        f"has {what} from {numbers.min():g} to {numbers.max():g}, but none above {half:g}, half of "
+        "white, where the object should be"
+    )
+
+
+def _half(numbers: numpy.ndarray) -> float:
+    """Half of white; of integers that are only 0 and 1, 1 is white."""
+    top = top_of(numbers)
+    return 0.5 if numbers.max() <= 1 else top / 2
+
+
+def _labelled(source: Image.Image | numpy.ndarray, label: int | str) -> numpy.ndarray:
+    """Where a map of labels has this one."""
+    labels, kind = _labels(source)
+    number = label
+    if kind == "colours" and isinstance(label, str):
+        number = int.from_bytes(ImageColor.getcolor(label, "RGB"), "big")
+    yes = numpy.zeros(labels.shape, bool) if isinstance(number, str) else labels == number
+    if not yes.any():
+        raise ValueError(f"has no label {label!r}; it has {_listed(labels, kind)[1]}")
+    return yes
+
+
+def _labels(source: Image.Image | numpy.ndarray) -> tuple[numpy.ndarray, str]:
+    """The number of each pixel, and its kind: "grey", "palette" (an index), "colours" (#RRGGBB)."""
+    if not isinstance(source, Image.Image) or is_deep(source) or source.mode in ("1", "L"):
+        return numpy.asarray(source), "grey"
+    colours = source.convert("RGB")
+    first, *others = colours.split()
+    if all(ImageChops.difference(first, other).getextrema()[1] <= TINT for other in others):
+        return numpy.asarray(colours.convert("L")), "grey"
+    if source.mode == "P":
+        return numpy.asarray(source), "palette"
+    return numpy.asarray(colours) @ numpy.array([1 << 16, 1 << 8, 1], numpy.int32), "colours"
+
+
+def _choose(labels: numpy.ndarray, kind: str) -> str:
+    names, text = _listed(labels, kind)
+    return (  # the first is the background
+        f"is not in black and white, but has {text}, as a map of labels has; choose one, for "
+        f"example Mask.of(…, label={names[:2][-1]!r})"
+    )
+
+
+def _listed(labels: numpy.ndarray, kind: str) -> tuple[list[int | str], str]:
+    """The first values of a map of labels, as `Mask.of` takes them and as text."""
+    # Of colours there may be millions, which `unique` would sort.
+    counted = kind == "colours"
+    values = numpy.bincount(labels.ravel()).nonzero()[0] if counted else numpy.unique(labels)
+    first = [f"#{value:06x}" if counted else value for value in values[:8].tolist()]
+    more = f", … ({len(values):,} in all)" if len(values) > 8 else ""
+    what = "colours" if counted else "values"
+    return first, f"the {what} {', '.join(map(str, first))}{more}"

@@ -1,23 +1,42 @@
-"""Pictures as PIL images, as numbers and as text: every conversion, in one place."""
+"""Pictures as PIL images, as numbers and as text: every conversion, in one place.
+
+So every picture that comes in is turned as its EXIF says; 16 bits, integers and floats are scaled
+to the top of their format; transparency is laid on white; an animation is its first frame.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import os
+import stat
+import warnings
+from typing import Any
 
 import numpy
 import torch
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float, Shaped
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-Picture = (
-    Image.Image
-    | Float[Tensor, "3 _height _width"]
-    | Float[numpy.ndarray, "_height _width 3"]
-    | UInt8[numpy.ndarray, "_height _width 3"]
-)
-"""A PIL image, a tensor or an array; float tensors and arrays in [0, 1]."""
+Picture = Image.Image | Shaped[Tensor, "*_shape"] | Shaped[numpy.ndarray, "*_shape"]
+"""A PIL image, a tensor (channels, height, width) or an array (height, width, channels). Of 1, 3 or
+4 channels the fourth is alpha; floats are in [0, 1], bytes and 16 bits have their own top."""
+
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "AVIF")
+"""The kinds of picture files that are read, by Pillow's names; none of them runs a program."""
+
+MOST_BYTES = 2**28
+"""A larger file is not read. The pixels are limited by Pillow's `Image.MAX_IMAGE_PIXELS`."""
+
+TOPS = (1, 255, 65535)
+"""What white may be: of floats in [0, 1], of bytes, of 16 bits."""
+
+ROUNDING = 1e-5
+"""So far outside of its range, as a part of it, a number still counts as rounded."""
+
+LIKE_BYTES = 16
+"""Floats from 0 to more than this are 0–255, and no picture in [0, 1] that overshoots."""
 
 PNG_PREFIX = "data:image/png;base64,"
 """How a data URI of a PNG begins."""
@@ -29,39 +48,245 @@ SHOWN_BYTES = 200_000
 """A picture in a page takes at most so many bytes: a notebook keeps two or three copies of it."""
 
 
-def pixels_of(picture: Picture) -> Float[Tensor, "3 height width"]:
-    """The picture as numbers in [0, 1], in single precision and on the CPU."""
-    if isinstance(picture, Tensor):
-        return picture.detach().float().cpu()
-    if isinstance(picture, Image.Image):
-        picture = numpy.asarray(picture.convert("RGB"))
-    numbers = numpy.array(picture, numpy.float32)
-    if picture.dtype == numpy.uint8:
-        numbers /= 255
-    return torch.from_numpy(numbers).permute(2, 0, 1)
+# ------------------------------------------------------------------ files
+
+
+def read_picture(source: str | os.PathLike[str] | bytes) -> Image.Image:
+    """The picture in a file, or in a file's bytes, upright and in its own mode.
+
+    An animation gives its first frame, with a warning.
+
+    Raises:
+        ValueError: no picture, or too large; what it is instead, to stand after "the picture ".
+    """
+    if isinstance(source, bytes):
+        return _decoded(io.BytesIO(source))
+    name = excerpt(os.fspath(source))
+    try:
+        status = os.stat(source)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise ValueError(f"is {name}, which cannot be read: {error.strerror}") from None
+        raise ValueError(f"is {name}, but there is no such file") from None
+    except ValueError:  # a zero byte or half of a character, as no name of a file has
+        raise ValueError(f"is {name}, but there is no such file") from None
+    # A device has no end, and a pipe may never begin.
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"is {name}, which cannot be read: it is no regular file")
+    if not status.st_size:
+        raise ValueError(f"is {name}, which is an empty file")
+    if status.st_size > MOST_BYTES:
+        raise ValueError(f"is {name}, which has more than {MOST_BYTES >> 20} MB")
+    try:
+        return _decoded(source)
+    except ValueError as error:
+        raise ValueError(f"is {name}, which {error}") from None
+
+
+def _decoded(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+    Image.init()
+    kinds = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(source, formats=kinds)  # reads the size only
+        with opened:
+            picture = upright(opened)
+            # A phone's MPO has its previews as further frames.
+            animated = opened.format != "MPO" and getattr(opened, "is_animated", False)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"is no image file of these kinds: {', '.join(kinds)}") from None
+    except Exception as error:  # damaged files raise whatever their decoder comes upon
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"cannot be read: {' '.join(reason.split())[:80]}") from None
+    if animated:
+        warnings.warn("a picture is animated; its first frame is taken", stacklevel=3)
+    return picture
+
+
+def excerpt(value: Any) -> str:
+    """`value` as an error message shows it: on one line, without the middle where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:29]}…{text[-30:]}"
+
+
+# ------------------------------------------------------------------ images of PIL
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A copy of the image in its own mode, turned as its EXIF says: no second time, if repeated."""
+    _load(image)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF: the picture is shown as it lies, as viewers do
+        return image.copy()
+
+
+def _load(image: Image.Image) -> None:
+    """Load the pixels, and mend two things that Pillow gets wrong."""
+    raw = image.tile[0][3] if getattr(image, "tile", None) else None  # the file's mode
+    name = getattr(image, "filename", "")
+    if image.format == "TIFF":  # a file with a name is mapped into memory: askew, if it is turned
+        image.filename = ""
+    image.load()
+    if image.format == "TIFF":
+        image.filename = name
+    # A PNG's transparent grey or colour is left in the depth of the file, not of the pixels.
+    value = image.info.get("transparency")
+    if isinstance(value, int) and raw in ("L;2", "L;4"):
+        image.info["transparency"] = value * {"L;2": 85, "L;4": 17}[raw]
+    if isinstance(value, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(channel >> 8 for channel in value)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether it has grey values of more than 8 bits, which Pillow cuts off if it converts them."""
+    return image.mode.startswith(("I", "F"))
+
+
+def alpha_of(image: Image.Image) -> Image.Image | None:
+    """How opaque an upright image is, 0 to 255; None for an image without transparency."""
+    if not image.has_transparency_data:
+        return None
+    if is_deep(image):
+        opaque = numpy.asarray(image) != image.info["transparency"]
+        return Image.fromarray(opaque).convert("L")
+    return image.convert("RGBA").getchannel("A")
 
 
 def picture_of(picture: Picture) -> Image.Image:
-    """The picture as an RGB image of PIL.
+    """The picture as an upright RGB image of PIL, on white where it is transparent.
 
-    Numbers outside [0, 1] are cut off, as every screen would. An alpha channel is left out;
-    `on_white` takes it into account. A photo that says how the camera was held is turned upright.
+    Floats outside [0, 1] are cut off, as every screen would.
+
+    Raises:
+        ValueError: as for `pixels_of`.
+    """
+    if not isinstance(picture, Image.Image):
+        pixels = (255 * pixels_of(picture).clamp(0, 1)).round().byte()
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image = upright(picture)
+    alpha = alpha_of(image)
+    if is_deep(image):
+        numbers = numpy.asarray(image).astype(numpy.float32)
+        numbers *= 255 / top_of(numpy.asarray(image), "the picture ")
+        image = Image.fromarray(numbers.clip(0, 255).round().astype(numpy.uint8))
+    image = image.convert("RGB")
+    if alpha is None:
+        return image
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+# ------------------------------------------------------------------ numbers
+
+
+def pixels_of(picture: Picture) -> Float[Tensor, "3 height width"]:
+    """The picture as numbers in single precision and on the CPU, 0 black and 1 white.
+
+    Floats are taken as they are, also a little outside [0, 1]. Grey is repeated, alpha laid on
+    white, and axes of length one around the picture are dropped.
+
+    Raises:
+        ValueError: another shape, numbers that are not finite, or floats that go to 255.
     """
     if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture).convert("RGB")
-    if isinstance(picture, Tensor):
-        picture = pixels_of(picture).permute(1, 2, 0).numpy()
-    if picture.dtype == numpy.uint8:
-        return Image.fromarray(picture)
-    return Image.fromarray((255 * picture.clip(0, 1)).round().astype(numpy.uint8))
+        picture = numpy.asarray(picture_of(picture))
+    numbers = _channels_last(picture)
+    top = top_of(numbers, "the picture ") if numbers.dtype.kind != "f" else 1
+    if top == 1 and not numpy.isfinite(numbers).all():
+        raise ValueError("the picture has values that are not finite (NaN or infinite)")
+    if top == 1 and numbers.min() >= 0 and numbers.max() > LIKE_BYTES:
+        raise ValueError(
+            f"the picture has values from {numbers.min():g} to {numbers.max():g}, but floats "
+            "should be in [0, 1]; divide them by 255, or make them uint8"
+        )
+    numbers = numbers.astype(numpy.float32) / numpy.float32(top)
+    if numbers.shape[-1] == 4:
+        numbers = numbers[..., :3] * numbers[..., 3:] + (1 - numbers[..., 3:])
+    if numbers.shape[-1] == 1:
+        numbers = numbers.repeat(3, -1)
+    return torch.from_numpy(numbers).permute(2, 0, 1)
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """The image as RGB, white shining through where it is transparent."""
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+def _channels_last(picture: Tensor | numpy.ndarray) -> numpy.ndarray:
+    array = without_extra_axes(array_of(picture), 3)
+    first = isinstance(picture, Tensor)
+    if array.ndim == 3 and array.shape[0 if first else -1] not in (1, 3, 4):
+        array = without_extra_axes(array, 2)
+    if array.ndim == 2:
+        array = array[None] if first else array[..., None]
+    channels = array.shape[0 if first else -1] if array.ndim == 3 else None
+    if channels not in (1, 3, 4) or not array.size or array.dtype.kind not in "buif":
+        wanted = "(3, height, width)" if first else "(height, width, 3)"
+        raise ValueError(
+            f"the picture is {described(picture, array)}, but should be a PIL image, or numbers of "
+            f"shape {wanted}"
+        )
+    return array.transpose(1, 2, 0) if first else array
+
+
+def array_of(value: Any) -> numpy.ndarray:
+    """Numbers in an array, a tensor or lists as an array; of another kind, as one of objects."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+    try:
+        return numpy.asarray(value)
+    except (ValueError, TypeError):  # a list of rows of unequal length
+        return numpy.asarray(None)
+
+
+def without_extra_axes(array: numpy.ndarray, axes: int) -> numpy.ndarray:
+    """The array without the first or last axes that have length one, where it has more than `axes`.
+
+    Of shape (1, 1, height, width) and with `axes` = 2 it has (height, width).
+    """
+    while array.ndim > axes and array.shape[0] == 1:
+        array = array[0]
+    while array.ndim > axes and array.shape[-1] == 1:
+        array = array[..., 0]
+    return array
+
+
+def described(value: Any, array: numpy.ndarray) -> str:
+    """What a message says of a value that is no picture: its shape where it has numbers."""
+    if array.ndim and array.dtype.kind in "buif":
+        return f"an array of shape {array.shape}"
+    return excerpt(value)
+
+
+def top_of(numbers: numpy.ndarray, subject: str = "") -> int:
+    """White: the top of the numbers' own format.
+
+    1 for yes and no, 255 for bytes, 65535 for 16 bits without a sign. Of other numbers it is the
+    least of `TOPS` that none exceeds; for integers not 1.
+
+    Args:
+        numbers: any shape, not empty.
+        subject: what a message begins with.
+
+    Raises:
+        ValueError: numbers that are not finite, below 0 or above 65535; rounding is forgiven.
+    """
+    kind, size = numbers.dtype.kind, numbers.dtype.itemsize
+    if kind == "b":
+        return 1
+    if kind == "u" and size <= 2:
+        return 2 ** (8 * size) - 1
+    least, largest = numbers.min(), numbers.max()
+    wanted = f"{subject}has values outside 0 to 1 (or 0 to 255, or to 65535)"
+    if not numpy.isfinite([least, largest]).all():
+        raise ValueError(f"{wanted}: some are not finite (NaN or infinite)")
+    tops = TOPS if kind == "f" else TOPS[1:]
+    top = next((top for top in tops if largest <= (1 + ROUNDING) * top), None)
+    if top is not None and least >= -ROUNDING * top:
+        return top
+    raise ValueError(f"{wanted}: they go from {least:g} to {largest:g}")
+
+
+# ------------------------------------------------------------------ what goes out
 
 
 def png_of(image: Image.Image, *, optimize: bool = False) -> bytes:

@@ -20,6 +20,7 @@ from lrd_helpers.layout_json import excerpt
 from lrd_helpers.methods import Method, named
 from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.naming import weight_in
+from lrd_helpers.pictures import picture_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import checked_finite
 from lrd_helpers.sampling.regions import Regions, stacked
@@ -312,7 +313,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         if not loaded:
             raise ValueError("ip_adapter_image: no IP-Adapter is loaded; call load_ip_adapter()")
         return self.prepare_ip_adapter_image_embeds(
-            image, image_embeds, self._execution_device, 1, self.do_classifier_free_guidance
+            _plain(image), image_embeds, self._execution_device, 1, self.do_classifier_free_guidance
         )
 
     def to_json_string(self) -> str:
@@ -479,15 +480,14 @@ def checked_canvas(
         raise ValueError(
             f"canvas has {len(images)} pictures for {len(layouts)} layouts; give one for each"
         )
+    images = [picture_of(image) for image in images]
     for image in images:
-        if image.has_transparency_data:
-            raise ValueError("canvas is transparent in places; lay it on a colour first")
         if image.size != size[::-1]:
             raise ValueError(
                 f"canvas is {image.width} × {image.height}, but the picture will be {size[1]} × "
                 f"{size[0]}; resize it"
             )
-    return [image.convert("RGB") for image in images]
+    return images
 
 
 def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout]) -> list[str]:
@@ -522,6 +522,13 @@ def warn_of_words(pipe: LayeredRenderingPipeline, layouts: Sequence[Layout]) -> 
                     + (f"; the nearest it knows: {near}" if near else ""),
                     stacklevel=5,
                 )
+
+
+def _plain(images: Any) -> Any:
+    """Pictures, or lists of lists of them: those of PIL by the rules of `lrd_helpers.pictures`."""
+    if isinstance(images, (list, tuple)):
+        return [_plain(image) for image in images]
+    return picture_of(images) if isinstance(images, Image.Image) else images
 
 
 def _repeated(values: list | None, count: int) -> list | None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from picture_files import bomb
 from PIL import Image
 
 import lrd_helpers
@@ -105,6 +106,16 @@ def test_bad_layouts_are_refused_before_anything_is_drawn(folder, capsys) -> Non
     bad.write_text('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 90, 70]}]}')
     message = refused(capsys, folder / "car.json", bad, "--output", folder / "out")
     assert message.startswith(f"error: {bad}, layer 1 'a cat', box is (0, 0, 90, 70), which is out")
+    assert not (folder / "out").exists()
+
+
+def test_a_mask_that_is_a_bomb_is_refused_with_file_and_layer(folder, capsys) -> None:
+    bad = folder / "bad.json"
+    (folder / "bomb.png").write_bytes(bomb(14_000))
+    bad.write_text('{"caption": "a", "layers": [{"prompt": "a cat", "mask": "bomb.png"}]}')
+    message = refused(capsys, bad, "--output", folder / "out")
+    assert message.startswith(f"error: {bad}, layer 1 'a cat', mask is '")
+    assert message.endswith("bomb.png', which has more than 89,478,485 pixels\n")
     assert not (folder / "out").exists()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 
+import numpy
 import pytest
 import torch
 from conftest import tiny_stable_diffusion
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
+from picture_files import as_a_phone_saves
 from PIL import Image
 
 from lrd_helpers.editing import (
@@ -278,7 +281,12 @@ def test_what_is_not_found_and_what_is(image):
 
 
 def test_pictures_of_other_sizes_and_modes(pipe, image):
-    assert fitted(pipe, image) is image
+    assert fitted(pipe, image) == image
+    sides = Image.open(io.BytesIO(as_a_phone_saves(image)))
+    assert fitted(pipe, sides).tobytes() == image.tobytes()
+    with pytest.warns(UserWarning, match="mode is I;16"):
+        deep = fitted(pipe, Image.fromarray(numpy.full((32, 32), 51 * 257, numpy.uint16)))
+    assert deep.getpixel((0, 0)) == (51, 51, 51)
     with pytest.warns(UserWarning, match="64 × 64; it was resized to 32 × 32"):
         assert fitted(pipe, image.resize((64, 64))).size == (32, 32)
     with pytest.warns(UserWarning, match="mode is L"):
@@ -314,7 +322,7 @@ def test_a_new_object_is_pasted_into_the_picture_without_the_old_one(pipe, image
     assert torch.equal(canvases[1][0], pixels_of(emptied.image))
     assert not torch.equal(canvases[1], canvases[0])
     assert canvases[2] is None, "without a collage there is nothing to paste"
-    assert replaced.before is image
+    assert replaced.before == image
 
 
 def test_what_layered_rendering_refuses_is_refused_before_anything_is_drawn(

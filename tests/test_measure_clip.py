@@ -1,9 +1,12 @@
 """Words against picture: CLIP models and their scores."""
 
+import io
+
 import numpy
 import pytest
 import torch
 from painted import paint
+from picture_files import as_a_phone_saves
 from PIL import Image
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
@@ -36,6 +39,10 @@ def test_any_clip_model_with_its_processor(tiny_clip):
     assert torch.equal(clip.encode_texts(["a car"]), ours.encode_texts(["a car"]))
     tensor = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
     assert clip.encode_images([tensor]).norm() == pytest.approx(1, abs=1e-5)
+    photo = Image.effect_noise((16, 16), 90).convert("RGB")
+    sides = Image.open(io.BytesIO(as_a_phone_saves(photo)))
+    for each in (clip, ours):
+        assert torch.equal(each.encode_images([sides]), each.encode_images([photo]))
 
 
 def test_clip_score_is_a_hundred_times_the_cosine():

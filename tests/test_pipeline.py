@@ -4,6 +4,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from diffusers import (
     UNet2DModel,
     UniPCMultistepScheduler,
 )
+from picture_files import as_a_phone_saves
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -32,7 +34,7 @@ from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.methods.guidance import constant_delta, vision_guidance
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.pictures import picture_of, pixels_of
-from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.pipeline import LayeredRenderingPipeline, checked_canvas
 from lrd_helpers.sampling import model
 from lrd_helpers.sampling.model import StableDiffusion
 
@@ -736,12 +738,30 @@ def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
     assert nearly_same(twice[1:], one, unlike=both[1:])
 
 
+def test_an_ip_adapter_sees_a_photo_upright() -> None:
+    photo, seen = Image.effect_noise((6, 4), 90).convert("RGB"), []
+    pipe = Mock(prepare_ip_adapter_image_embeds=lambda images, *_: seen.append(images))
+    pipe.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    sides = Image.open(io.BytesIO(as_a_phone_saves(photo)))
+    for given in (sides, [[sides, sides]]):
+        LayeredRenderingPipeline._image_embeds(pipe, given, None)
+    assert [seen[0].tobytes(), seen[1][0][1].tobytes()] == [photo.tobytes()] * 2
+
+
+def test_a_canvas_is_upright_and_on_white() -> None:
+    photo = Image.effect_noise((40, 32), 90).convert("RGB")
+    sides = Image.open(io.BytesIO(as_a_phone_saves(photo)))
+    clear = Image.new("RGBA", (40, 32))
+    turned, white = checked_canvas([sides, clear], [TWO, ONE], (32, 40))
+    assert turned.tobytes() == photo.tobytes()
+    assert white == Image.new("RGB", (40, 32), "white")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"canvas": torch.zeros(3, 32, 32)}, "canvas has Tensor, but should have PIL images"),
         ({"canvas": "page.png"}, "canvas has str, but should have PIL images"),
-        ({"canvas": Image.new("RGBA", (32, 32))}, "canvas is transparent in places"),
         ({"canvas": [Image.new("RGB", (32, 32))] * 2}, "canvas has 2 pictures for 1 layouts"),
         ({"canvas": Image.new("RGB", (32, 40))}, "canvas is 32 × 40, but the picture will be 32"),
         (

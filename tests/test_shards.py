@@ -5,15 +5,18 @@ import io
 import json
 import sys
 import tarfile
+import warnings
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from picture_files import as_a_phone_saves
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -114,6 +117,38 @@ def test_pictures_are_cut_to_the_square_in_their_middle(tmp_path):
     write(tmp_path / "0.tar", [{"png": file.getvalue(), "txt": b"blue, its sides are red"}])
     [(picture, _)] = ShardPairs([str(tmp_path / "0.tar")], 16).one_pass()
     assert picture[:, :, 2:-2].mean((1, 2)).tolist() == pytest.approx([0, 0, 1], abs=0.01)
+
+
+def test_pictures_of_every_kind_are_read_by_the_rules_of_pictures(tmp_path):
+    grey = numpy.repeat(numpy.uint16([[51, 204]]), 20, axis=1).repeat(40, axis=0)
+    image = Image.fromarray(grey.astype(numpy.uint8))
+    frames = [image, Image.new("L", (40, 40))]
+    clear = image.convert("RGBA")
+    clear.paste((0, 0, 0, 0), (20, 0, 40, 40))
+
+    def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+        picture.save(file := io.BytesIO(), kind, **options)
+        return file.getvalue()
+
+    files = [
+        {"png": saved(image, "PNG")},
+        {"png": saved(Image.fromarray(257 * grey), "PNG")},
+        {"webp": saved(image.convert("RGB"), "WEBP", lossless=True)},
+        {"jpg": saved(image.convert("CMYK"), "JPEG", quality=95)},
+        {"png": saved(image, "PNG", save_all=True, append_images=frames[1:])},
+        {"png": as_a_phone_saves(image)},
+        {"png": saved(clear, "PNG")},
+    ]
+    write(tmp_path / "files.tar", [file | {"txt": str(n).encode()} for n, file in enumerate(files)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the animation
+        pairs = ShardPairs([str(tmp_path / "files.tar")], 40)
+        made = list(pairs.one_pass())
+    assert pairs.counts == {"used": len(files)}
+    for picture, caption in made:
+        expected = [51, 255 if caption == "6" else 204]  # the transparent half is white
+        for channel in 255 * picture:
+            assert channel[20, [10, 30]].tolist() == pytest.approx(expected, abs=3), caption
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import threading
@@ -13,6 +14,7 @@ import pytest
 import torch
 import traitlets
 from ipywidgets.embed import dependency_state
+from picture_files import as_a_phone_saves
 from PIL import Image
 
 import lrd_helpers
@@ -212,6 +214,9 @@ def test_the_canvas_has_the_picture_s_ratio():
     editor = BoxEditor(image=Image.new("RGB", (64, 32), "red"))
     assert (editor.width, editor.height) == (64, 32)
     assert editor._picture.startswith("data:image/png;base64,")
+    photo = Image.open(io.BytesIO(as_a_phone_saves(Image.new("RGB", (64, 32)))))
+    assert photo.size == (32, 64)
+    assert BoxEditor(image=photo).width == 64, "a photo lies in its file as the phone was held"
     assert (BoxEditor().width, BoxEditor().height) == (128, 128)
 
 

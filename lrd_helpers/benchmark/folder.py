@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from lrd_helpers import pictures
 from lrd_helpers.benchmark.contenders import Contender, choices_of
 from lrd_helpers.benchmark.judges import Judges, digest
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
@@ -281,9 +282,8 @@ def read_picture(path: Path) -> Image.Image:
         BenchmarkError: it is missing or damaged.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return pictures.picture_of(pictures.read_picture(path))
+    except ValueError:
         raise BenchmarkError(
             f"{path} is missing or damaged; delete its row in results.csv, and a run draws it again"
         ) from None

@@ -14,7 +14,6 @@ is there as a file, and what a pattern such as "*.tar" matches, is a file, whate
 from __future__ import annotations
 
 import glob
-import io
 import json
 import operator
 import os
@@ -37,6 +36,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lrd_helpers.pictures import picture_of, read_picture
 from lrd_helpers.storybook import seeded
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -379,12 +379,12 @@ class ShardPairs:
     def _pixels(self, file: bytes) -> Float[Tensor, "3 size size"] | str:
         """The picture, or why it is left out."""
         try:
-            with Image.open(io.BytesIO(file)) as opened:
-                if min(opened.size) < self.least_side:
-                    return "too small"
-                if max(opened.size) > self.most_aspect * min(opened.size):
-                    return "too long and thin"
-                picture = ImageOps.exif_transpose(opened).convert("RGB")
+            opened = read_picture(file)
+            if min(opened.size) < self.least_side:
+                return "too small"
+            if max(opened.size) > self.most_aspect * min(opened.size):
+                return "too long and thin"
+            picture = picture_of(opened)
         except Exception:  # damaged files raise whatever their decoder comes upon
             return "with a broken picture"
         picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS)
