@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -451,9 +450,9 @@ class Layout:
                 version, or a value that `Layer` or `Layout` refuses.
         """
         try:
-            given = fields_of(text, None if file is None else Path(file).parent)
+            given = fields_of(text, file)
         except ValueError as error:
-            raise LayoutError(in_file(file, str(error))) from None
+            raise LayoutError(str(error)) from None
         try:
             return cls(**given)
         except LayoutError as error:

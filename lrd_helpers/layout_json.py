@@ -34,59 +34,33 @@ def json_of(fields: dict[str, Any]) -> str:
     return re.sub(r"\[\n([-+.\de,\s]+)\n\s*\]", _on_one_line, text)
 
 
-def fields_of(text: str, folder: Path | None = None) -> dict[str, Any]:
+def fields_of(text: str, file: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """The fields of the layout in JSON `text`, without the version, as they stand there.
+
+    A number of more than 19 digits is the nearest float.
 
     Args:
         text: what `json_of` writes.
-        folder: what a mask's path is relative to.
+        file: where the text comes from: named in messages, and a mask's path is relative to it.
 
     Raises:
-        ValueError: what `value_of` refuses, not an object, or another version.
+        ValueError: not JSON (says line and column), nested too deeply, larger than `LARGEST`, not
+            an object, a field given twice, or another version.
     """
-    fields = value_of(text)
-    if not isinstance(fields, dict):
-        raise ValueError(f"not a layout: expected an object {{…}}, got {excerpt(fields)}")
-    version = fields.pop("version", VERSION)
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"version is {excerpt(version)}, but this package reads version {VERSION}")
-    if folder is not None:
-        _resolve_masks(fields, folder)
-    return fields
-
-
-def value_of(text: str) -> Any:
-    """The value that JSON `text` is. A number of more than 19 digits is the nearest float.
-
-    Raises:
-        ValueError: not JSON (says line and column), nested too deeply, larger than `LARGEST`, or a
-            field given twice (says of which layer, if it is a layout's).
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"not JSON: expected text, got {excerpt(text)}")
-    if len(text) > LARGEST:
-        raise ValueError(f"not JSON to read: it is larger than {LARGEST / 2**20:.3g} MB")
-    repeated: list[tuple[dict[str, Any], str]] = []
-
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(fields := dict(pairs)) < len(pairs):
-            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-            repeated.append((fields, name))
-        return fields
-
     try:
-        value = json.loads(text, object_pairs_hook=object_of, parse_int=_integer)
-    except json.JSONDecodeError as error:
-        fault = f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        raise ValueError(fault) from None
-    except RecursionError:
-        raise ValueError("not a layout: it is nested too deeply") from None
-    for owner, name in repeated:
-        raise ValueError(
-            f"{_place_of(owner, value)}{excerpt(name)} is given twice in one object, and only one "
-            "can count"
-        )
-    return value
+        fields = _value_of(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"not a layout: expected an object {{…}}, got {excerpt(fields)}")
+        version = fields.pop("version", VERSION)
+        if type(version) is not int or version != VERSION:
+            raise ValueError(
+                f"version is {excerpt(version)}, but this package reads version {VERSION}"
+            )
+    except ValueError as error:
+        raise ValueError(in_file(file, str(error))) from None
+    if file is not None:
+        _resolve_masks(fields, Path(file).parent)
+    return fields
 
 
 def text_of_file(path: str | os.PathLike[str]) -> str:
@@ -102,6 +76,37 @@ def text_of_file(path: str | os.PathLike[str]) -> str:
         raise ValueError(in_file(path, "not JSON: it is not text in UTF-8")) from None
     except OSError as error:
         raise ValueError(in_file(path, f"cannot be read: {error.strerror}")) from None
+
+
+def _value_of(text: str) -> Any:
+    if not isinstance(text, str):
+        raise ValueError(f"not JSON: expected text, got {excerpt(text)}")
+    if len(text) > LARGEST:
+        raise ValueError(f"not JSON to read: it is larger than {LARGEST / 2**20:.3g} MB")
+    repeated: list[tuple[dict[str, Any], str]] = []
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            repeated.append((fields, name))
+        return fields
+
+    try:
+        value = json.loads(text, object_pairs_hook=object_of, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        fault = error.msg.removesuffix(" at")
+        raise ValueError(
+            f"not JSON: {fault} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise ValueError("not a layout: it is nested too deeply") from None
+    if repeated:
+        owner, name = repeated[0]
+        raise ValueError(
+            f"{_place_of(owner, value)}{excerpt(name)} is given twice in one object, and only one "
+            "can count"
+        )
+    return value
 
 
 def _resolve_masks(fields: dict[str, Any], folder: Path) -> None:

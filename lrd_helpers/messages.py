@@ -47,7 +47,7 @@ def in_file(file: str | os.PathLike[str] | None, fault: str, mark: str = ": ") -
         return fault
     name = os.fspath(file)
     name = name if name.isprintable() else repr(name)[1:-1]
-    room = max(LONGEST - len(mark + fault), 50)
+    room = max(LONGEST - len("warning: ") - len(mark + fault), 48)
     return (name if len(name) <= room else "…" + name[1 - room :]) + mark + fault
 
 
