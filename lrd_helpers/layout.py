@@ -57,14 +57,18 @@ class LayoutError(ValueError):
 
 
 def _checked_prompt(value: Any) -> str:
-    text = _checked_text(value)
+    text = checked_text(value)
     if not text:
         raise ValueError("is empty; say what should be there, for example 'a red car'")
     return text
 
 
-def _checked_text(value: Any) -> str:
-    """The text on one line, with one space between words: line breaks mean nothing to a model."""
+def checked_text(value: Any) -> str:
+    """The text on one line, with one space between words: line breaks mean nothing to a model.
+
+    Raises:
+        ValueError: no text, longer than `LONGEST_TEXT`, or with a character that is none.
+    """
     if not isinstance(value, str):
         raise ValueError(f"is {excerpt(value)}, but should be text")
     if len(value) > LONGEST_TEXT:
@@ -276,9 +280,9 @@ class Layer:
             "prompt": _checked_prompt,
             "box": _optional(_checked_box),
             "mask": _optional(Mask.of),
-            "negative_prompt": _optional(_checked_text),
+            "negative_prompt": _optional(checked_text),
             "colour": _optional(_checked_colour),
-            "word": _optional(_checked_text),
+            "word": _optional(checked_text),
             "strength": _checked_strength,
             "start": _checked_share,
             "end": _optional(_checked_share),
@@ -375,7 +379,7 @@ class Layout:
     def __post_init__(self) -> None:
         checks = {
             "caption": _checked_prompt,
-            "background": _checked_text,
+            "background": checked_text,
             "layers": _checked_layers,
         }
         _check_fields(self, checks)
