@@ -21,7 +21,7 @@ from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.models import load_pipeline
-from lrd_helpers.pictures import picture_of
+from lrd_helpers.pictures import picture_of, png_of
 from lrd_helpers.plotting import BOX_COLOURS, side_by_side
 from lrd_helpers.storybook import (
     COLOURS,
@@ -199,7 +199,7 @@ def main() -> None:
         if name in ("contact-sheet", "methods"):
             # 256 colours are enough for flat drawings, and a third of the size.
             image = image.quantize(256)
-        image.save(path, optimize=True)
+        write_atomically(path, png_of(image, optimize=True))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
+from lrd_helpers.files import write_atomically
 from lrd_helpers.machine import describe_machine
 from lrd_helpers.measure import StorybookDetector
 from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter
@@ -196,7 +197,7 @@ def main() -> None:
             text,
             flags=re.DOTALL,
         )
-        README.write_text(text, encoding="utf-8")
+        write_atomically(README, text.encode())
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from lrd_helpers.messages import excerpt, in_file, sentence
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,11 +25,14 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one sentence; `--help` has the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {sentence(message, 220)} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, or 2 after one sentence on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a sign that a terminal lacks stops nothing
+            stream.reconfigure(errors="backslashreplace")
     parser = _Parser(prog="python -m lrd_helpers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     render = commands.add_parser(
@@ -63,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted{resumed}", file=sys.stderr)
         return 130
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}")
+        file = str(error.filename) if error.filename else None
+        return _complain(in_file(file, error.strerror or str(error)))
     except Exception as error:
         # Only what is meant for the user; anything else is a mistake of ours and shows itself.
         if isinstance(error, _refusals(options)):
@@ -142,22 +148,25 @@ def _refusals(options: argparse.Namespace) -> tuple[type[Exception], ...]:
     return LayoutError, AssetError, BenchmarkError, _Refused
 
 
-def _complain(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+def _complain(message: str) -> int:
+    print(sentence(f"error: {message}"), file=sys.stderr)
     return 2
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
+    seed = int(text) if text.isdecimal() and len(text) < 20 else -1
     if not 0 <= seed < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63 - 1")
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not between 0 and 2**63 - 1")
     return seed
 
 
 def _finite(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{excerpt(text)} is not a finite number")
     return number
 
 
@@ -286,10 +295,10 @@ def _draw(
                 generator=generator,
             ).images[0]
         except ValueError as error:
-            raise _Refused(f"{path}: {error}") from None
+            raise _Refused(in_file(path, str(error))) from None
     for remark in remarks:
         if issubclass(remark.category, UserWarning):
-            print(f"warning: {path}: {remark.message}", file=sys.stderr)
+            print(sentence(f"warning: {in_file(path, str(remark.message))}"), file=sys.stderr)
     return image
 
 

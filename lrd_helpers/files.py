@@ -1,31 +1,133 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Reading files of a stated size and kind; writing files whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+_DEAD_AFTER = 600
+"""Seconds after which a temporary file is a killed process's: no write rests so long."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def checked_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """The bytes of the regular file `path`, of which there are at most `limit`.
+
+    A device such as /dev/zero never ends, and a pipe may never begin.
+
+    Raises:
+        OSError: the file is missing, no regular file, larger, …; `strerror` says it in words.
+    """
+    with _naming(path):
+        if kind := _kind(path):
+            raise OSError(errno.EINVAL, f"it is {kind}, but should be a file")
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, f"it is larger than {limit / 2**20:.3g} MB")
+        return data
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`: whoever reads it sees the old file or the new one, never a half.
-
-    The bytes go to a temporary file in the same folder, which then takes the name in one step.
+    """Write `data` to `path` as `replacing` does; a device or a pipe is written to as it stands.
 
     Raises:
-        OSError: the folder is missing, the disk is full, …; the temporary file is removed and
-            what stood at `path` before is untouched.
+        OSError: as `replacing` does.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _naming(path):
+        if _is_stream(path):
+            with open(path, "ab") as file:
+                file.write(data)
+            return
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty temporary file in the folder of `path`, which takes that name in the end.
+
+    Whoever reads `path` sees the old file or the new one, never a half. A symbolic link stays: what
+    it points to is replaced. The mode of an old file is kept; a new file has the usual one (umask).
+
+    Raises:
+        OSError: the folder is missing, the disk is full, …; names `path`. The temporary file is
+            removed and what stood at `path` before is untouched.
+    """
+    with _naming(path):
+        if kind := _kind(path):
+            raise OSError(errno.EINVAL, f"it is {kind}, but should be a file")
+        target = Path(os.path.realpath(path))
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        _sweep(target.parent)
+        # Not the whole name: it may be as long as names can be.
+        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.lrd.tmp")
+        try:
+            # Never more open than the old file, not even for a moment.
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            os.close(os.open(temporary, flags, 0o666 if mode is None else mode | stat.S_IWUSR))
+            yield temporary
+            with open(temporary, "rb+") as file:
+                # Without it a full disk or a power cut can show up after the rename.
+                os.fsync(file.fileno())
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors name the file that was asked for, not a temporary one."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            # Without it a full disk or a power cut can show up after the rename.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
-        # Name the file that was asked for, not the temporary one.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _kind(path: str | os.PathLike[str]) -> str:
+    """What `path` is if it is there and no regular file: "a folder", "a pipe"; else ""."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return ""
+    except ValueError:  # a NUL or a lone surrogate
+        raise OSError(errno.EINVAL, "no file can have this name") from None
+    return "" if kind == stat.S_IFREG else _KINDS.get(kind, "no file")
+
+
+def _is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` cannot be replaced, only written to: a device, a pipe, or /dev/stdout."""
+    if _kind(path) in ("a pipe", "a device"):
+        return True
+    # /dev/stdout may lead to a regular file, which others write to as well.
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
+    return folder == "/dev" or folder.startswith("/proc/")
+
+
+@functools.lru_cache(maxsize=1024)
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left in `folder`: once for each process that writes there."""
+    with contextlib.suppress(OSError):  # no right to list it; or another process sweeps, too
+        for file in folder.iterdir():
+            ours = re.fullmatch(r"\..+\.[0-9a-f]{8}\.lrd\.tmp", file.name)
+            if ours and time.time() - file.stat().st_mtime > _DEAD_AFTER:
+                file.unlink()

@@ -14,7 +14,8 @@ import functools
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
@@ -24,11 +25,26 @@ from PIL import ImageColor
 from torch import Tensor
 
 from lrd_helpers.files import write_atomically
-from lrd_helpers.layout_json import excerpt, fields_of, json_of, text_of_file
+from lrd_helpers.layout_json import (
+    box_from_centre,
+    box_from_xywh,
+    fields_of,
+    json_of,
+    text_of_file,
+)
 from lrd_helpers.mask import Box, Mask
+from lrd_helpers.messages import excerpt, in_file, sentence
 
 Overlap = Literal["over", "small_over_large", "mean", "weighted"]
 """Whose a cell is that several layers cover; see `Layout.masks`."""
+
+LONGEST_TEXT = 2000
+"""Characters of a prompt or another text. The models read 77 tokens, some 300 characters."""
+
+ROUNDING = 1e-5
+"""How far a box may lie outside [0, 1]: other programs write six decimals. It is cut off."""
+
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -41,16 +57,31 @@ class LayoutError(ValueError):
 
 
 def _checked_prompt(value: Any) -> str:
-    text = _checked_text(value)
-    if not text.strip():
+    text = checked_text(value)
+    if not text:
         raise ValueError("is empty; say what should be there, for example 'a red car'")
-    return " ".join(text.split())
+    return text
 
 
-def _checked_text(value: Any) -> str:
+def checked_text(value: Any) -> str:
+    """The text on one line, with one space between words: line breaks mean nothing to a model.
+
+    Raises:
+        ValueError: no text, longer than `LONGEST_TEXT`, or with a character that is none.
+    """
     if not isinstance(value, str):
         raise ValueError(f"is {excerpt(value)}, but should be text")
-    return value
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(
+            f"has {len(value)} characters, but should have at most {LONGEST_TEXT}; the models read "
+            "some 300 of them"
+        )
+    text = " ".join(value.split())
+    if wrong := _UNREADABLE.search(text):
+        raise ValueError(
+            f"is {excerpt(value)}, in which {wrong[0]!r} is no character to be read; leave it out"
+        )
+    return text
 
 
 def _checked_box(value: Any) -> Box:
@@ -58,35 +89,45 @@ def _checked_box(value: Any) -> Box:
         value = value.tolist()
     given = excerpt(value)
     wanted = "(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ 1 and 0 ≤ y0 < y1 ≤ 1"
-    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__len__") or len(value) != 4:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence) or len(value) != 4:
         raise ValueError(f"is {given}, but should be four numbers {wanted}")
     if not all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in value):
         raise ValueError(f"is {given}, but should be four numbers {wanted}")
-    x0, y0, x1, y1 = box = tuple(_float(v) for v in value)
+    box = tuple(_float(v) for v in value)
     if not all(math.isfinite(v) for v in box):
         raise ValueError(
             f"is {given}, which is not a finite number everywhere; it should be {wanted}"
         )
     if max(box) > 2:
         raise ValueError(
-            f"is {given}, which is outside [0, 1] and looks like pixels or 0–1000 coordinates; "
-            f"divide x by the picture's width and y by its height (or all by 1000) to get {wanted}"
+            f"is {given}, which is outside [0, 1]; if it is in pixels or 0–1000, divide x by the "
+            "picture's width and y by its height, or all by 1000"
         )
-    if min(box) < 0 or max(box) > 1:
-        inside = tuple(min(max(v, 0.0), 1.0) for v in box)
-        x0, y0, x1, y1 = inside
+    x0, y0, x1, y1 = inside = tuple(min(max(v, 0.0), 1.0) for v in box)
+    if max(abs(a - b) for a, b in zip(box, inside, strict=True)) > ROUNDING:
         remedy = f"{excerpt(inside)} is the part inside" if x0 < x1 and y0 < y1 else f"use {wanted}"
         raise ValueError(f"is {given}, which is outside [0, 1]; {remedy}")
-    if x1 < x0 or y1 < y0:
-        ordered = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-        from_size = (x0, y0, min(x0 + x1, 1.0), min(y0 + y1, 1.0))
-        raise ValueError(
-            f"is {given}, whose corners are swapped (it should be {wanted}); "
-            f"{excerpt(ordered)} would work, or {excerpt(from_size)} if it is x, y, width, height"
-        )
-    if x1 == x0 or y1 == y0:
-        raise ValueError(f"is {given}, which has no area; it should be {wanted}")
-    return box
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError(f"is {given}, {_no_corners(inside)}")
+    return inside
+
+
+def _no_corners(box: Box) -> str:
+    """What is wrong with a box in [0, 1] that has no area, and which box may be meant."""
+    x0, y0, x1, y1 = box
+    ordered = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    fault = "whose corners are swapped" if x0 != x1 and y0 != y1 else "which has no area"
+    conventions = {"x, y, width, height": box_from_xywh, "centre, width, height": box_from_centre}
+    meant = [
+        f"{names} ({convert.__name__})"
+        for names, convert in conventions.items()
+        if all(-ROUNDING <= v <= 1 + ROUNDING for v in convert(box)) and x1 > 0 and y1 > 0
+    ]
+    if meant:
+        return f"{fault}; perhaps it is {' or '.join(meant)}, and the other boxes are suspect, too"
+    if x0 != x1 and y0 != y1:
+        return f"{fault}; {excerpt(ordered)} would work"
+    return f"{fault}; it should be x0 < x1 and y0 < y1"
 
 
 def _checked_colour(value: Any) -> str:
@@ -95,13 +136,16 @@ def _checked_colour(value: Any) -> str:
             f"is {excerpt(value)}, but should be a name like 'red' or a hex like '#ff0000'"
         )
     try:
-        ImageColor.getrgb(value)
+        possible = max(ImageColor.getrgb(value)) <= 255  # "rgb(999, 0, 0)" is read, too
     except ValueError:
-        names = difflib.get_close_matches(value.lower(), ImageColor.colormap, n=3)
+        possible = False
+    if not possible:
+        names = difflib.get_close_matches(value[:50].lower(), ImageColor.colormap, n=3)
         nearest = f"; the nearest names are {', '.join(names)}" if names else ""
         raise ValueError(
-            f"is {value!r}, which is no colour name of CSS and no hex like '#ff0000'{nearest}"
-        ) from None
+            f"is {excerpt(value)}, which is no colour name of CSS and no hex like '#ff0000'"
+            + nearest
+        )
     return value
 
 
@@ -165,13 +209,14 @@ def _strict(cls: _Class) -> _Class:
 
 
 def _unknown_field(name: str, names: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name[:50], names, n=1, cutoff=0.5)
     guess = f"; did you mean {nearest[0]}?" if nearest else ""
-    return f"{name} is no known field (known: {', '.join(names)}){guess}"
+    return f"{excerpt(name)} is no known field (known: {', '.join(names)}){guess}"
 
 
 def _layer_called(prompt: Any) -> str:
-    return f"layer {excerpt(prompt)}" if isinstance(prompt, str) and prompt.strip() else "layer"
+    called = isinstance(prompt, str) and prompt.strip()
+    return f"layer {excerpt(prompt, 24)}" if called else "layer"
 
 
 def _check_fields(instance: Any, checks: dict[str, Callable[[Any], Any]], place: str = "") -> None:
@@ -182,7 +227,7 @@ def _check_fields(instance: Any, checks: dict[str, Callable[[Any], Any]], place:
         except LayoutError:  # of a layer of the layout: it says already which
             raise
         except ValueError as error:
-            raise LayoutError(f"{place}{name} {error}") from None
+            raise LayoutError(sentence(f"{place}{name} {error}", 240)) from None
         object.__setattr__(instance, name, value)
 
 
@@ -196,7 +241,9 @@ class Layer:
 
     Attributes:
         prompt: what the object is, "a red car".
-        box: where it is, (x0, y0, x1, y1) as fractions of the canvas in [0, 1], y downwards.
+        box: where it is, by its corners: (x0, y0, x1, y1) as fractions of the canvas in [0, 1], y
+            downwards. `lrd_helpers.layout_json` has a converter for each other convention
+            (`box_from_xywh`, `box_from_centre`, …). Up to 1e-5 outside [0, 1] is rounding.
         mask: where it is, pixel by pixel, in place of a box: an array (height, width), an image, or
             the path of an image file; white (or opaque, in an image that is transparent elsewhere)
             is the object. Of any size, stretched to the canvas. `Mask.of` has all the rules, and
@@ -237,9 +284,9 @@ class Layer:
             "prompt": _checked_prompt,
             "box": _optional(_checked_box),
             "mask": _optional(Mask.of),
-            "negative_prompt": _optional(_checked_text),
+            "negative_prompt": _optional(checked_text),
             "colour": _optional(_checked_colour),
-            "word": _optional(_checked_text),
+            "word": _optional(checked_text),
             "strength": _checked_strength,
             "start": _checked_share,
             "end": _optional(_checked_share),
@@ -336,7 +383,7 @@ class Layout:
     def __post_init__(self) -> None:
         checks = {
             "caption": _checked_prompt,
-            "background": _checked_text,
+            "background": checked_text,
             "layers": _checked_layers,
         }
         _check_fields(self, checks)
@@ -410,15 +457,14 @@ class Layout:
             LayoutError: not JSON (says line and column), a field given twice or not known, another
                 version, or a value that `Layer` or `Layout` refuses.
         """
-        name = os.fspath(file) if file is not None else None
         try:
-            given = fields_of(text, name)
+            given = fields_of(text, file)
         except ValueError as error:
             raise LayoutError(str(error)) from None
         try:
             return cls(**given)
         except LayoutError as error:
-            raise LayoutError(f"{name}, {error}" if name else str(error)) from None
+            raise LayoutError(in_file(file, str(error), ", ")) from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Layout:

@@ -8,14 +8,20 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lrd_helpers.files import checked_file
 from lrd_helpers.mask import Box
+from lrd_helpers.messages import excerpt, in_file
 
 VERSION = 1
 """The version written into a layout's JSON; a file without one is read as this version."""
+
+LARGEST = 2**24
+"""Bytes of a JSON file, or characters of a JSON text, that are read."""
 
 
 # ------------------------------------------------------------------ text
@@ -28,35 +34,30 @@ def json_of(fields: dict[str, Any]) -> str:
     return re.sub(r"\[\n([-+.\de,\s]+)\n\s*\]", _on_one_line, text)
 
 
-def fields_of(text: str, file: str | None = None) -> dict[str, Any]:
+def fields_of(text: str, file: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """The fields of the layout in JSON `text`, without the version, as they stand there.
+
+    A number of more than 19 digits is the nearest float.
 
     Args:
         text: what `json_of` writes.
         file: where the text comes from: named in messages, and a mask's path is relative to it.
 
     Raises:
-        ValueError: not JSON (says line and column), not an object, a field given twice, or
-            another version.
+        ValueError: not JSON (says line and column), nested too deeply, larger than `LARGEST`, not
+            an object, a field given twice, or another version.
     """
-    prefix = f"{file}: " if file else ""
     try:
-        fields = json.loads(text, object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{prefix}not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{prefix}not a layout: it is nested too deeply") from None
+        fields = _value_of(text)
+        if not isinstance(fields, dict):
+            raise ValueError(f"not a layout: expected an object {{…}}, got {excerpt(fields)}")
+        version = fields.pop("version", VERSION)
+        if type(version) is not int or version != VERSION:
+            raise ValueError(
+                f"version is {excerpt(version)}, but this package reads version {VERSION}"
+            )
     except ValueError as error:
-        raise ValueError(f"{prefix}{str(error).partition(';')[0]}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{prefix}not a layout: expected an object {{…}}, got {excerpt(fields)}")
-    version = fields.pop("version", VERSION)
-    if type(version) is not int or version != VERSION:
-        raise ValueError(
-            f"{prefix}version is {excerpt(version)}, but this package reads version {VERSION}"
-        )
+        raise ValueError(in_file(file, str(error))) from None
     if file is not None:
         _resolve_masks(fields, Path(file).parent)
     return fields
@@ -66,23 +67,46 @@ def text_of_file(path: str | os.PathLike[str]) -> str:
     """The text in the file `path`.
 
     Raises:
-        ValueError: the file cannot be read, or is not text in UTF-8; names the file.
+        ValueError: the file cannot be read, is larger than `LARGEST`, or is not text in UTF-8;
+            names the file.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        return checked_file(path, LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{os.fspath(path)}: not JSON: it is not text in UTF-8") from None
+        raise ValueError(in_file(path, "not JSON: it is not text in UTF-8")) from None
     except OSError as error:
-        raise ValueError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from None
+        raise ValueError(in_file(path, f"cannot be read: {error.strerror}")) from None
 
 
-def excerpt(value: Any) -> str:
-    """`value` as an error message shows it: short, and numbers without binary dust."""
-    if isinstance(value, (tuple, list)):
-        text = "(" + ", ".join(f"{v:.10g}" if type(v) is float else repr(v) for v in value) + ")"
-    else:
-        text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _value_of(text: str) -> Any:
+    if not isinstance(text, str):
+        raise ValueError(f"not JSON: expected text, got {excerpt(text)}")
+    if len(text) > LARGEST:
+        raise ValueError(f"not JSON to read: it is larger than {LARGEST / 2**20:.3g} MB")
+    repeated: list[tuple[dict[str, Any], str]] = []
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            repeated.append((fields, name))
+        return fields
+
+    try:
+        value = json.loads(text, object_pairs_hook=object_of, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        fault = error.msg.removesuffix(" at")
+        raise ValueError(
+            f"not JSON: {fault} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise ValueError("not a layout: it is nested too deeply") from None
+    if repeated:
+        owner, name = repeated[0]
+        raise ValueError(
+            f"{_place_of(owner, value)}{excerpt(name)} is given twice in one object, and only one "
+            "can count"
+        )
+    return value
 
 
 def _resolve_masks(fields: dict[str, Any], folder: Path) -> None:
@@ -98,15 +122,44 @@ def _on_one_line(match: re.Match[str]) -> str:
     return "[" + " ".join(match[1].split()) + "]"
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name} is given twice in one object, and only one can count")
-    return dict(pairs)
+def _integer(digits: str) -> int | float:
+    # Python refuses thousands of digits; a field says better what it should be.
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _place_of(owner: dict[str, Any], value: Any) -> str:
+    """Where in a layout `owner` is: a layer, a field, a layer's field; else nothing."""
+    layers = value.get("layers") if isinstance(value, dict) else None
+    layers = layers if isinstance(layers, list) else []
+    holders = [("", value), *((f"layer {n}, ", layer) for n, layer in enumerate(layers, start=1))]
+    for place, holder in holders:
+        if holder is owner:
+            return place
+        for name, field in holder.items() if isinstance(holder, dict) else ():
+            if field is owner:
+                return f"{place}{excerpt(name)}: "
+    return ""
 
 
 # ------------------------------------------------------------------ boxes of other conventions
+
+
+def box_from_xywh(box: Sequence[float]) -> Box:
+    """(x, y, width, height) in [0, 1], from the upper left corner → (x0, y0, x1, y1)."""
+    x, y, w, h = box
+    return (x, y, x + w, y + h)
+
+
+def box_from_centre(box: Sequence[float]) -> Box:
+    """YOLO's (x, y, width, height) in [0, 1], where (x, y) is the centre → (x0, y0, x1, y1)."""
+    x, y, w, h = box
+    return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def box_from_pixels(box: Sequence[float], width: float, height: float) -> Box:
+    """Corners in pixels of a `width` × `height` picture (Pascal VOC) → (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = box
+    return (x0 / width, y0 / height, x1 / width, y1 / height)
 
 
 def box_from_coco(box: Sequence[float], width: float, height: float) -> Box:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import ImageColor
 
 from lrd_helpers.layout import Layer
-from lrd_helpers.layout_json import excerpt
+from lrd_helpers.messages import excerpt
 
 
 class WordError(ValueError):

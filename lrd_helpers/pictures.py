@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import stat
 import warnings
 from typing import Any
 
@@ -18,6 +17,9 @@ import torch
 from jaxtyping import Float, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from lrd_helpers.files import checked_file
+from lrd_helpers.messages import excerpt
 
 Picture = Image.Image | Shaped[Tensor, "*_shape"] | Shaped[numpy.ndarray, "*_shape"]
 """A PIL image, a tensor (channels, height, width) or an array (height, width, channels). Of 1, 3 or
@@ -63,27 +65,20 @@ def read_picture(source: str | os.PathLike[str] | bytes) -> Image.Image:
         return _decoded(io.BytesIO(source))
     name = excerpt(os.fspath(source))
     try:
-        status = os.stat(source)
+        data = checked_file(source, MOST_BYTES)
+    except FileNotFoundError:
+        raise ValueError(f"is {name}, but there is no such file") from None
     except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise ValueError(f"is {name}, which cannot be read: {error.strerror}") from None
-        raise ValueError(f"is {name}, but there is no such file") from None
-    except ValueError:  # a zero byte or half of a character, as no name of a file has
-        raise ValueError(f"is {name}, but there is no such file") from None
-    # A device has no end, and a pipe may never begin.
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"is {name}, which cannot be read: it is no regular file")
-    if not status.st_size:
+        raise ValueError(f"is {name}, which cannot be read: {error.strerror}") from None
+    if not data:
         raise ValueError(f"is {name}, which is an empty file")
-    if status.st_size > MOST_BYTES:
-        raise ValueError(f"is {name}, which has more than {MOST_BYTES >> 20} MB")
     try:
-        return _decoded(source)
+        return _decoded(io.BytesIO(data))
     except ValueError as error:
         raise ValueError(f"is {name}, which {error}") from None
 
 
-def _decoded(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
+def _decoded(source: io.BytesIO) -> Image.Image:
     Image.init()
     kinds = [name for name in FORMATS if name in Image.OPEN]
     try:
@@ -104,12 +99,6 @@ def _decoded(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     if animated:
         warnings.warn("a picture is animated; its first frame is taken", stacklevel=3)
     return picture
-
-
-def excerpt(value: Any) -> str:
-    """`value` as an error message shows it: on one line, without the middle where it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:29]}…{text[-30:]}"
 
 
 # ------------------------------------------------------------------ images of PIL

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lrd_helpers.layout import Layout
-from lrd_helpers.layout_json import excerpt
+from lrd_helpers.layout import Layout, checked_text
+from lrd_helpers.messages import excerpt
 from lrd_helpers.methods import Method, named
 from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.naming import weight_in
@@ -493,13 +493,16 @@ def checked_canvas(
 def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout]) -> list[str]:
     """The negative prompt of each layout, "" for none."""
     if text is None or isinstance(text, str):
-        return [text or ""] * len(layouts)
+        text = [text or ""] * len(layouts)
     if len(text) != len(layouts):
         raise ValueError(
             f"negative_prompt has {len(text)} entries for {len(layouts)} layouts; give one text "
             "for all, or one for each layout"
         )
-    return list(text)
+    try:
+        return [checked_text(negative) for negative in text]
+    except ValueError as error:
+        raise ValueError(f"negative_prompt {error}") from None
 
 
 def warn_of_words(pipe: LayeredRenderingPipeline, layouts: Sequence[Layout]) -> None:

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from lrd_helpers.files import write_atomically
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import checked_finite
 
@@ -232,7 +233,8 @@ class StyleConditioning:
         """Writes the encoder as diffusers does, and the U-Net's weights beside it."""
         self.encoder.save_pretrained(folder)
         weights = {name: tensor.contiguous() for name, tensor in self.unet_weights.items()}
-        save_file(weights, Path(folder) / UNET_FILE, metadata={"base": repr(self.base)})
+        data = save(weights, metadata={"base": repr(self.base)})
+        write_atomically(Path(folder) / UNET_FILE, data)
 
     @classmethod
     def from_pretrained(

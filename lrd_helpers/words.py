@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.layout_json import excerpt
+from lrd_helpers.messages import excerpt
 from lrd_helpers.naming import WORD, WordError, named_by
 
 if TYPE_CHECKING:

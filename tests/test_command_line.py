@@ -1,10 +1,13 @@
 import errno
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from malformed import malformed
 from picture_files import bomb
 from PIL import Image
 
@@ -124,8 +127,10 @@ def test_a_mask_that_is_a_bomb_is_refused_with_file_and_layer(folder, capsys) ->
     [
         (["--steps", "0"], "car.json: num_inference_steps is 0, but should be between 1 and 1000"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
-        (["--guidance-scale", "nan"], "argument --guidance-scale: nan is not a finite number"),
-        (["--seed", "-1"], "argument --seed: -1 is not between 0 and 2**63 - 1"),
+        (["--guidance-scale", "nan"], "argument --guidance-scale: 'nan' is not a finite number"),
+        (["--guidance-scale", "much"], "argument --guidance-scale: 'much' is not a finite number"),
+        (["--seed", "many"], "argument --seed: 'many' is not between 0 and 2**63 - 1"),
+        (["--seed", "-1"], "argument --seed: '-1' is not between 0 and 2**63 - 1"),
         (["--model", "nothing"], "error: there is no model 'nothing'"),
         (["--sede", "1"], "unrecognized arguments: --sede 1"),
     ],
@@ -134,6 +139,54 @@ def test_bad_arguments(folder, capsys, arguments, message) -> None:
     given = [folder / "car.json", "--output", folder / "out", *arguments]
     assert message in refused(capsys, *given)
     assert not (folder / "out").exists()
+
+
+NAME = "x" * 10**5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/dev/zero"], "error: /dev/zero: cannot be read: it is a device, but should be a file"),
+        (["pipe"], "pipe: cannot be read: it is a pipe, but should be a file"),
+        (["."], "error: .: cannot be read: it is a folder, but should be a file"),
+        (["a\nb\x1b[2J"], r"error: a\nb\x1b[2J: cannot be read: No such file or directory"),
+        ([NAME], "xxx: cannot be read: File name too long"),
+        (["car.json", "--output", "car.json/out"], "car.json/out: Not a directory"),
+        (["car.json", "--output", NAME], "xxx: File name too long"),
+        (["car.json", "--method", NAME], "error: --method "),
+        (["car.json", "--model", NAME], "error: there is no model 'xxx"),
+        (["car.json", "--seed", NAME], "argument --seed: 'xxx"),
+        (["car.json", "--steps", "9" * 5000], "argument --steps: invalid int value: '999"),
+        (["car.json", f"--{NAME}"], "unrecognized arguments: --xxx"),
+    ],
+)
+def test_nasty_arguments(folder, capsys, monkeypatch, arguments, message) -> None:
+    monkeypatch.chdir(folder)
+    os.mkfifo("pipe")
+    sentence = refused(capsys, "--output", "out", "--steps", 1, *arguments)
+    assert message in sentence
+    assert len(sentence) <= 301, "with its line end"
+
+
+@settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@given(case=malformed())
+def test_malformed_layouts(folder, capsys, case) -> None:
+    path = folder / "bad.json"
+    path.write_bytes(case[0].encode(errors="surrogatepass"))
+    sentence = refused(capsys, path, "--output", folder / "out", "--model", "nothing")
+    assert sentence.startswith((f"error: {path}", "error: there is no model"))
+    assert len(sentence) <= 301
+
+
+def test_a_terminal_that_lacks_signs(capsys, monkeypatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit) as done:
+        run("--help")
+    assert done.value.code == 0
+    terminal.seek(0)
+    assert r"\u03b3 of the caption" in terminal.read()
 
 
 def test_two_layouts_of_one_name(folder, capsys) -> None:

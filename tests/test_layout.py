@@ -7,14 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from malformed import EXAMPLES, check_malformed, malformed
 from PIL import Image
 
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.layout_json import (
+    LARGEST,
+    box_from_centre,
     box_from_coco,
+    box_from_pixels,
     box_from_thousandths,
+    box_from_xywh,
     box_to_coco,
     box_to_thousandths,
 )
@@ -33,6 +38,9 @@ def spans() -> st.SearchStrategy[tuple[float, float]]:
     return st.tuples(numbers, numbers).map(sorted).filter(lambda span: span[0] < span[1])
 
 
+texts = st.text(st.characters(exclude_categories=("Cc", "Cs")))
+
+
 @st.composite
 def masks(draw: st.DrawFn) -> Mask:
     height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
@@ -47,12 +55,12 @@ def layers(draw: st.DrawFn) -> Layer:
     shape = draw(masks()) if draw(st.booleans()) else None
     start = draw(st.just(0.0) | st.floats(0, 0.9))
     return Layer(
-        draw(st.text(min_size=1).filter(lambda text: text.strip())),
+        draw(texts.filter(str.strip)),
         box=(x0, y0, x1, y1) if shape is None else None,
         mask=shape,
         start=start,
         end=draw(st.none() | st.floats(start, 1, exclude_min=True)),
-        negative_prompt=draw(st.none() | st.text()),
+        negative_prompt=draw(st.none() | texts),
         colour=draw(st.none() | st.sampled_from(["red", "#123abc"])),
         word=draw(st.none() | st.just("car")),
         strength=draw(st.floats(-10, 10)),
@@ -61,8 +69,8 @@ def layers(draw: st.DrawFn) -> Layer:
 
 layouts = st.builds(
     Layout,
-    st.text(min_size=1).filter(lambda text: text.strip()),
-    background=st.text(),
+    texts.filter(str.strip),
+    background=texts,
     layers=st.lists(layers(), min_size=1, max_size=5),
 )
 sides = st.integers(1, 20)
@@ -205,7 +213,7 @@ def test_a_mask_file_is_relative_to_the_layout_file(tmp_path: Path) -> None:
         (np.zeros((3, 4, 4)), "mask is an array of shape (3, 4, 4), but should be a picture"),
         (np.full((2, 2), np.nan), "mask has values outside 0 to 1"),
         (np.full((2, 2), -1), "mask has values outside 0 to 1"),
-        ([[1, 0], [1]], "mask is [[1, 0], [1]], but should be a picture of yes and no"),
+        ([[1, 0], [1]], "mask is ((1, 0), (1,)), but should be a picture of yes and no"),
         (3, "mask is 3, but should be a picture of yes and no"),
         ("gone.png", "mask is 'gone.png', but there is no such file"),
         (Path(__file__), "which is no image file"),
@@ -291,17 +299,26 @@ BOX = "(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ 1 and 0 ≤ y0 < y1 ≤ 1"
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        ((12, 40, 300, 500), "box is (12, 40, 300, 500), which is outside [0, 1] and looks like "
-         "pixels or 0–1000 coordinates; divide x by the picture's width and y by its height"),
+        ((12, 40, 300, 500), "box is (12, 40, 300, 500), which is outside [0, 1]; if it is in "
+         "pixels or 0–1000, divide x by the picture's width and y by its height, or all by 1000"),
+        ((0, 0, 1, 1.00002), "box is (0, 0, 1, 1.00002), which is outside [0, 1]; (0, 0, 1, 1) is"),
         ((-0.1, 0.1, 0.6, 1.4), "outside [0, 1]; (0, 0.1, 0.6, 1) is the part inside"),
         ((1.2, 0.1, 1.4, 0.6), f"outside [0, 1]; use {BOX}"),
-        ((0.6, 0.1, 0.3, 0.4), "whose corners are swapped (it should be " + BOX + "); "
-         "(0.3, 0.1, 0.6, 0.4) would work, or (0.6, 0.1, 0.9, 0.5) if it is x, y, width, height"),
-        ((0.6, 0.1, 0.6, 0.4), "box is (0.6, 0.1, 0.6, 0.4), which has no area"),
+        ((0.6, 0.1, 0.3, 0.4), "whose corners are swapped; perhaps it is x, y, width, height "
+         "(box_from_xywh), and the other boxes are suspect, too"),
+        ((0.9, 0.8, 0.2, 0.2), "whose corners are swapped; perhaps it is centre, width, height "
+         "(box_from_centre), and the other boxes are suspect, too"),
+        ((0.5, 0.5, 0.5, 0.4), "which has no area; perhaps it is x, y, width, height "
+         "(box_from_xywh) or centre, width, height (box_from_centre), and the other boxes are"),
+        ((0.9, 0.1, 0.8, 0.9), "whose corners are swapped; (0.8, 0.1, 0.9, 0.9) would work"),
+        ((0, 1, 0, 1), "which has no area; it should be x0 < x1 and y0 < y1"),
+        ((1 + 1e-6, 0, 1 + 2e-6, 1), "which has no area"),
         ((float("nan"), 0.1, 0.6, 0.4), "box is (nan, 0.1, 0.6, 0.4), which is not a finite"),
         ((10**400, 0, 1, 1), "which is not a finite number everywhere"),
         ((0.1, 0.2, 0.3), f"box is (0.1, 0.2, 0.3), but should be four numbers {BOX}"),
         ("left", "box is 'left', but should be four numbers"),
+        ({0.1, 0.2, 0.3, 0.4}, "but should be four numbers"),
+        ([[0.1] * 10**6] * 4, "but should be four numbers"),
         ((0, 0, True, 1), "but should be four numbers"),
         (("0", "0", "1", "1"), "but should be four numbers"),
     ],
@@ -321,34 +338,45 @@ def test_bad_boxes(box: object, message: str) -> None:
         ('{\n"caption" "a"}', "at line 2, column 11"),
         ("[1]", "f.json: not a layout: expected an object {…}"),
         ("[" * 100_000, "f.json: not a layout: it is nested too deeply"),
-        ('{"caption": "a", "caption": "b"}', "f.json: caption is given twice in one object"),
+        ('{"caption": "a", "caption": "b"}', "f.json: 'caption' is given twice in one object"),
+        ('{"caption": "a", "layers": [LAYER, {"box": 1, "b": 2, "box": 3}]}',
+         "f.json: layer 2, 'box' is given twice in one object, and only one can count"),
         ('{"version": 2}', "f.json: version is 2, but this package reads version 1"),
         ('{"caption": "a"}', "f.json, layers is missing"),
         ('{"caption": "a", "layers": []}', "f.json, layers is empty; give at least one layer"),
         ('{"caption": "a", "layers": 3}', "f.json, layers is 3, but should be a list of layers"),
         ('{"caption": "a", "layers": [3]}', "f.json, layer 1 is 3, but should have prompt, box"),
         ('{"caption": " ", "layers": [LAYER]}', "f.json, caption is empty; say what"),
-        ('{"caption": "a", "layers": [LAYER], "backgruond": ""}', "f.json, backgruond is no known "
-         "field (known: caption, background, layers); did you mean background?"),
+        ('{"caption": "a", "layers": [LAYER], "backgruond": ""}', "f.json, 'backgruond' is no "
+         "known field (known: caption, background, layers); did you mean background?"),
         ('{"caption": "a", "layers": [LAYER], "background": 3}', "f.json, background is 3, but"),
         ('{"caption": "a", "layers": [LAYER, {"prompt": "a cat"}]}',
          "layer 2 'a cat' has neither a box nor a mask; give one of them, for example box="),
         ('{"caption": "a", "layers": [{"prompt": "", "box": [0, 0, 1, 1]}]}',
          "f.json, layer 1, prompt is empty; say what should be there"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "bx": [0, 0, 1, 1]}]}',
-         "f.json, layer 1 'a cat', bx is no known field (known: prompt, box, mask, "
+         "f.json, layer 1 'a cat', 'bx' is no known field (known: prompt, box, mask, "
          "negative_prompt, colour, word, strength, start, end); did you mean box?"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, NaN, 1]}]}',
          "f.json, layer 1 'a cat', box is (0, 0, nan, 1), which is not a finite number"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 1, 1], "colour": "rad"}]}',
          "layer 1 'a cat', colour is 'rad', which is no colour name of CSS and no hex"),
+        ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 1, 1], '
+         '"colour": "rgb(0, 999, 0)"}]}', "colour is 'rgb(0, 999, 0)', which is no colour"),
+        ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, NUMBER, 1]}]}',
+         "f.json, layer 1 'a cat', box is (0, 0, inf, 1), which is not a finite number"),
+        ('{"version": -NUMBER, "caption": "a"}', "f.json: version is -inf, but this package"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 1, 1], "strength": "1"}]}',
          "layer 1 'a cat', strength is '1', but should be a number"),
     ],
 )  # fmt: skip
 def test_bad_files(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "f.json"
-    path.write_text(text.replace("LAYER", '{"prompt": "a cat", "box": [0, 0, 1, 1]}'))
+    path.write_text(
+        text.replace("LAYER", '{"prompt": "a cat", "box": [0, 0, 1, 1]}').replace(
+            "NUMBER", 5000 * "9"
+        )
+    )
     with pytest.raises(LayoutError) as caught:
         Layout.load(path)
     assert message in str(caught.value)
@@ -362,6 +390,45 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "picture.json").write_bytes(b"\x89PNG\xff")
     with pytest.raises(LayoutError, match="picture.json: not JSON: it is not text in UTF-8"):
         Layout.load(tmp_path / "picture.json")
+    with pytest.raises(LayoutError, match="^/dev/zero: cannot be read: it is a device, but should"):
+        Layout.load("/dev/zero")
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(LARGEST + 1)
+    with pytest.raises(LayoutError, match=r"large.json: cannot be read: it is larger than 16 MB"):
+        Layout.load(tmp_path / "large.json")
+    with pytest.raises(LayoutError, match="^not JSON to read: it is larger than 16 MB"):
+        Layout.from_json(" " * (LARGEST + 1))
+
+
+def test_a_file_name_in_a_message_is_short_and_on_one_line() -> None:
+    file = "folder/" * 100 + "my\nlayout.json"
+    with pytest.raises(LayoutError) as caught:
+        Layout.from_json("{}", file=file)
+    message = str(caught.value)
+    assert message.startswith("…")
+    assert message.endswith(r"/my\nlayout.json, caption is missing")
+    assert len(message) == 300 - len("warning: ")
+
+
+@pytest.mark.parametrize("field", ["caption", "background", "prompt", "negative_prompt", "word"])
+def test_texts(field: str) -> None:
+    def layout(text: str) -> str:
+        layer = {"prompt": "a cat", "box": (0, 0, 1, 1)}
+        fields = {"caption": "a cat", "layers": [layer]}
+        (fields if field in ("caption", "background") else layer)[field] = text
+        made = Layout(**fields)
+        return getattr(made if field in ("caption", "background") else made.layers[0], field)
+
+    assert layout(" a\r\n\tcat\u2028on\u00a0grass ") == "a cat on grass"
+    assert layout("👩\u200d🚀 naïve 猫") == "👩\u200d🚀 naïve 猫"
+    for text in ("a \ud800cat", "a cat\x00", "a\x1b[31m cat", "a\x9bcat"):
+        with pytest.raises(LayoutError, match="is no character to be read; leave it out") as caught:
+            layout(text)
+        assert f"{field} is {text!r}, in which" in str(caught.value)
+    with pytest.raises(
+        LayoutError, match=f"{field} has 1000000 characters, but should have at most"
+    ):
+        layout("a" * 10**6)
 
 
 def test_a_version_may_be_missing() -> None:
@@ -370,7 +437,7 @@ def test_a_version_may_be_missing() -> None:
 
 
 def test_mistakes_in_python_are_named_as_in_json() -> None:
-    with pytest.raises(LayoutError, match=r"^layer 'a cat', bx is no known field .* mean box\?$"):
+    with pytest.raises(LayoutError, match=r"^layer 'a cat', 'bx' is no known field .* mean box\?$"):
         Layer("a cat", bx=(0, 0, 1, 1))
     with pytest.raises(LayoutError, match="^layer 'a cat', box is .* no area"):
         Layer("a cat", (0.5, 0, 0.5, 1))
@@ -378,6 +445,23 @@ def test_mistakes_in_python_are_named_as_in_json() -> None:
         Layer("a cat", (0, 0, 1, 1), "a dog")
     with pytest.raises(LayoutError, match="^caption is empty"):
         dataclasses.replace(TWO, caption="")
+
+
+# ------------------------------------------------------------------ malformed on purpose
+
+
+@settings(
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(malformed())
+@example(
+    (
+        '{"caption": "a", "layers": [' + 20_000 * '{"prompt": "a", "box": [0, 0, 1, 1]},' + "3]}",
+        ["layer 20001"],
+    )
+)
+def test_malformed_layouts(case: tuple[str, list[str]]) -> None:
+    check_malformed(*case, file="folder/f.json")
 
 
 # ------------------------------------------------------------------ converters
@@ -395,6 +479,27 @@ def test_coco_boxes(
     assert box_from_thousandths(thousandths) == pytest.approx((x0, y0, x1, y1))
 
 
+@given(spans(), spans())
+def test_boxes_by_their_size(
+    horizontal: tuple[float, float], vertical: tuple[float, float]
+) -> None:
+    (x0, x1), (y0, y1) = horizontal, vertical
+    width, height = x1 - x0, y1 - y0
+    corners = pytest.approx((x0, y0, x1, y1), abs=1e-12)
+    assert box_from_xywh((x0, y0, width, height)) == corners
+    assert box_from_centre(((x0 + x1) / 2, (y0 + y1) / 2, width, height)) == corners
+
+
+def test_boxes_in_pixels() -> None:
+    assert box_from_pixels((64, 48, 320, 480), 640, 480) == (0.1, 0.1, 0.5, 1)
+
+
+def test_rounding_outside_the_canvas_is_cut_off() -> None:
+    yolo = box_from_centre((0.833333, 0.5, 0.333335, 1.00001))  # 1.0000005, −0.000005
+    assert Layer("a cat", yolo).box == pytest.approx((0.6666655, 0, 1, 1), abs=1e-12)
+    assert Layer("a cat", np.array([-1e-6, 0.5, 1, 1 + 9e-6])).box == (0, 0.5, 1, 1)
+
+
 def test_boxes_in_thousandths_are_y_first() -> None:
     assert box_from_thousandths((100, 200, 300, 400)) == (0.2, 0.1, 0.4, 0.3)
 
@@ -402,9 +507,7 @@ def test_boxes_in_thousandths_are_y_first() -> None:
 # ------------------------------------------------------------------ the examples
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[1].glob("examples/*.json")), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples(path: Path) -> None:
     layout = Layout.load(path)
     assert layout.to_json() == path.read_text(), "as Layout.save writes it"

@@ -269,8 +269,8 @@ def test_soft_edges_and_damage_by_jpeg_are_no_labels():
         (numpy.ones(5), "is an array of shape (5,), but should be"),
         (numpy.array([[1j]]), "is array([[0.+1.j]]), but should be"),
         (b"\x89PNG", r"is b'\x89PNG', but should be a picture of yes and no"),
-        ("a\0b.png", r"is 'a\x00b.png', but there is no such file"),
-        ("\ud800.png", r"is '\ud800.png', but there is no such file"),
+        ("a\0b.png", r"is 'a\x00b.png', which cannot be read: no file can have this name"),
+        ("\ud800.png", r"is '\ud800.png', which cannot be read: no file can have this name"),
         ("long" * 100_000, "which cannot be read: File name too long"),
         ("data:image/png;base64,AAAA", "as it is no image file of these kinds: PNG, JPEG"),
         ("data:image/png;base64,ä", "begins with 'data:' but is no picture, as it is not in base"),
@@ -311,9 +311,9 @@ def hostile(folder: Path, name: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pipe", "which cannot be read: it is no regular file"),
+        ("pipe", "which cannot be read: it is a pipe, but should be a file"),
         ("empty", "which is an empty file"),
-        ("huge", "which has more than 256 MB"),
+        ("huge", "which cannot be read: it is larger than 256 MB"),
         ("bomb14000.png", "which has more than 89,478,485 pixels"),
         ("bomb10000.png", "which has more than 89,478,485 pixels"),
         ("ghost.eps", "which is no image file of these kinds: PNG, JPEG, GIF"),
@@ -341,7 +341,7 @@ def test_files_that_would_do_harm_are_refused_in_a_layout(tmp_path, name, messag
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no such device")
 def test_a_device_without_an_end_is_not_read():
-    with pytest.raises(ValueError, match="is '/dev/zero', which cannot be read: it is no regular"):
+    with pytest.raises(ValueError, match="is '/dev/zero', which cannot be read: it is a device"):
         Mask.of("/dev/zero")
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lrd_helpers.benchmark.cost import Cost, measured
 from lrd_helpers.benchmark.layouts import BenchmarkError, ground_truth_scene
 from lrd_helpers.layout import Layout
-from lrd_helpers.layout_json import excerpt
+from lrd_helpers.messages import excerpt
 from lrd_helpers.methods import METHODS, Choices, Method, parsed
 from lrd_helpers.methods.choices import NAMED
 from lrd_helpers.methods.plain import CaptionMethod

@@ -32,8 +32,8 @@ from lrd_helpers.benchmark.contenders import Contender, choices_of
 from lrd_helpers.benchmark.judges import Judges, digest
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.files import write_atomically
-from lrd_helpers.layout_json import excerpt
 from lrd_helpers.machine import describe_machine
+from lrd_helpers.messages import excerpt
 
 if TYPE_CHECKING:
     from lrd_helpers.pipeline import LayeredRenderingPipeline

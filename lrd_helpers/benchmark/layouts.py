@@ -12,8 +12,9 @@ from typing import Any
 
 from lrd_helpers.files import write_atomically
 from lrd_helpers.layout import Layout, LayoutError
-from lrd_helpers.layout_json import VERSION, excerpt, fields_of, text_of_file
+from lrd_helpers.layout_json import VERSION, fields_of, text_of_file
 from lrd_helpers.measure import sticker_and_colour
+from lrd_helpers.messages import excerpt
 from lrd_helpers.models import ASSETS
 from lrd_helpers.storybook import PLACES, PlacedSticker, Scene
 

@@ -44,8 +44,8 @@ from lrd_helpers.benchmark.folder import (
 )
 from lrd_helpers.benchmark.judges import Judges, judges, scored
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout, ground_truth_scene, spread
-from lrd_helpers.layout_json import excerpt
 from lrd_helpers.measure import Clip, Detector, StorybookDetector
+from lrd_helpers.messages import excerpt
 from lrd_helpers.methods import LONGEST
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.storybook import seeded

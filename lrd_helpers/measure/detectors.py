@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Bool
 from torch import Tensor
 
-from lrd_helpers.layout_json import excerpt
 from lrd_helpers.mask import Box
+from lrd_helpers.messages import excerpt
 from lrd_helpers.pictures import Picture, picture_of
 
 

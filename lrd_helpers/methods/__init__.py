@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from lrd_helpers.layout_json import excerpt
+from lrd_helpers.messages import excerpt
 from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.collage import collage_of_sketches

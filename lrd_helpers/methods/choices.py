@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from lrd_helpers.attention import Layers
 from lrd_helpers.layout import Overlap
-from lrd_helpers.layout_json import excerpt
+from lrd_helpers.messages import excerpt
 
 Delta = Literal["constant", "dynamic", "decoded"]
 Guide = Literal["steps", "noise"]
