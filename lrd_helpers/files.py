@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 _DEAD_AFTER = 600
 """Seconds after which a temporary file is a killed process's: no write rests so long."""
 
@@ -90,6 +92,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str], refusal: Exception) -> Iterator[None]:
+    """Keep other processes out of a folder; the system frees the lock of one that was killed.
+
+    Raises:
+        Exception: `refusal`, where another process is in there.
+    """
+    lock = FileLock(os.path.join(folder, ".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise refusal from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -184,7 +184,7 @@ def test_a_folder_with_other_results_is_left_alone(pipe, tmp_path) -> None:
         assert snapshot(out) == before
 
     refused("results with another num_inference_steps (1, now 2)", num_inference_steps=2)
-    refused("results with another guidance_scale (5.0, now 3.0)", guidance_scale=3.0)
+    refused("results with another guidance_scale (5, now 3)", guidance_scale=3.0)
     refused("results with another batch_size", batch_size=2)
     refused("results with another layouts", FEW[:2])
     moved = replace(CAR, layers=[Layer("a red car", (0.1, 0.3, 0.6, 0.81))])

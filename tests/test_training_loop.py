@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from lrd_helpers.files import locked
 from lrd_helpers.training import checkpoint, export, loop
 from lrd_helpers.training.options import ASSETS, TrainingOptions, parse
 from lrd_helpers.training.progress import earlier_runs, read_log
@@ -113,6 +114,16 @@ def test_a_cut_training_resumed_equals_one_in_one_go(tmp_path):
     ]
     assert logs[0] == logs[1]
     assert [step for step, _ in logs[0]] == ["5", "10", "15", "20"]
+
+
+def test_a_run_that_another_training_writes_is_left_alone(tmp_path):
+    with (
+        locked(tmp_path, AssertionError()),
+        pytest.raises(ValueError, match=f"--run {tmp_path}: another training is writing there"),
+    ):
+        loop.train(Line(), options(tmp_path, "--steps", "3"), batches=points)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert loop.train(Line(), options(tmp_path, "--steps", "3"), batches=points).step == 3
 
 
 def test_fresh_begins_anew(tmp_path):
@@ -357,6 +368,12 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (partial / "weights").write_text("new")
     assert (folder / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    link = tmp_path / "link"
+    link.symlink_to("model")
+    with export.replacing_folder(link) as partial:
+        (partial / "weights").write_text("newer")
+    assert link.is_symlink()
+    assert (folder / "weights").read_text() == "newer"
 
 
 def test_scores_measured_later_join_the_card(tmp_path):

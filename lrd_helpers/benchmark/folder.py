@@ -20,18 +20,18 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from lrd_helpers import pictures
 from lrd_helpers.benchmark.contenders import Contender, choices_of
 from lrd_helpers.benchmark.judges import Judges, digest
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
-from lrd_helpers.files import write_atomically
+from lrd_helpers.files import locked, write_atomically
 from lrd_helpers.machine import describe_machine
 from lrd_helpers.messages import excerpt
 
@@ -47,24 +47,16 @@ Key = tuple[str, str, int]
 """A picture of a folder: method, layout, seed."""
 
 
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the system frees the lock of a process that was killed.
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of a folder.
 
     Raises:
-        BenchmarkError: another run is writing there.
+        BenchmarkError: on entering: another run is writing there.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BenchmarkError(
-            f"another benchmark is writing into {folder}; wait until it is done, or {OTHER_FOLDER}"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    message = (
+        f"another benchmark is writing into {folder}; wait until it is done, or {OTHER_FOLDER}"
+    )
+    return locked(folder, BenchmarkError(message))
 
 
 # ------------------------------------------------------------------ results

@@ -47,6 +47,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: as met while writing (a full disk, say), naming `folder`, which is then as it was.
     """
+    folder = Path(os.path.realpath(folder))  # a link stays
     partial, previous = (
         folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous")
     )

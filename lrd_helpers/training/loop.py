@@ -20,6 +20,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from tqdm.auto import tqdm
 
+from lrd_helpers.files import locked
 from lrd_helpers.storybook import StorybookDataset, seeded
 from lrd_helpers.training.checkpoint import State
 from lrd_helpers.training.options import TrainingOptions
@@ -51,7 +52,8 @@ def train(
         sample: draws pictures with the averaged weights into the file it is given.
 
     Raises:
-        ValueError: the run's folder has a checkpoint of other options or of another model.
+        ValueError: the run's folder has a checkpoint of other options or of another model, or
+            another training is writing there.
         FloatingPointError: the loss is not finite.
         OSError: the log or a checkpoint could not be written.
     """
@@ -59,6 +61,21 @@ def train(
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision, cpu=not torch.cuda.is_available()
     )
+    if not accelerator.is_main_process:
+        return _trained(accelerator, trainee, options, batches, sample)
+    message = f"--run {options.run}: another training is writing there; name another folder"
+    options.run.mkdir(parents=True, exist_ok=True)
+    with locked(options.run, ValueError(message)):
+        return _trained(accelerator, trainee, options, batches, sample)
+
+
+def _trained(
+    accelerator: Accelerator,
+    trainee: nn.Module,
+    options: TrainingOptions,
+    batches: Callable[[int, int, int], Iterable] | None,
+    sample: Callable[[Path], None] | None,
+) -> Progress:
     optimizer = torch.optim.AdamW(
         trainee.parameters(),
         options.learning_rate,
