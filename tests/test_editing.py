@@ -34,13 +34,6 @@ BOX = (0.5, 0.5, 0.75, 0.75)  # one cell of 4 × 4, and so 3 × 3 with its neigh
 
 
 @pytest.fixture
-def pipe(tiny):
-    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
 def image():
     """Noise: whatever is kept of it, is kept on purpose."""
     pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
