@@ -11,6 +11,7 @@ from conftest import tiny_stable_diffusion
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
+from lrd_helpers import editing
 from lrd_helpers.editing import (
     EditError,
     find,
@@ -45,6 +46,24 @@ def seeded():
 
 
 # ------------------------------------------------------------------ there and back
+
+
+@pytest.mark.parametrize(
+    ("method", "levels"),
+    [("collage", 4), (LayeredRendering(fuse="once"), 5), (LayeredRendering(), 11)],
+)
+def test_an_insertion_inverts_only_the_levels_it_keeps(pipe, image, monkeypatch, method, levels):
+    inverted, invert_some = [], editing._levels
+    monkeypatch.setattr(
+        editing,
+        "_levels",
+        lambda *args, **options: inverted.append(invert_some(*args, **options)) or inverted[-1],
+    )
+    star = Layer("a yellow star", BOX)
+    insert(pipe, image, star, background="at sea", method=method, num_inference_steps=10)
+    assert len(inverted[0]) == levels
+    whole = invert(pipe, image, "at sea", num_inference_steps=10).latents
+    assert torch.equal(inverted[0], whole[:levels])
 
 
 def test_inversion_follows_song_et_al(pipe, image):

@@ -15,6 +15,7 @@ from PIL import Image
 import lrd_helpers
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.measure import Detection
+from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.widgets import BoxEditor, LayoutStudio, Settings, render
 from lrd_helpers.widgets.layout_studio import HISTORY
 
@@ -257,6 +258,11 @@ def finds_what_was_asked(image, prompts):
     """A detector that finds a car and no star."""
     car = Detection(box=(0.0, 0.5, 0.5, 1.0), score=1.0, mask=None)
     return [[car] if "car" in prompt else [] for prompt in prompts]
+
+
+@pytest.fixture
+def pipe(tiny):
+    return LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
 
 
 @pytest.fixture
