@@ -119,15 +119,9 @@ def invert(
         EditError: a picture of another shape than the model's.
     """
     image = fitted(pipe, image)
-    scheduler = derived(DDIMInverseScheduler, ddim_like(pipe.scheduler))
-    x = _encoded(pipe, image)
-    latents = [x]
-    run, regions = _asking(pipe, x, scheduler, num_inference_steps, prompt, "", guidance_scale)
-    with run.model.drawing():
-        for i, t in enumerate(pipe.progress_bar(run.steps.timesteps)):
-            x = caption_step(run, regions, i, t, x).x
-            latents.append(x)
-    return Inversion(image, torch.cat(latents), prompt)
+    return Inversion(
+        image, _levels(pipe, image, prompt, num_inference_steps, guidance_scale), prompt
+    )
 
 
 @torch.no_grad()
@@ -268,22 +262,22 @@ def replace_object(
         # With the old pixels put back: through the autoencoder the picture goes only once.
         removed = remove(pipe, image, old, background=background, generator=generator, **options)
         image = removed.image
-    inversion = invert(pipe, image, background, num_inference_steps=num_inference_steps)
-    levels = inversion.latents.flip(0)
-    inside = _grown(layer.cells(*levels.shape[-2:]) > 0).to(levels.device)
     phase = phases(run, method) if isinstance(method, Choices) else None
-    noise = _noise(pipe, levels, generator)
     # While a layer draws alone, anywhere, there is nothing yet to be kept.
-    run.x_T = noise if phase and phase.alone else torch.where(inside, noise, levels[:1])
-    if phase and phase.alone and phase.fuse == "collage":
-        run.canvas = pixels_of(inversion.image)[None]
+    alone = phase.alone if phase else 0
+    levels = _levels(pipe, image, background, num_inference_steps, count=len(steps) - alone)
+    inside = _grown(layer.cells(*levels.shape[-2:]) > 0).to(levels.device)
+    noise = _noise(pipe, levels, generator)
+    run.x_T = noise if alone else torch.where(inside, noise, levels[-1:])
+    if alone and phase.fuse == "collage":
+        run.canvas = pixels_of(image)[None]
     with run.model.drawing(), pipe.progress_bar(total=sum(method.count(run))) as progress_bar:
         for state in method.sample(run):
             if not (state.alone or state.sketch):
-                state.latents = torch.where(inside, state.latents, levels[state.i + 1])
+                state.latents = torch.where(inside, state.latents, levels[len(steps) - state.i - 1])
             latents = state.latents
             progress_bar.update()
-    edited = _edited(_decoded(pipe, latents), inversion.image, inside, keep_pixels)
+    edited = _edited(_decoded(pipe, latents), image, inside, keep_pixels)
     if removed is None:
         return edited
     return replace(edited, before=removed.before, changed=edited.changed | removed.changed)
@@ -480,6 +474,27 @@ def _noise(
 ) -> Float[Tensor, "1 channels height width"]:
     device = levels.device if generator is None else generator.device
     return torch.randn(levels[:1].shape, generator=generator, device=device).to(levels)
+
+
+@torch.no_grad()
+def _levels(
+    pipe: StableDiffusionPipeline,
+    image: Image.Image,
+    prompt: str,
+    num_inference_steps: int,
+    guidance_scale: float = 1.0,
+    count: int | None = None,
+) -> Float[Tensor, "levels channels height width"]:
+    """x_0 and the latents after the first `count` steps of DDIM backwards; by default all."""
+    x = _encoded(pipe, image)
+    scheduler = derived(DDIMInverseScheduler, ddim_like(pipe.scheduler))
+    run, regions = _asking(pipe, x, scheduler, num_inference_steps, prompt, "", guidance_scale)
+    latents = [x]
+    with run.model.drawing():
+        for i, t in enumerate(pipe.progress_bar(run.steps.timesteps[:count])):
+            x = caption_step(run, regions, i, t, x).x
+            latents.append(x)
+    return torch.cat(latents)
 
 
 @torch.no_grad()

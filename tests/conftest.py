@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
+
 # In the tests, and only there, calls are held against the shapes in their signatures. Not so in
 # pipeline.py, editing.py and the methods' options: what they say of wrong arguments is tested, and
 # must not be forestalled.
@@ -130,6 +132,16 @@ def tiny(_tiny: StableDiffusionPipeline) -> StableDiffusionPipeline:
         **_tiny.components | {"scheduler": DDIMScheduler.from_config(_tiny.scheduler.config)},
         requires_safety_checker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(tiny: StableDiffusionPipeline) -> LayeredRenderingPipeline:
+    """The same as a layered pipeline."""
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
+
+    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -10,7 +10,6 @@ from lrd_helpers.layout import Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.layout_guidance import LayoutGuidance
-from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 PRESETS = [name for name, m in METHODS.items() if isinstance(m, LayeredRendering)]
 
@@ -79,13 +78,6 @@ def test_ablations_change_one_choice_at_a_time(base) -> None:
 
 
 # ------------------------------------------------------------------ what a picture costs
-
-
-@pytest.fixture
-def pipe(tiny) -> LayeredRenderingPipeline:
-    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def costs(pipe, method: object, *layouts: Layout, steps: int = 5) -> list[tuple[int, int]]:

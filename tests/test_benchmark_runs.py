@@ -57,13 +57,6 @@ THREE = methods_named([OURS, "plain", "fuse=once"])
 OPTIONS = {"num_inference_steps": 2, "seeds": 2, **JUDGES}
 
 
-@pytest.fixture
-def pipe(tiny) -> LayeredRenderingPipeline:
-    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def whole(_tiny, tmp_path_factory) -> dict[int, Path]:
     """Folders of all pictures of `FEW` by `THREE` methods, by the size of a batch."""

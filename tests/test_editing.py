@@ -14,6 +14,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 from picture_files import as_a_phone_saves
 from PIL import Image
 
+from lrd_helpers import editing
 from lrd_helpers.editing import (
     EditError,
     find,
@@ -37,13 +38,6 @@ BOX = (0.5, 0.5, 0.75, 0.75)  # one cell of 4 × 4, and so 3 × 3 with its neigh
 
 
 @pytest.fixture
-def pipe(tiny):
-    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
 def image():
     """Noise: whatever is kept of it, is kept on purpose."""
     pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -55,6 +49,24 @@ def seeded():
 
 
 # ------------------------------------------------------------------ there and back
+
+
+@pytest.mark.parametrize(
+    ("method", "levels"),
+    [("collage", 4), (LayeredRendering(fuse="once"), 5), (LayeredRendering(), 11)],
+)
+def test_an_insertion_inverts_only_the_levels_it_keeps(pipe, image, monkeypatch, method, levels):
+    inverted, invert_some = [], editing._levels
+    monkeypatch.setattr(
+        editing,
+        "_levels",
+        lambda *args, **options: inverted.append(invert_some(*args, **options)) or inverted[-1],
+    )
+    star = Layer("a yellow star", BOX)
+    insert(pipe, image, star, background="at sea", method=method, num_inference_steps=10)
+    assert len(inverted[0]) == levels
+    whole = invert(pipe, image, "at sea", num_inference_steps=10).latents
+    assert torch.equal(inverted[0], whole[:levels])
 
 
 def test_inversion_follows_song_et_al(pipe, image):

@@ -1,3 +1,5 @@
+import gc
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -11,6 +13,7 @@ from lrd_helpers import models
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import AssetError, load_pipeline
 from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.words import unknown_words
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -194,3 +197,18 @@ def test_the_shipped_folder_is_plain_stable_diffusion(storybook_folder: Path) ->
     pipe = StableDiffusionPipeline.from_pretrained(str(storybook_folder))
     pipe.set_progress_bar_config(disable=True)
     assert pipe("a red car", num_inference_steps=1).images[0].size == (128, 128)
+
+
+def test_loading_leaves_the_logs_and_the_collector_as_they_were() -> None:
+    def fails() -> None:
+        with quiet_libraries():
+            with quiet_libraries():
+                assert not gc.isenabled()
+            assert not gc.isenabled()
+            assert logging.root.manager.disable == logging.WARNING
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert gc.isenabled()
+    assert logging.root.manager.disable == logging.NOTSET

@@ -59,13 +59,6 @@ UNGUIDED = Layout(
 )
 
 
-@pytest.fixture
-def pipe(tiny: StableDiffusionPipeline) -> LayeredRenderingPipeline:
-    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -93,6 +93,19 @@ def drawn(
     return pipe(list(layouts), method=QUICK.get(method, method), **options).images
 
 
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Tensor]:
+    return {}
+
+
+@pytest.fixture
+def expected(pictures, pipe, method) -> Tensor:
+    """The picture that the shared models draw as they are, drawn once for each method."""
+    if method not in pictures:
+        pictures[method] = drawn(pipe, method)
+    return pictures[method]
+
+
 def same(first: Tensor, second: Tensor, atol: float = 1e-3) -> bool:
     """Weights that lie elsewhere in memory, and other batches, are rounded otherwise: then a pixel
     of a pasted outline may be another one.
@@ -111,8 +124,7 @@ BROKEN = {
 # ------------------------------------------------------------------ folders and parts
 
 
-def test_save_load_local(pipe, method, tmp_path: Path) -> None:
-    expected = drawn(pipe, method)
+def test_save_load_local(pipe, method, expected, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     again = type(pipe).from_pretrained(str(tmp_path))
     again.set_progress_bar_config(disable=True)
@@ -130,10 +142,9 @@ def test_save_load_with_what_the_constructor_changed(pipe, method, scheduler, tm
     assert same(drawn(again, method), expected)
 
 
-def test_save_load_optional_components(pipe, method, tmp_path: Path) -> None:
+def test_save_load_optional_components(pipe, method, expected, tmp_path: Path) -> None:
     for name in pipe._optional_components:
         setattr(pipe, name, None)
-    expected = drawn(pipe, method)
     pipe.save_pretrained(tmp_path, safe_serialization=True)
     again = type(pipe).from_pretrained(str(tmp_path))
     again.set_progress_bar_config(disable=True)
@@ -149,8 +160,7 @@ def test_save_load_dtype(pipe, method, tmp_path: Path) -> None:
     assert drawn(again, method).isfinite().all()
 
 
-def test_components_and_from_pipe(pipe, method) -> None:
-    expected = drawn(pipe, method)
+def test_components_and_from_pipe(pipe, method, expected) -> None:
     assert same(drawn(made(type(pipe), pipe.components), method), expected)
     again = type(pipe).from_pipe(StableDiffusionPipeline.from_pipe(pipe))
     again.set_progress_bar_config(disable=True)
@@ -164,8 +174,7 @@ def test_auto_pipelines_know_it(pipe, method) -> None:
     assert text_to_image.unet is pipe.unet
 
 
-def test_device_map(pipe, method, tmp_path: Path) -> None:
-    expected = drawn(pipe, method)
+def test_device_map(pipe, method, expected, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     again = type(pipe).from_pretrained(str(tmp_path), device_map="cpu")
     again.set_progress_bar_config(disable=True)
@@ -187,20 +196,19 @@ def test_num_images_per_prompt(pipe, method, count) -> None:
     assert images.shape == (2 * count, 3, 64, 64)
 
 
-def test_cfg(pipe, method) -> None:
-    assert not same(drawn(pipe, method), drawn(pipe, method, guidance_scale=1.0), 1e-5)
+def test_cfg(pipe, method, expected) -> None:
+    assert not same(expected, drawn(pipe, method, guidance_scale=1.0), 1e-5)
 
 
-def test_output_types_and_tuples(pipe, method) -> None:
-    tensor = drawn(pipe, method)
+def test_output_types_and_tuples(pipe, method, expected) -> None:
     array = drawn(pipe, method, output_type="np")
-    assert np.allclose(array, tensor.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+    assert np.allclose(array, expected.permute(0, 2, 3, 1).numpy(), atol=1e-5)
     assert drawn(pipe, method, output_type="pil")[0].size == (64, 64)
     assert drawn(pipe, method, output_type="latent").shape == (1, 4, 8, 8)
     options = SIZE | {"generator": seeded(), "output_type": "pt", "return_dict": False}
     asked = LAYOUT.caption if method == DIFFUSERS else LAYOUT
     options |= {} if method == DIFFUSERS else {"method": QUICK.get(method, method)}
-    assert torch.equal(pipe(asked, **options)[0], tensor)
+    assert torch.equal(pipe(asked, **options)[0], expected)
 
 
 # ------------------------------------------------------------------ callbacks
@@ -364,9 +372,8 @@ def own_unet(pipe: StableDiffusionPipeline) -> None:
     pipe.unet = copy.deepcopy(pipe.unet)
 
 
-def test_fused_projections_and_freeu(pipe, method) -> None:
+def test_fused_projections_and_freeu(pipe, method, expected) -> None:
     own_unet(pipe)
-    expected = drawn(pipe, method)
     pipe.fuse_qkv_projections(vae=False)
     assert same(drawn(pipe, method), expected)
     pipe.unfuse_qkv_projections(vae=False)
@@ -375,9 +382,8 @@ def test_fused_projections_and_freeu(pipe, method) -> None:
     pipe.disable_freeu()
 
 
-def test_a_lora_changes_the_picture(pipe, method) -> None:
+def test_a_lora_changes_the_picture(pipe, method, expected) -> None:
     own_unet(pipe)
-    expected = drawn(pipe, method)
     pipe.unet.add_adapter(
         LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k"], init_lora_weights=False)
     )
@@ -430,8 +436,7 @@ def test_ip_adapter(pipe, method, ip_adapter) -> None:
             drawn(pipe, method)
 
 
-def test_encoded_prompts_need_no_encoder(pipe, method) -> None:
-    expected = drawn(pipe, method)
+def test_encoded_prompts_need_no_encoder(pipe, method, expected) -> None:
     encode = lambda text: pipe.encode_prompt(text, "cpu", 1, False)[0][0]  # noqa: E731
     if method == DIFFUSERS:
         options = {"prompt_embeds": encode(LAYOUT.caption)[None]}

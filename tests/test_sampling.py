@@ -6,7 +6,7 @@ import math
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from lrd_helpers.layout import Layer, Layout
@@ -23,13 +23,6 @@ TWO = Layout(
     background="on grass",
     layers=[Layer("a red car", (0, 0.5, 0.75, 1)), Layer("a yellow star", (0.5, 0, 1, 0.75))],
 )
-
-
-@pytest.fixture
-def pipe(tiny: StableDiffusionPipeline) -> LayeredRenderingPipeline:
-    pipe = LayeredRenderingPipeline(**tiny.components, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def seeded(seed: int = 0) -> torch.Generator:
