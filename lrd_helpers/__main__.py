@@ -174,7 +174,7 @@ def _render(options: argparse.Namespace) -> None:
     # Here and not above: --help and a wrong argument need not wait for torch.
     from tqdm import tqdm
 
-    from lrd_helpers.files import write_atomically
+    from lrd_helpers.files import check_folder, write_atomically
     from lrd_helpers.layout import Layout
 
     # All that can be refused is refused before anything is drawn or written.
@@ -183,8 +183,10 @@ def _render(options: argparse.Namespace) -> None:
     for path in options.layouts:
         if (other := pictures.setdefault(path.stem, path)) != path:
             raise _Refused(f"{other} and {path} would both be drawn as {path.stem}.png; rename one")
-    if options.output.exists() and not options.output.is_dir():
-        raise _Refused(f"--output {options.output} is a file, but should be a folder")
+    try:
+        check_folder(options.output)
+    except NotADirectoryError as error:
+        raise _Refused(f"--output {error.strerror}") from None
 
     from lrd_helpers.methods import parsed
     from lrd_helpers.models import load_pipeline

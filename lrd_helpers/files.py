@@ -94,6 +94,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made, because it, or a folder above it, is a file.
+
+    Raises:
+        NotADirectoryError: names the file.
+    """
+    for each in (folder, *folder.parents):
+        if os.path.lexists(each) and not each.is_dir():
+            message = f"{each} is a file, but should be a folder"
+            raise NotADirectoryError(errno.ENOTDIR, message, os.fspath(folder))
+
+
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike[str], refusal: Exception) -> Iterator[None]:
     """Keep other processes out of a folder; the system frees the lock of one that was killed.

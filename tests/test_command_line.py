@@ -199,9 +199,10 @@ def test_two_layouts_of_one_name(folder, capsys) -> None:
     )
 
 
-def test_an_output_that_is_a_file(folder, capsys) -> None:
+@pytest.mark.parametrize("output", ["out", "out/deeper/still"])
+def test_an_output_that_is_a_file(folder, capsys, output) -> None:
     (folder / "out").write_text("mine")
-    message = refused(capsys, folder / "car.json", "--output", folder / "out")
+    message = refused(capsys, folder / "car.json", "--output", folder / output)
     assert message == f"error: --output {folder / 'out'} is a file, but should be a folder\n"
     assert (folder / "out").read_text() == "mine"
 

@@ -306,7 +306,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
         (["--minutes", "-1"], "must be more than 0"),
         (["--minutes", "nan"], "must be more than 0"),
         (["--checkpoint-every", "0"], "--checkpoint-every: it must be 1 or more"),
-        (["--output", __file__], "test_training_loop.py: this is a file; a folder is expected"),
+        (["--output", __file__], "test_training_loop.py is a file, but should be a folder"),
         (["--from", "nowhere"], "--from nowhere: no such folder"),
         (["--minutes", "soon"], "invalid float value: 'soon'"),
         (["--mixed-precision", "fp8"], "invalid choice: 'fp8'"),

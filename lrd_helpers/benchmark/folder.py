@@ -31,7 +31,7 @@ from lrd_helpers import pictures
 from lrd_helpers.benchmark.contenders import Contender, choices_of
 from lrd_helpers.benchmark.judges import Judges, digest
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
-from lrd_helpers.files import locked, write_atomically
+from lrd_helpers.files import check_folder, locked, write_atomically
 from lrd_helpers.machine import describe_machine
 from lrd_helpers.messages import excerpt
 
@@ -361,8 +361,10 @@ def with_earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         BenchmarkError: the folder holds something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BenchmarkError(f"{folder} is a file, but should be a folder")
+    try:
+        check_folder(folder)
+    except NotADirectoryError as error:
+        raise BenchmarkError(error.strerror) from None
     if not (folder / "settings.json").exists():
         # A full disk may have left an empty folder of pictures.
         if folder.exists() and any(map(_holds_something, folder.iterdir())):

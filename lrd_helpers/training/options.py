@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from safetensors import SafetensorError
 from transformers.hf_argparser import HfArg, HfArgumentParser
 
+from lrd_helpers.files import check_folder
 from lrd_helpers.storybook.scenes import MOST_STICKERS, STICKER_COUNT_SHARES
 from lrd_helpers.training.progress import earlier_runs, read_log
 
@@ -95,8 +96,10 @@ class TrainingOptions:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')}: it must be 1 or more")
         for option, folder in (("--run", self.run), ("--output", self.output)):
-            if folder.exists() and not folder.is_dir():
-                raise ValueError(f"{option} {folder}: this is a file; a folder is expected")
+            try:
+                check_folder(folder)
+            except NotADirectoryError as error:
+                raise ValueError(f"{option} {error.strerror}") from None
         if self.start_from is not None:
             if not self.start_from.is_dir():
                 raise ValueError(f"--from {self.start_from}: no such folder")
