@@ -52,8 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument(
         "--method",
         default="collage",
-        help="collage, paper, authors, unofficial, plain, multidiffusion, paint-with-words, "
-        "layout-guidance or boxdiff; or with choices changed: paper,inside=0.3 (%(default)s)",
+        help="collage, lrdiff, paper, authors, unofficial, plain, multidiffusion, "
+        "paint-with-words, layout-guidance or boxdiff; or with choices changed: "
+        "paper,inside=0.3 (%(default)s)",
     )
     render.add_argument(
         "--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)"

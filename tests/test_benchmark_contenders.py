@@ -28,7 +28,7 @@ def test_methods_have_names_and_changes() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("best", "there is no method 'best'; there are collage, paper, authors, unofficial, plain"),
+        ("best", "there is no method 'best'; there are collage, lrdiff, paper, authors"),
         ("fuze=once", "collage has no choice 'fuze'; it has delta, inside, outside"),
         ("plain,inside=1", "plain has no choice 'inside'; it has none"),
         ("fuse=sometimes", "fuse is 'sometimes', but should be one of steps, once, collage"),
@@ -73,7 +73,7 @@ def test_ablations_change_one_choice_at_a_time(base) -> None:
     guided = METHODS[base].inside or METHODS[base].outside
     assert ({"delta", "guide"} <= every) == bool(guided), "without ξ they change nothing"
     assert every >= {"negative_objects", "background_in_prompts"}
-    assert ("top_k" in every) == (METHODS[base].delta != "constant"), "where it changes something"
+    assert ("top_k" in every) == METHODS[base].looks, "where it changes something"
     assert len(set(names)) == len(names)
 
 

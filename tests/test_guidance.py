@@ -6,7 +6,9 @@ from PIL import ImageColor
 
 from lrd_helpers.methods.guidance import (
     NORM,
+    colour_latents,
     constant_delta,
+    contrast_delta,
     decoded_delta,
     dynamic_delta,
     vision_guidance,
@@ -56,6 +58,20 @@ def test_grey_has_no_direction(tiny) -> None:
 def test_an_unknown_colour_is_refused(tiny) -> None:
     with pytest.raises(ValueError, match="unknown color specifier: 'reddish'"):
         constant_delta(tiny.vae, "reddish")
+
+
+def test_contrast_delta_points_from_the_background_to_the_colour() -> None:
+    # In the mask the background is (1, 0, 2) and (3, 0, 0): in the mean (2, 0, 1).
+    background = torch.tensor([[[1.0, 3.0, 9.0]], [[0.0, 0.0, 9.0]], [[2.0, 0.0, 9.0]]])
+    mask = torch.tensor([[1.0, 1.0, 0.0]])
+    delta = contrast_delta(torch.tensor([2.0, 3.0, -3.0]), background, mask)
+    assert torch.allclose(delta, NORM * torch.tensor([0.0, 0.6, -0.8]))
+
+
+def test_over_grey_the_contrast_is_the_colour(tiny) -> None:
+    grey, red = colour_latents(tiny.vae, ["grey", "red"], size=64)
+    delta = contrast_delta(red, grey[:, None, None].expand(-1, 4, 4), torch.ones(4, 4))
+    assert torch.allclose(delta, constant_delta(tiny.vae, "red", size=64), atol=1e-4)
 
 
 def test_dynamic_delta_is_the_mean_of_the_noise_where_attention_is_largest() -> None:

@@ -643,8 +643,9 @@ def test_the_shipped_model_draws_what_stable_diffusion_draws(storybook) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "boxdif"}, "method is 'boxdif', but should be one of collage, paper, authors, "
-         "unofficial, plain, multidiffusion, paint-with-words, layout-guidance, boxdiff, or opt"),
+        ({"method": "boxdif"}, "method is 'boxdif', but should be one of collage, lrdiff, paper, "
+         "authors, unofficial, plain, multidiffusion, paint-with-words, layout-guidance, boxdiff, "
+         "or opt"),
         ({"height": 36, "width": 33}, "height and width are 36 and 33, but should be divisible by "
          "8; 32 and 32 would work"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and 1000"),

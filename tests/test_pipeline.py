@@ -31,7 +31,7 @@ from tqdm import tqdm
 from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
-from lrd_helpers.methods.guidance import constant_delta, vision_guidance
+from lrd_helpers.methods.guidance import colour_latents, constant_delta, vision_guidance
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.pipeline import LayeredRenderingPipeline, checked_canvas
@@ -358,6 +358,30 @@ def test_dynamic_delta_by_hand(pipe, where, monkeypatch) -> None:
     assert torch.allclose(star - background, expected[1], atol=1e-5)
 
 
+def test_contrast_delta_by_hand(pipe, monkeypatch) -> None:
+    t = torch.tensor(800)
+    alpha = float(pipe.scheduler.alphas_cumprod[800]) ** 0.5
+    sigma = (1 - alpha**2) ** 0.5
+
+    def delta(layer: Layer, noise: Tensor) -> Tensor:
+        """From x̂_0 of "on grass" in the layer's place to the latent of its colour."""
+        text = pipe.encode_prompt("on grass", "cpu", 1, False)[0]
+        with torch.no_grad():
+            epsilon = pipe.unet(sigma * noise, t, text).sample
+        x0 = (sigma * noise - sigma * epsilon) / alpha
+        place = x0[0][:, layer.cells(4, 4)].mean(1)
+        [colour] = colour_latents(pipe.vae, [layer.prompt.split()[1]])
+        return 2 * torch.nn.functional.normalize(colour - place, dim=0)
+
+    expected = fields_of(pipe, TWO, delta, 0.4, 0.7)
+    recorded = Recorded(pipe, monkeypatch)
+    latents_of(pipe, TWO, method=LayeredRendering(delta="contrast", inside=0.4, outside=0.7))
+    assert [len(x) for x in recorded.inputs] == [1, 6, 6, 6, 2, 2], "the background comes first"
+    background, car, star = recorded.inputs[1][3:]
+    assert torch.allclose(car - background, expected[0], atol=1e-4)
+    assert torch.allclose(star - background, expected[1], atol=1e-4)
+
+
 def test_the_word_of_a_layer(pipe, monkeypatch) -> None:
     asked = []
     pooled = AttentionMaps.pooled
@@ -390,6 +414,22 @@ def test_guidance_in_the_initial_noise(pipe) -> None:
 
     by_hand = latents_of(pipe, UNGUIDED, latents=noise + added, callback_on_step_end=again)
     assert torch.allclose(repeated, by_hand, atol=1e-5)
+
+
+def test_guidance_in_the_noise_and_seen_outside(pipe, monkeypatch) -> None:
+    delta = lambda layer, _: constant_delta(pipe.vae, layer.prompt.split()[1])  # noqa: E731
+    fields = fields_of(pipe, TWO, delta, 0.4, 0.7)
+    noise = torch.randn(1, 4, 4, 4, generator=seeded())
+    recorded = Recorded(pipe, monkeypatch)
+    latents_of(pipe, TWO, method=LayeredRendering(guide="both", inside=0.4, outside=0.7))
+    assert [len(x) for x in recorded.inputs] == [6, 6, 6, 2, 2]
+    for step in range(3):
+        background, car, star = recorded.inputs[step][3:]
+        if not step:
+            assert torch.allclose(background, (noise + composed(TWO, fields))[0], atol=1e-5)
+        for row, layer, field in zip((car, star), TWO.layers, fields, strict=True):
+            outside = ~layer.cells(4, 4) * field
+            assert torch.allclose(row - background, outside, atol=1e-5)
 
 
 def test_guidance_in_the_noise_is_as_strong_with_every_scheduler(pipe, monkeypatch) -> None:
@@ -811,6 +851,7 @@ def test_every_preset(pipe, name, scheduler) -> None:
 
 def test_presets_are_what_the_facts_say() -> None:
     paper, authors, unofficial = (METHODS[name] for name in ("paper", "authors", "unofficial"))
+    assert METHODS["lrdiff"].fuse == "steps", "Algorithm 1"
     assert (paper.delta, paper.guide, paper.fuse) == ("dynamic", "steps", "steps")
     assert paper.inside == paper.outside
     assert (authors.inside, authors.outside, authors.fuse) == (0.05, 0.20, "once")
@@ -1214,7 +1255,7 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and"),
         (TWO, {"num_inference_steps": 1001}, "is 1001, but should be between 1 and 1000"),
         (TWO, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        (TWO, {"method": "papper"}, "method is 'papper', but should be one of collage, paper"),
+        (TWO, {"method": "papper"}, "method is 'papper', but should be one of collage, lrdiff"),
         (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
         (TWO, {"method": "paper"}, "top_k is 20, but there are only 16 positions to choose from"),
         (replace(TWO, layers=[replace(TWO.layers[0], word="bike")]),
@@ -1254,8 +1295,8 @@ def test_bad_arguments_are_refused_before_the_first_call(
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"delta": "static"}, "delta is 'static', but should be one of constant, dynamic, decoded"),
-        ({"guide": "never"}, "guide is 'never', but should be one of steps, noise"),
+        ({"delta": "static"}, "delta is 'static', but should be one of constant, contrast"),
+        ({"guide": "never"}, "guide is 'never', but should be one of steps, noise, both"),
         ({"fuse": 1}, "fuse is 1, but should be one of steps, once, collage"),
         ({"overlap": "under"}, "overlap is 'under', but should be one of over, small_over_large"),
         ({"top_k": 0}, "top_k is 0, but should be ≥ 1"),

@@ -82,9 +82,9 @@ def _idle_choices(method: Choices) -> set[str]:
     idle = {"attention"}
     if not method.guided:
         idle |= {"delta", "inside", "outside", "guide", "early_repeats", "top_k", "weighted"}
-    if method.delta == "constant":
+    if not method.looks:
         idle |= {"top_k", "weighted"}
-    if method.guide != "noise":
+    if method.guide == "steps":
         idle |= {"early_repeats"}
     if method.fuse != "collage":
         idle |= {"sketch_steps"}

@@ -10,8 +10,8 @@ from lrd_helpers.attention import Layers
 from lrd_helpers.layout import Overlap
 from lrd_helpers.messages import excerpt
 
-Delta = Literal["constant", "dynamic", "decoded"]
-Guide = Literal["steps", "noise"]
+Delta = Literal["constant", "contrast", "dynamic", "decoded"]
+Guide = Literal["steps", "noise", "both"]
 Fuse = Literal["steps", "once", "collage"]
 NAMED = {"delta": Delta, "guide": Guide, "fuse": Fuse, "overlap": Overlap}
 
@@ -21,15 +21,17 @@ class Choices:
     """Every choice in which the paper, the authors' script and others differ.
 
     Attributes:
-        delta: δ is "constant" (a colour's latent), "dynamic" (the mean of x_T where the object's
-            word gets most attention, Eq. 6) or "decoded" (the same through the decoder: the
-            script's reading).
+        delta: δ is "constant" (a colour's latent), "contrast" (from what the background would be
+            there to the colour's latent: ours), "dynamic" (the mean of x_T where the object's word
+            gets most attention, Eq. 6) or "decoded" (the same through the decoder: the script's
+            reading).
         inside: strength of +δ where the layer is (λ = `inside` = `outside` is the paper).
         outside: strength of −δ where it is not.
         guide: ξ is added to what the U-Net sees at all layered "steps", or once, to the "noise"
-            that the sampling starts from.
-        early_repeats: with guide="noise": after so many first steps one per cent of ξ is added
-            again.
+            that the sampling starts from; or "both": once to the noise, and what of it is outside
+            the layer also at all layered steps.
+        early_repeats: where ξ is in the noise: after so many first steps one per cent of it is
+            added again.
         attention: the layers whose maps a dynamic δ looks at; see `capture_attention`.
         top_k: K, how many positions (with "decoded": pixels) of the map δ is the mean of.
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
@@ -82,8 +84,13 @@ class Choices:
         for name in ("top_k", "sketch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but should be ≥ 1")
-        if self.weighted and self.delta == "constant":
+        if self.weighted and not self.looks:
             raise ValueError("weighted needs attention maps: set delta to 'dynamic' or 'decoded'")
+
+    @property
+    def looks(self) -> bool:
+        """Whether δ depends on attention maps."""
+        return self.delta in ("dynamic", "decoded")
 
     @property
     def guided(self) -> bool:

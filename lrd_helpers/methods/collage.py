@@ -35,7 +35,7 @@ def collage_of_sketches(run: Run, choices: Choices) -> Iterator[State]:
     plan = prepared(run, choices)
     begin, regions = plan.layered, plan.regions[0]
     sketch_run = replace(run, steps=run.steps.sketching(choices.sketch_steps))
-    x = painted(run, plan) if choices.guide == "noise" else run.x_T[regions.picture]
+    x = painted(run, plan) if choices.guide != "steps" else run.x_T[regions.picture]
     sketches = yield from sketched(run, sketch_run, plan, x)
     relevance = relevance_of_prompts(sketch_run, sketches, regions)
     images = placed(run, sketches, relevance, regions, choices)

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from lrd_helpers.layout import Layer
 from lrd_helpers.methods.choices import Choices
-from lrd_helpers.methods.regions import Fields, Plan, layer_name, make_plan, phases
+from lrd_helpers.methods.regions import (
+    Fields,
+    Plan,
+    background_prompt,
+    layer_name,
+    make_plan,
+    phases,
+)
 from lrd_helpers.naming import WordError, colour_of_prompt, object_of_layer
 from lrd_helpers.sampling.model import decode_latents, encode_images
 from lrd_helpers.sampling.regions import stacked
@@ -29,6 +36,10 @@ EARLY_REPEAT = 0.01
 
 GREY = "#808080"
 """The colour without a direction: δ points from its latent to that of the colour asked for."""
+
+BACKGROUND_NOISE = 0.8
+"""Where, as a share of the training timesteps, the background is asked for that δ contrasts with:
+all is open still, and x̂_0 does not yet divide by an α of nearly zero."""
 
 
 def vision_guidance(
@@ -73,11 +84,46 @@ def constant_delta(
     Raises:
         ValueError: the colour is no name and no hex.
     """
+    flat = colour_latents(vae, [GREY, colour], size=size, device=device)
+    return NORM * torch.nn.functional.normalize(flat[1] - flat[0], dim=0)
+
+
+@torch.no_grad()
+def colour_latents(
+    vae: AutoencoderKL,
+    colours: Sequence[str],
+    *,
+    size: int = 128,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "colours channels"]:
+    """z(c) = scaling_factor · mean over cells of E(flat picture of colour c), in single precision.
+
+    The arguments are those of `constant_delta`, and so is the error.
+    """
     device = vae.device if device is None else device
-    rgb = torch.tensor([ImageColor.getrgb(c)[:3] for c in (GREY, colour)], dtype=torch.float32)
+    rgb = torch.tensor([ImageColor.getrgb(c)[:3] for c in colours], dtype=torch.float32)
     pixels = (rgb / 127.5 - 1)[:, :, None, None].expand(-1, -1, size, size)
-    grey, flat = encode_images(vae, pixels.to(device, vae.dtype)).float().mean(dim=(2, 3))
-    return NORM * torch.nn.functional.normalize(flat - grey, dim=0)
+    return encode_images(vae, pixels.to(device, vae.dtype)).float().mean(dim=(2, 3))
+
+
+def contrast_delta(
+    colour: Float[Tensor, "channels"],
+    background: Float[Tensor, "channels height width"],
+    mask: Float[Tensor, "height width"],
+) -> Float[Tensor, "channels"]:
+    """δ from what the background would be in a layer's place to the layer's colour (ours).
+
+        δ = NORM · (z(colour) − b) / |z(colour) − b|,    b = mean of x̂_0(background) over M
+
+    A colour's direction from grey says little where the place has that colour: pink on snow.
+
+    Args:
+        colour: z(colour), of `colour_latents`.
+        background: clean latents that the model expects for the background's prompt.
+        mask: M, 1 where the layer is; not empty.
+    """
+    b = (mask * background.float()).sum(dim=(1, 2)) / mask.sum()
+    return NORM * torch.nn.functional.normalize(colour - b, dim=0)
 
 
 def dynamic_delta(
@@ -163,17 +209,18 @@ def vision_fields(run: Run, choices: Choices) -> Fields:
     # In units of N(0, I), which the latents of some schedulers are not.
     noise = run.steps.model_input(run.x_T, run.steps.timesteps[0])
     maps = _attention_maps(run, choices, noise)
-    deltas: dict[str, Tensor] = {}  # colour → δ, each computed once
+    expected = noise
+    if choices.delta == "contrast" and choices.guided:
+        expected = expected_backgrounds(run, noise)
+    colours: dict[str, Tensor] = {}  # what the autoencoder says of each, computed once
     fields: list[list[Tensor | None]] = []
     for number, layout in enumerate(run.layouts):
         fields.append([])
         for layer in layout.layers:
-            attention = None
-            if is_guided(layer, choices) and choices.delta != "constant":
-                attention = next(maps)
-            field = None
+            attention, field = None, None
             if is_guided(layer, choices):
-                delta = _delta(run, choices, layer, noise[number], attention, deltas)
+                attention = next(maps) if choices.looks else None
+                delta = _delta(run, choices, layer, expected[number], attention, colours)
                 field = None if delta is None else _field(choices, layer, delta, attention, noise)
             fields[-1].append(field)
     return fields
@@ -186,7 +233,7 @@ def is_guided(layer: Layer, choices: Choices) -> bool:
 
 def layers_looked_at(run: Run, choices: Choices) -> list[tuple[int, Layer]]:
     """The layers whose attention makes their δ, each with the number of its picture."""
-    if choices.delta == "constant":
+    if not choices.looks:
         return []
     return [
         (number, layer)
@@ -202,7 +249,7 @@ def check_words(run: Run, choices: Choices) -> None:
     Raises:
         WordError: it names the layer.
     """
-    if choices.delta == "constant":
+    if not choices.looks:
         return
     for layout in run.layouts:
         for number, layer in enumerate(layout.layers):
@@ -212,25 +259,42 @@ def check_words(run: Run, choices: Choices) -> None:
                 raise WordError(f"{layer_name(number, layer)}, word: {error}") from None
 
 
+def expected_backgrounds(
+    run: Run, noise: Float[Tensor, "pictures channels height width"]
+) -> Float[Tensor, "pictures channels height width"]:
+    """x̂_0 of each picture's background, from the noise that the picture begins with."""
+    t = run.steps.timestep_at(BACKGROUND_NOISE)
+    prompts = [background_prompt(layout) for layout in run.layouts]
+    x, numbers = run.steps.coefficients(t)[1] * noise, range(len(noise))
+    answers = run.model(x, t, prompts, numbers, [True] * len(noise), watched=False)
+    return run.steps.x0(x, answers, t)
+
+
 def _delta(
     run: Run,
     choices: Choices,
     layer: Layer,
-    noise: Float[Tensor, "channels height width"],
+    expected: Float[Tensor, "channels height width"],
     attention: Float[Tensor, "height width"] | None,
-    deltas: dict[str, Tensor],
+    colours: dict[str, Tensor],
 ) -> Float[Tensor, "channels"] | None:
+    """δ of a layer; `expected` is the picture's noise, or with "contrast" its background."""
     vae = run.model.pipe.vae
     if choices.delta == "dynamic":
-        return dynamic_delta(noise, attention, choices.top_k)
+        return dynamic_delta(expected, attention, choices.top_k)
     if choices.delta == "decoded":
-        return decoded_delta(vae, noise, attention, choices.top_k).to(noise.device)
+        return decoded_delta(vae, expected, attention, choices.top_k).to(expected.device)
     colour = layer.colour or colour_of_prompt(layer.prompt)
     if colour is None:
         return None
-    if colour not in deltas:
-        deltas[colour] = constant_delta(vae, colour, device=noise.device)
-    return deltas[colour]
+    if choices.delta == "constant":
+        if colour not in colours:
+            colours[colour] = constant_delta(vae, colour, device=expected.device)
+        return colours[colour]
+    if colour not in colours:
+        [colours[colour]] = colour_latents(vae, [colour], device=expected.device)
+    mask = layer.cells(*expected.shape[-2:]).to(expected.device, torch.float32)
+    return contrast_delta(colours[colour], expected, mask)
 
 
 def _field(

@@ -17,7 +17,7 @@ def layered_denoising(run: Run, choices: Choices) -> Iterator[State]:
     """
     plan = prepared(run, choices)  # who is asked what, where, with ξ^1 … ξ^n
     x = run.x_T
-    if choices.guide == "noise" and plan.layered:
+    if choices.guide != "steps" and plan.layered:
         x = plan.regions[0].composed(painted(run, plan))
     for i, t in run.steps.until(plan.end):  # t = T … t0
         regions = plan.regions[i]

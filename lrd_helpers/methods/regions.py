@@ -106,17 +106,26 @@ def make_plan(run: Run, choices: Choices, xi: Fields | None = None) -> Plan:
                 for number in range(len(run.layouts))
                 for region in regions_of(run, number, active[number], choices, phase.fuse, layered)
             ]
-            if xi is not None and layered and choices.guide == "steps":
+            if xi is not None and layered and choices.guide != "noise":
                 entries = [
-                    replace(region, field=xi[region.picture][region.layer - 1])
+                    replace(region, field=_seen_field(run, region, choices, xi))
                     if region.layer
                     else region
                     for region in entries
                 ]
             made[key] = batched(entries, run.x_T, share=not (layered and phase.alone))
         steps.append(made[key])
-    repeats = choices.early_repeats if choices.guide == "noise" else 0
+    repeats = choices.early_repeats if choices.guide != "steps" else 0
     return Plan(steps, phase.layered, end, min(repeats, phase.layered, len(steps) - 1), xi)
+
+
+def _seen_field(run: Run, region: Region, choices: Choices, xi: Fields) -> Tensor | None:
+    """What a layer sees of its ξ at each step; with guide="both" only what is outside the layer."""
+    field = xi[region.picture][region.layer - 1]
+    if field is None or choices.guide == "steps":
+        return field
+    layer = run.layouts[region.picture].layers[region.layer - 1]
+    return field * ~layer.cells(*run.size).to(field.device)
 
 
 def regions_of(
@@ -134,7 +143,7 @@ def regions_of(
     """
     layout, negative = run.layouts[number], run.negatives[number]
     layers = [n for n, takes_part in enumerate(active) if takes_part]
-    background = (layout.background if layered else "") or layout.caption
+    background = background_prompt(layout) if layered else layout.caption
     unwanted = [negative] if negative else []
     if layered and choices.negative_objects:
         unwanted += [layout.layers[n].prompt for n in layers]
@@ -153,6 +162,11 @@ def regions_of(
     return [
         region for region in regions if region.mask.any() or (keeps_background and not region.layer)
     ]
+
+
+def background_prompt(layout: Layout) -> str:
+    """What the U-Net is asked for the background: the caption where the layout has none."""
+    return layout.background or layout.caption
 
 
 def asked_prompt(layer: Layer, layout: Layout, choices: Choices) -> str:
@@ -193,13 +207,13 @@ def check_texts(run: Run, regions: Iterable[Regions], guiding: Iterable[str] = (
     Args:
         run: its model has the embeddings that were given.
         regions: what will be asked.
-        guiding: the prompts whose attention maps are looked at.
+        guiding: the prompts that ξ is made from.
 
     Raises:
         ValueError: there is no text encoder, and embeddings are missing.
     """
     model = run.model
-    asked = {text: f"the prompt {text!r} whose attention is looked at" for text in guiding}
+    asked = {text: f"ξ is made from what the model says of {text!r}" for text in guiding}
     for region in (region for each in regions for region in each.entries):
         who = f"layer {region.layer}" if region.layer else "the background or caption"
         asked[region.prompt] = f"{who} asks {region.prompt!r}"

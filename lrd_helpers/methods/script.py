@@ -17,7 +17,7 @@ def merged_once(run: Run, choices: Choices) -> Iterator[State]:
     """
     plan = prepared(run, choices)
     regions = plan.regions[0]
-    x = painted(run, plan) if choices.guide == "noise" else run.x_T[regions.picture]
+    x = painted(run, plan) if choices.guide != "steps" else run.x_T[regions.picture]
     for i, t in run.steps.until(plan.layered):  # t = T … t0, a row a layer
         seen = run.seen(x, t)
         scores = run.scores(seen, t, regions)
