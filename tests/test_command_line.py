@@ -152,7 +152,7 @@ NAME = "x" * 10**5
         (["."], "error: .: cannot be read: it is a folder, but should be a file"),
         (["a\nb\x1b[2J"], r"error: a\nb\x1b[2J: cannot be read: No such file or directory"),
         ([NAME], "xxx: cannot be read: File name too long"),
-        (["car.json", "--output", "car.json/out"], "car.json/out: Not a directory"),
+        (["car.json", "--output", "car.json/out"], "car.json is a file, but should be a folder"),
         (["car.json", "--output", NAME], "xxx: File name too long"),
         (["car.json", "--method", NAME], "error: --method "),
         (["car.json", "--model", NAME], "error: there is no model 'xxx"),
