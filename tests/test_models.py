@@ -1,5 +1,6 @@
 import gc
 import logging
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lrd_helpers import models
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import AssetError, load_pipeline
-from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.pipeline import LayeredRenderingPipeline, LayeredRenderingXLPipeline
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.words import unknown_words
 
@@ -157,19 +158,61 @@ def test_a_device_that_is_not_there(half: Path) -> None:
             load_pipeline(half, device=device)
 
 
-def test_stable_diffusion_has_a_fixed_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+PARTS = dict.fromkeys(
+    ["unet", "vae", "scheduler", "tokenizer", "text_encoder"], ["library", "kind"]
+)
+XL = PARTS | {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "cls", "revision"),
+    [
+        (
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            PARTS,
+            LayeredRenderingPipeline,
+            "451f4fe1",
+        ),
+        ("stabilityai/stable-diffusion-xl-base-1.0", XL, LayeredRenderingXLPipeline, "46216598"),
+    ],
+)
+def test_models_of_the_hub_have_a_fixed_revision(monkeypatch, name, index, cls, revision) -> None:
+    asked = []
+
+    def load_config(name: str, **options: object) -> dict:
+        asked.append(options | {"name": name})
+        return index
 
     def from_pretrained(name: str, **options: object) -> None:
-        asked.update(options, name=name)
+        asked.append(options | {"name": name})
         raise OSError("offline")
 
-    monkeypatch.setattr(LayeredRenderingPipeline, "from_pretrained", from_pretrained)
-    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    monkeypatch.setattr(LayeredRenderingPipeline, "load_config", load_config)
+    monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
     with pytest.raises(AssetError, match=f"^{name} cannot be loaded: offline$"):
         load_pipeline(name)
-    assert asked["revision"] == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
-    assert asked["use_safetensors"] is True
+    assert len(asked) == 2
+    assert all(re.fullmatch(f"{revision}[0-9a-f]{{32}}", each["revision"]) for each in asked)
+    assert asked[1]["use_safetensors"] is True
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
+         "FluxPipeline is of another family; Stable Diffusion 1.x, 2.x or XL would work"),
+        (XL | {"requires_aesthetics_score": True}, "this is a refiner of Stable Diffusion XL (it"),
+        (PARTS | {"scheduler": None}, "model_index.json names no scheduler"),
+        (XL | {"text_encoder": [None, None]}, "model_index.json names no text_encoder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_its_weights_are_fetched(
+    monkeypatch, index, message
+) -> None:
+    monkeypatch.setattr(LayeredRenderingPipeline, "load_config", lambda name, **options: index)
+    with pytest.raises(AssetError, match=re.escape(f"a/b cannot be loaded: {message}")) as caught:
+        load_pipeline("a/b")
+    assert len(str(caught.value)) <= 300
 
 
 # ------------------------------------------------------------------ the shipped model
