@@ -109,7 +109,8 @@ def invert(
     more the fewer steps there are, and far more with guidance.
 
     Args:
-        pipe: any pipeline of Stable Diffusion 1.x, 2.x or XL; its scheduler may be another one and stays as it is.
+        pipe: any pipeline of Stable Diffusion 1.x, 2.x or XL; its scheduler may be another one and
+            stays as it is.
         image: resized to the model's size where it has another one, with a warning.
         prompt: what the picture shows.
         num_inference_steps: T.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ with quiet_libraries():
     import diffusers
     import transformers
     from diffusers import DDIMScheduler, UNet2DModel
+    from huggingface_hub import hf_hub_download
     from transformers import CLIPModel, CLIPTokenizer
 
 __all__ = [
@@ -101,8 +103,9 @@ def load_pipeline(
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         revision = REVISIONS.get(name)
         with _one_sentence(name):
-            index = LayeredRenderingPipeline.load_config(name, revision=revision)
-            cls, options = _pipeline_of(index)
+            # Before gigabytes are fetched.
+            index = hf_hub_download(name, "model_index.json", revision=revision)
+            cls, options = _pipeline_of(json.loads(Path(index).read_text(encoding="utf-8")))
             pipe = cls.from_pretrained(
                 name, revision=revision, use_safetensors=True, variant=variant, **options
             )

@@ -1,4 +1,5 @@
 import gc
+import json
 import logging
 import re
 import shutil
@@ -158,41 +159,43 @@ def test_a_device_that_is_not_there(half: Path) -> None:
             load_pipeline(half, device=device)
 
 
-PARTS = dict.fromkeys(
-    ["unet", "vae", "scheduler", "tokenizer", "text_encoder"], ["library", "kind"]
-)
+def written(path: Path, index: dict[str, object]) -> str:
+    path.write_text(json.dumps(index), encoding="utf-8")
+    return str(path)
+
+
+PARTS = dict.fromkeys(["unet", "vae", "scheduler", "tokenizer", "text_encoder"], ["library", "A"])
 XL = PARTS | {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
 
 
 @pytest.mark.parametrize(
     ("name", "index", "cls", "revision"),
     [
-        (
-            "stable-diffusion-v1-5/stable-diffusion-v1-5",
-            PARTS,
-            LayeredRenderingPipeline,
-            "451f4fe1",
-        ),
-        ("stabilityai/stable-diffusion-xl-base-1.0", XL, LayeredRenderingXLPipeline, "46216598"),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", PARTS, LayeredRenderingPipeline,
+         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", XL, LayeredRenderingXLPipeline,
+         "462165984030d82259a11f4367a4eed129e94a7b"),
     ],
-)
-def test_models_of_the_hub_have_a_fixed_revision(monkeypatch, name, index, cls, revision) -> None:
+)  # fmt: skip
+def test_models_of_the_hub_have_a_fixed_revision(
+    monkeypatch, tmp_path, name, index, cls, revision
+) -> None:
     asked = []
 
-    def load_config(name: str, **options: object) -> dict:
+    def download(name: str, file: str, **options: object) -> str:
         asked.append(options | {"name": name})
-        return index
+        return written(tmp_path / file, index)
 
     def from_pretrained(name: str, **options: object) -> None:
         asked.append(options | {"name": name})
         raise OSError("offline")
 
-    monkeypatch.setattr(LayeredRenderingPipeline, "load_config", load_config)
+    monkeypatch.setattr(models, "hf_hub_download", download)
     monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
     with pytest.raises(AssetError, match=f"^{name} cannot be loaded: offline$"):
         load_pipeline(name)
     assert len(asked) == 2
-    assert all(re.fullmatch(f"{revision}[0-9a-f]{{32}}", each["revision"]) for each in asked)
+    assert all(each["revision"] == revision for each in asked)
     assert asked[1]["use_safetensors"] is True
 
 
@@ -207,9 +210,10 @@ def test_models_of_the_hub_have_a_fixed_revision(monkeypatch, name, index, cls, 
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_its_weights_are_fetched(
-    monkeypatch, index, message
+    monkeypatch, tmp_path, index, message
 ) -> None:
-    monkeypatch.setattr(LayeredRenderingPipeline, "load_config", lambda name, **options: index)
+    path = written(tmp_path / "model_index.json", index)
+    monkeypatch.setattr(models, "hf_hub_download", lambda name, file, **options: path)
     with pytest.raises(AssetError, match=re.escape(f"a/b cannot be loaded: {message}")) as caught:
         load_pipeline("a/b")
     assert len(str(caught.value)) <= 300

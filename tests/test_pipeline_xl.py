@@ -46,6 +46,8 @@ from test_pipeline_common import (  # noqa: F401 (fixtures and tests, here of XL
 )
 
 from lrd_helpers import capture_attention
+from lrd_helpers.benchmark.folder import settings_of
+from lrd_helpers.benchmark.judges import Judges
 from lrd_helpers.editing import insert, invert, redraw
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
@@ -270,6 +272,14 @@ def test_load_pipeline_knows_xl(xl, tmp_path: Path) -> None:
     assert not again.text_encoder_2.training
     again.set_progress_bar_config(disable=True)
     assert same(drawn(again, "collage"), drawn(xl, "collage"))
+
+
+def test_the_name_of_a_model_counts_both_text_encoders(xl) -> None:
+    """A benchmark goes on only with the weights that it was begun with."""
+    judges = Judges(None, None)
+    first = settings_of(xl, [], {}, judges, {})["model"]
+    xl.text_encoder_2 = type(xl.text_encoder_2)(xl.text_encoder_2.config)
+    assert settings_of(xl, [], {}, judges, {})["model"] != first
 
 
 def refiner(tiny_xl: StableDiffusionXLPipeline) -> StableDiffusionXLImg2ImgPipeline:
