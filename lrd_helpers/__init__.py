@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lrd_helpers.methods import METHODS, LayeredRendering, Method
     from lrd_helpers.methods.guidance import vision_guidance
     from lrd_helpers.models import AssetError, load_pipeline
-    from lrd_helpers.pipeline import LayeredRenderingPipeline
+    from lrd_helpers.pipeline import LayeredRenderingPipeline, LayeredRenderingXLPipeline
     from lrd_helpers.widgets import BoxEditor, LayoutStudio
 
 # Public name → its module, imported when the name is first asked for (PEP 562): importing the
@@ -22,6 +22,7 @@ _MODULES = {
     "BoxEditor": "widgets",
     "LayeredRendering": "methods",
     "LayeredRenderingPipeline": "pipeline",
+    "LayeredRenderingXLPipeline": "pipeline",
     "Layer": "layout",
     "Layout": "layout",
     "LayoutError": "layout",
@@ -38,6 +39,7 @@ __all__ = [
     "BoxEditor",
     "LayeredRendering",
     "LayeredRenderingPipeline",
+    "LayeredRenderingXLPipeline",
     "Layer",
     "Layout",
     "LayoutError",

@@ -434,7 +434,8 @@ def _after_down_sampling(unet: nn.Module) -> tuple[str, ...]:
     """Where the names of the first cross-attention block after each down-sampling begin.
 
     That is one block for each size below the first that has cross-attention on the way down:
-    down_blocks.1, down_blocks.2 and (down_blocks.3 has none) the middle of Stable Diffusion 1.5.
+    down_blocks.1, down_blocks.2 and (down_blocks.3 has none) the middle of Stable Diffusion 1.5;
+    down_blocks.1 and down_blocks.2 of XL.
     """
     stages = [(f"down_blocks.{number}", block) for number, block in enumerate(unet.down_blocks)]
     blocks, waiting = [], False

@@ -28,7 +28,7 @@ from lrd_helpers.methods.plain import caption_step
 from lrd_helpers.methods.regions import phases
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.sampling.model import StableDiffusion, decode_latents, encode_images
+from lrd_helpers.sampling.model import model_of
 from lrd_helpers.sampling.regions import Region, Regions, batched
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps, ddim_like, derived
@@ -109,7 +109,8 @@ def invert(
     more the fewer steps there are, and far more with guidance.
 
     Args:
-        pipe: any Stable Diffusion pipeline; its scheduler may be another one and stays as it is.
+        pipe: any pipeline of Stable Diffusion 1.x, 2.x or XL; its scheduler may be another one and
+            stays as it is.
         image: resized to the model's size where it has another one, with a warning.
         prompt: what the picture shows.
         num_inference_steps: T.
@@ -499,14 +500,22 @@ def _levels(
 
 @torch.no_grad()
 def _encoded(pipe: StableDiffusionPipeline, image: Image.Image) -> Tensor:
-    pixels = (2 * pixels_of(image) - 1)[None].to(pipe._execution_device, pipe.vae.dtype)
-    return encode_images(pipe.vae, pixels).to(pipe.unet.dtype)
+    model = model_of(pipe, (image.height, image.width))
+    with model.drawing():
+        return model.encode((2 * pixels_of(image) - 1)[None].to(pipe._execution_device))
 
 
 @torch.no_grad()
 def _decoded(pipe: StableDiffusionPipeline, latents: Tensor) -> Image.Image:
-    pixels = decode_latents(pipe.vae, latents.to(pipe.vae.dtype))
-    return picture_of(pixels[0] / 2 + 0.5)
+    model = model_of(pipe, _pixels(pipe, latents))
+    with model.drawing():
+        return picture_of(model.decode(latents)[0] / 2 + 0.5)
+
+
+def _pixels(pipe: StableDiffusionPipeline, latents: Tensor) -> tuple[int, int]:
+    """Height and width of the latents' picture."""
+    height, width = latents.shape[-2:]
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
 def _asking(
@@ -519,7 +528,7 @@ def _asking(
     guidance_scale: float,
 ) -> tuple[Run, Regions]:
     """A run in which the whole picture is asked for one prompt."""
-    model = StableDiffusion(pipe, x, guidance_scale=guidance_scale)
+    model = model_of(pipe, _pixels(pipe, x), guidance_scale=guidance_scale)
     steps = Steps(scheduler, num_inference_steps, device=x.device)
     whole = torch.ones(x.shape[-2:])
     regions = batched([Region(0, 0, prompt, negative_prompt, whole)], x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,14 +13,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.pipeline import (
+    LayeredRenderingMixin,
+    LayeredRenderingPipeline,
+    LayeredRenderingXLPipeline,
+)
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.model import REFINER, check_kind
 from lrd_helpers.style import StyleConditioning, StyleEncoder
 
 with quiet_libraries():
     import diffusers
     import transformers
     from diffusers import DDIMScheduler, UNet2DModel
+    from huggingface_hub import hf_hub_download
     from transformers import CLIPModel, CLIPTokenizer
 
 __all__ = [
@@ -38,6 +45,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 REVISIONS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
 }
 """The commit on the Hugging Face hub that a model is taken from: so pictures stay the same."""
 
@@ -60,46 +68,48 @@ def load_pipeline(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
-) -> LayeredRenderingPipeline:
-    """The model as a `LayeredRenderingPipeline`, ready to draw: in eval mode, no safety checker.
+) -> LayeredRenderingPipeline | LayeredRenderingXLPipeline:
+    """The model as a layered pipeline, ready to draw: in eval mode, no safety checker.
 
     Args:
-        name_or_folder: "storybook" (shipped), a folder of a Stable Diffusion pipeline, or a name on
-            the Hugging Face hub such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (at the
-            commit in `REVISIONS`). Only safetensors weights are read.
+        name_or_folder: "storybook" (shipped), a folder of a Stable Diffusion pipeline (1.x, 2.x or
+            XL), or a name on the Hugging Face hub such as
+            "stable-diffusion-v1-5/stable-diffusion-v1-5" or
+            "stabilityai/stable-diffusion-xl-base-1.0" (at the commit in `REVISIONS`). Only
+            safetensors weights are read.
         device: "cuda", "mps", "cpu", …; the best there is by default.
         dtype: of all weights; half precision on CUDA and single elsewhere by default.
         variant: of the weights' files, such as "fp16" for `….fp16.safetensors`; in a folder by
             default the one that it has, if it has no plain ones.
 
     Raises:
-        AssetError: missing, incomplete or damaged, or weights of another shape.
+        AssetError: missing, incomplete or damaged, weights of another shape, or no Stable
+            Diffusion 1.x, 2.x or XL that draws from text alone.
         ValueError: a device that this machine does not have.
     """
     device = best_device() if device is None else _checked_device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     name = os.fspath(name_or_folder)
-    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     if name == "storybook" or Path(name).is_dir():
         folder = ASSETS / name if name == "storybook" else Path(name)
         with _one_sentence(folder), _no_progress_bars():
             index = LayeredRenderingPipeline.load_config(str(folder))
-            for part in ("unet", "vae", "text_encoder"):
-                library, kind = index[part]
-                cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
-                weights = variant or _variant_in(folder / part)
-                options[part] = _load_weights(cls, folder / part, weights)
-            pipe = LayeredRenderingPipeline.from_pretrained(str(folder), **options)
+            cls, options = _pipeline_of(index)
+            for part in ("unet", "vae", *_text_encoders(index)):
+                options[part] = _load_part(folder / part, *index[part], variant)
+            pipe = cls.from_pretrained(str(folder), **options)
+            check_kind(pipe)
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        revision = REVISIONS.get(name)
         with _one_sentence(name):
-            pipe = LayeredRenderingPipeline.from_pretrained(
-                name,
-                revision=REVISIONS.get(name),
-                use_safetensors=True,
-                variant=variant,
-                **options,
+            # Before gigabytes are fetched.
+            index = hf_hub_download(name, "model_index.json", revision=revision)
+            cls, options = _pipeline_of(json.loads(Path(index).read_text(encoding="utf-8")))
+            pipe = cls.from_pretrained(
+                name, revision=revision, use_safetensors=True, variant=variant, **options
             )
+            check_kind(pipe)
     else:
         raise AssetError(
             f"there is no model {name!r}: give 'storybook', a folder with a model_index.json, or a "
@@ -180,6 +190,37 @@ def _checked_device(device: torch.device | str) -> torch.device:
             f"there is no device {str(device)!r} on this machine; {str(best_device())!r} would work"
         ) from None
     return device
+
+
+def _pipeline_of(index: dict[str, Any]) -> tuple[type[LayeredRenderingMixin], dict[str, Any]]:
+    """The class for what a model_index.json describes, and its options.
+
+    Raises:
+        ValueError: it is of another family.
+    """
+    if index.get("requires_aesthetics_score"):
+        raise ValueError(REFINER)
+    if "unet" not in index:
+        raise ValueError(
+            f"{index.get('_class_name')} is of another family; Stable Diffusion 1.x, 2.x or XL "
+            "would work"
+        )
+    parts = ("unet", "vae", "scheduler", "tokenizer", *_text_encoders(index))
+    if absent := [part for part in parts if (index.get(part) or [None])[0] is None]:
+        raise ValueError(f"model_index.json names no {', '.join(absent)}")
+    if "text_encoder_2" in index:
+        return LayeredRenderingXLPipeline, {}
+    return LayeredRenderingPipeline, {"safety_checker": None, "requires_safety_checker": False}
+
+
+def _text_encoders(index: dict[str, Any]) -> list[str]:
+    return ["text_encoder", *(part for part in index if part == "text_encoder_2")]
+
+
+def _load_part(folder: Path, library: str, kind: str, variant: str | None) -> nn.Module:
+    """A model of a pipeline's folder, as its model_index.json says."""
+    cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    return _load_weights(cls, folder, variant or _variant_in(folder))
 
 
 def _variant_in(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Layouts to pictures: a Stable Diffusion pipeline of diffusers that also takes a `method`."""
+"""Layouts to pictures: pipelines of diffusers (Stable Diffusion, and XL) that take a `method`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,14 +22,14 @@ from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.naming import weight_in
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.sampling.model import checked_finite
+from lrd_helpers.sampling.model import check_kind, checked_finite
 from lrd_helpers.sampling.regions import Regions, stacked
 from lrd_helpers.sampling.run import Run, State
 from lrd_helpers.sampling.steps import Generators, Steps, check_scheduler
 from lrd_helpers.words import nearest_words, unknown_words
 
 with quiet_libraries():
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
     from diffusers.pipelines import auto_pipeline
     from diffusers.utils import BaseOutput
@@ -56,7 +56,7 @@ class LayerTrace:
 
 @dataclass
 class LayeredRenderingOutput(BaseOutput):
-    """What `LayeredRenderingPipeline` returns.
+    """What `LayeredRenderingPipeline` and `LayeredRenderingXLPipeline` return.
 
     Attributes:
         images: the pictures, as `output_type` says; those of one layout stand together.
@@ -72,20 +72,21 @@ class LayeredRenderingOutput(BaseOutput):
     layers: list[LayerTrace] | None = None
 
 
-class LayeredRenderingPipeline(StableDiffusionPipeline):
-    """Layout to picture, by any of `METHODS`.
+class LayeredRenderingMixin:
+    """Layout to picture, by any of `METHODS`: what makes a layered pipeline of one of diffusers'.
 
-    Everything but `__call__` is `StableDiffusionPipeline`'s: `from_pretrained`, `from_pipe`,
-    `components`, `to`, offloading, slicing, LoRA, IP-Adapter. A saved folder is a plain Stable
-    Diffusion folder (the method lives in the sampler, not in the weights), and any such folder
-    loads as this class. As in diffusers, `from_pipe` casts the models that both pipelines share to
-    float32 unless told otherwise: `from_pipe(pipe, torch_dtype=torch.float16)`.
+    Everything but `__call__` is diffusers': `from_pretrained`, `from_pipe`, `components`, `to`,
+    offloading, slicing, LoRA, IP-Adapter. A saved folder is a plain Stable Diffusion folder (the
+    method lives in the sampler, not in the weights), and any such folder loads as this class. As in
+    diffusers, `from_pipe` casts the models that both pipelines share to float32 unless told
+    otherwise: `from_pipe(pipe, torch_dtype=torch.float16)`.
 
     Best with DDIM. PNDM, the scheduler in many Stable Diffusion folders, extrapolates from four
     predictions, and here these change with the prompts: on storybook it obeys much less.
     """
 
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    plain: ClassVar[type[DiffusionPipeline]]
+    """The pipeline of diffusers that a saved folder is one of."""
 
     prompts_of_rows: list[str | None] | None = None
     """The prompt of each row of the batch the U-Net is computing, None for an unconditional row:
@@ -118,7 +119,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         generator: Generators = None,
         latents: Float[Tensor, "pictures channels height_ width_"] | None = None,
         canvas: Image.Image | Sequence[Image.Image] | None = None,
-        prompt_embeds: Mapping[str, Float[Tensor, "tokens features"]] | None = None,
+        prompt_embeds: Mapping[str, Tensor | tuple[Tensor, ...]] | None = None,
         ip_adapter_image: Any = None,
         ip_adapter_image_embeds: list[Tensor] | None = None,
         cross_attention_kwargs: dict[str, Any] | None = None,
@@ -156,9 +157,10 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 background's sketch; of the size that is drawn, one for each layout, whose
                 `background` says what it shows. The last steps change all of it: see
                 `lrd_helpers.editing` for how the rest is kept.
-            prompt_embeds: texts that are not to be encoded, with their embeddings: every text that
-                the U-Net is asked, so with `background_in_prompts` "a red car at night", not
-                "a red car".
+            prompt_embeds: texts that are not to be encoded, with their embeddings "tokens
+                features", in XL pairs of them and the pooled text "pooled": every text that the
+                U-Net is asked, so with `background_in_prompts` "a red car at night", not
+                "a red car". The empty text is what unguided rows read (in XL zeros, if not given).
             ip_adapter_image: picture or pictures for the loaded IP-Adapter, which all regions see.
             ip_adapter_image_embeds: instead of it, what `prepare_ip_adapter_image_embeds` makes.
             cross_attention_kwargs: for the attention processors, such as LoRA's {"scale": 0.5}.
@@ -172,8 +174,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
                 that every layer goes on from. Methods that draw one picture at a time call it for
                 each picture.
             callback_on_step_end_tensor_inputs: which tensors the callback gets: "latents";
-                "prompt_embeds" and "negative_prompt_embeds", a row a region, which it may not
-                change.
+                others in `_callback_tensor_inputs`, a row a region, which it may not change.
 
         Raises:
             ValueError: an argument that cannot work, before the first U-Net call; or numbers that
@@ -185,10 +186,10 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         size = height or self._default_size(0), width or self._default_size(1)
         if timesteps is not None or sigmas is not None:
             num_inference_steps = None
+        check_kind(self)
         check_layouts(self, layouts, size)
         check_sampling(self, num_inference_steps, num_images_per_prompt, chunk_size)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        check_prompt_embeds(self, prompt_embeds)
         canvas = checked_canvas(canvas, layouts, size)
         check_traces(method, output_layers)
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
@@ -262,7 +263,7 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         if output_type == "latent":
             return latents, None
         images = run.model.decode(latents, run.generator)
-        images, nsfw = self.run_safety_checker(images, images.device, self.unet.dtype)
+        images, nsfw = self._looked_through(images)
         shown = [not hit for hit in nsfw or [False] * len(images)]
         return self.image_processor.postprocess(images, output_type, do_denormalize=shown), nsfw
 
@@ -270,20 +271,14 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
         self, callback: Callback, names: Sequence[str], run: Run, state: State, number: int
     ) -> None:
         """Show a state to a callback and take over what it changes."""
-        latents = state.latents
-        entries = state.regions.entries
-        texts = {
-            "prompt_embeds": [entry.prompt for entry in entries],
-            "negative_prompt_embeds": [entry.negative for entry in entries],
-        }
-        given = {
-            name: latents
-            if name == "latents"
-            else torch.stack([run.model.embedding(text) for text in texts[name]])
-            for name in names
-        }
+        latents, entries = state.latents, state.regions.entries
+        tensors = {"latents": latents}
+        if set(names) - tensors.keys():
+            prompts, negatives = zip(*((e.prompt, e.negative) for e in entries), strict=True)
+            tensors |= run.model.tensors(prompts, negatives)
+        given = {name: tensors[name] for name in names}
         changed = callback(self, number, state.t, dict(given)) or {}
-        for name in texts.keys() & changed.keys() & given.keys():
+        for name in given.keys() & changed.keys() - {"latents"}:
             rest = changed[name]
             if not torch.equal(rest, given[name][len(given[name]) - len(rest) :]):
                 raise ValueError(
@@ -316,19 +311,52 @@ class LayeredRenderingPipeline(StableDiffusionPipeline):
             _plain(image), image_embeds, self._execution_device, 1, self.do_classifier_free_guidance
         )
 
-    def to_json_string(self) -> str:
-        """The text of `model_index.json`: a plain Stable Diffusion pipeline's.
+    def _looked_through(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
+        """The pictures in [−1, 1] as diffusers' pipeline lets them pass, and its objections."""
+        raise NotImplementedError
 
-        So a folder that `save_pretrained` wrote opens with this class, with
-        `StableDiffusionPipeline` and with `DiffusionPipeline`, with no code of ours.
+    def to_json_string(self) -> str:
+        """The text of `model_index.json`: that of `plain`.
+
+        So a folder that `save_pretrained` wrote opens with this class, with `plain` and with
+        `DiffusionPipeline`, with no code of ours.
         """
         index = json.loads(super().to_json_string())
-        index["_class_name"] = StableDiffusionPipeline.__name__
+        index["_class_name"] = self.plain.__name__
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-# So AutoPipelineForImage2Image.from_pipe and its sisters know what to make of this pipeline.
-auto_pipeline.SUPPORTED_TASKS_MAPPINGS.append({"stable-diffusion": LayeredRenderingPipeline})
+class LayeredRenderingPipeline(LayeredRenderingMixin, StableDiffusionPipeline):
+    """Layout to picture with Stable Diffusion 1.x or 2.x: see `LayeredRenderingMixin`."""
+
+    plain = StableDiffusionPipeline
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    def _looked_through(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
+        return self.run_safety_checker(images, images.device, self.unet.dtype)
+
+
+class LayeredRenderingXLPipeline(LayeredRenderingMixin, StableDiffusionXLPipeline):
+    """Layout to picture with Stable Diffusion XL: see `LayeredRenderingMixin`.
+
+    XL is told that each picture was made at the size that is drawn, and not cropped.
+    """
+
+    plain = StableDiffusionXLPipeline
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
+    _denoising_end = None
+
+    def _looked_through(self, images: Tensor) -> tuple[Tensor, list[bool] | None]:
+        return (images if self.watermark is None else self.watermark.apply_watermark(images)), None
+
+
+# So AutoPipelineForImage2Image.from_pipe and its sisters know what to make of these pipelines.
+auto_pipeline.SUPPORTED_TASKS_MAPPINGS.append(
+    {
+        "stable-diffusion": LayeredRenderingPipeline,
+        "stable-diffusion-xl": LayeredRenderingXLPipeline,
+    }
+)
 
 
 # ------------------------------------------------------------------ traces
@@ -372,7 +400,7 @@ def _traces(run: Run, recorded: Sequence[Recorded]) -> list[LayerTrace]:
 
 
 def check_layouts(
-    pipe: LayeredRenderingPipeline, layouts: Sequence[Layout], size: tuple[int, int]
+    pipe: LayeredRenderingMixin, layouts: Sequence[Layout], size: tuple[int, int]
 ) -> None:
     if not layouts or not all(isinstance(layout, Layout) for layout in layouts):
         kinds = sorted({type(layout).__name__ for layout in layouts}) or ["nothing"]
@@ -387,19 +415,10 @@ def check_layouts(
 
 
 def check_sampling(
-    pipe: LayeredRenderingPipeline, steps: int | None, pictures: int, chunk_size: int | None
+    pipe: LayeredRenderingMixin, steps: int | None, pictures: int, chunk_size: int | None
 ) -> None:
-    kind, scheduler = type(pipe.unet).__name__, pipe.scheduler
-    if getattr(pipe.unet.config, "addition_embed_type", None) is not None:
-        raise ValueError(
-            f"this {kind} wants more than a prompt (addition_embed_type is "
-            f"{pipe.unet.config.addition_embed_type!r}, as in Stable Diffusion XL); use a "
-            "Stable Diffusion 1.x or 2.x model"
-        )
-    if not any(getattr(module, "is_cross_attention", False) for module in pipe.unet.modules()):
-        raise ValueError(f"this {kind} has no cross-attention, so no prompt can reach it")
-    check_scheduler(scheduler)
-    most = scheduler.config.num_train_timesteps
+    check_scheduler(pipe.scheduler)
+    most = pipe.scheduler.config.num_train_timesteps
     if steps is not None and not 1 <= steps <= most:
         raise ValueError(
             f"num_inference_steps is {steps}, but should be between 1 and {most}, the steps the "
@@ -412,7 +431,7 @@ def check_sampling(
 
 
 def tensor_names(
-    pipe: LayeredRenderingPipeline, callback: Callback | None, names: Sequence[str]
+    pipe: LayeredRenderingMixin, callback: Callback | None, names: Sequence[str]
 ) -> Sequence[str]:
     """Which tensors a callback gets; those of diffusers say so themselves."""
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
@@ -444,24 +463,6 @@ def check_noise(latents: Tensor | None, generator: Generators, shape: Sequence[i
         )
     if not latents.isfinite().all():
         raise ValueError("latents has values that are not finite (NaN or infinite)")
-
-
-def check_prompt_embeds(pipe: LayeredRenderingPipeline, embeddings: Any) -> None:
-    """Refuse embeddings of another kind or size."""
-    if embeddings is None:
-        return
-    if not isinstance(embeddings, Mapping):
-        raise ValueError(
-            f"prompt_embeds is a {type(embeddings).__name__}, but should say whose embedding it "
-            'is: {"a red car": embedding, …}, each of shape (tokens, features)'
-        )
-    features = pipe.unet.config.cross_attention_dim
-    for text, embedding in embeddings.items():
-        if embedding.ndim != 2 or (isinstance(features, int) and len(embedding[0]) != features):
-            raise ValueError(
-                f"prompt_embeds[{text!r}] has shape {tuple(embedding.shape)}, but should be "
-                f"(tokens, {features})"
-            )
 
 
 def checked_canvas(
@@ -505,7 +506,7 @@ def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout])
         raise ValueError(f"negative_prompt {error}") from None
 
 
-def warn_of_words(pipe: LayeredRenderingPipeline, layouts: Sequence[Layout]) -> None:
+def warn_of_words(pipe: LayeredRenderingMixin, layouts: Sequence[Layout]) -> None:
     """Warn of words that the model does not know, and of weights, which it reads as words."""
     for layout in layouts:
         texts = [("caption", layout.caption), ("background", layout.background)]

@@ -1,4 +1,4 @@
-"""What the tests share: a tiny random Stable Diffusion, and the shipped models.
+"""What the tests share: a tiny random Stable Diffusion (and XL), and the shipped models.
 
 Torch and diffusers are imported in the fixtures: the process that hands the tests out to the others
 (see run_all.py) reads this file, too, and needs none of them.
@@ -13,7 +13,7 @@ import jaxtyping
 import pytest
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     from lrd_helpers.pipeline import LayeredRenderingPipeline
 
@@ -118,6 +118,44 @@ def tiny_stable_diffusion(**scheduler: object) -> StableDiffusionPipeline:
     return pipe
 
 
+def tiny_stable_diffusion_xl(tiny: StableDiffusionPipeline) -> StableDiffusionXLPipeline:
+    """A random Stable Diffusion XL with the tokenizer, autoencoder and text encoder of `tiny`.
+
+    As in XL, the first block down has no cross-attention. The U-Net has 69 thousand parameters.
+    """
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    torch.manual_seed(1)
+    text = tiny.text_encoder.config.to_dict() | {"projection_dim": 8, "num_hidden_layers": 2}
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 8,
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=tiny.vae,
+        text_encoder=tiny.text_encoder,
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig.from_dict(text)).eval(),
+        tokenizer=tiny.tokenizer,
+        tokenizer_2=tiny.tokenizer,
+        unet=unet.eval(),
+        scheduler=DDIMScheduler.from_config(tiny.scheduler.config),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 @pytest.fixture(scope="session")
 def _tiny() -> StableDiffusionPipeline:
     return tiny_stable_diffusion()
@@ -132,6 +170,22 @@ def tiny(_tiny: StableDiffusionPipeline) -> StableDiffusionPipeline:
         **_tiny.components | {"scheduler": DDIMScheduler.from_config(_tiny.scheduler.config)},
         requires_safety_checker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def _tiny_xl(_tiny: StableDiffusionPipeline) -> StableDiffusionXLPipeline:
+    return tiny_stable_diffusion_xl(_tiny)
+
+
+@pytest.fixture
+def tiny_xl(_tiny_xl: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
+    """The tiny XL with a scheduler of its own (the models are shared: do not change them)."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(_tiny_xl.scheduler.config)
+    pipe = type(_tiny_xl)(**_tiny_xl.components | {"scheduler": scheduler})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

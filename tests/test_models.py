@@ -1,5 +1,7 @@
 import gc
+import json
 import logging
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lrd_helpers import models
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.models import AssetError, load_pipeline
-from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.pipeline import LayeredRenderingPipeline, LayeredRenderingXLPipeline
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.words import unknown_words
 
@@ -157,19 +159,64 @@ def test_a_device_that_is_not_there(half: Path) -> None:
             load_pipeline(half, device=device)
 
 
-def test_stable_diffusion_has_a_fixed_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+def written(path: Path, index: dict[str, object]) -> str:
+    path.write_text(json.dumps(index), encoding="utf-8")
+    return str(path)
+
+
+PARTS = dict.fromkeys(["unet", "vae", "scheduler", "tokenizer", "text_encoder"], ["library", "A"])
+XL = PARTS | {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "cls", "revision"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", PARTS, LayeredRenderingPipeline,
+         "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", XL, LayeredRenderingXLPipeline,
+         "462165984030d82259a11f4367a4eed129e94a7b"),
+    ],
+)  # fmt: skip
+def test_models_of_the_hub_have_a_fixed_revision(
+    monkeypatch, tmp_path, name, index, cls, revision
+) -> None:
+    asked = []
+
+    def download(name: str, file: str, **options: object) -> str:
+        asked.append(options | {"name": name})
+        return written(tmp_path / file, index)
 
     def from_pretrained(name: str, **options: object) -> None:
-        asked.update(options, name=name)
+        asked.append(options | {"name": name})
         raise OSError("offline")
 
-    monkeypatch.setattr(LayeredRenderingPipeline, "from_pretrained", from_pretrained)
-    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    monkeypatch.setattr(models, "hf_hub_download", download)
+    monkeypatch.setattr(cls, "from_pretrained", from_pretrained)
     with pytest.raises(AssetError, match=f"^{name} cannot be loaded: offline$"):
         load_pipeline(name)
-    assert asked["revision"] == "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
-    assert asked["use_safetensors"] is True
+    assert len(asked) == 2
+    assert all(each["revision"] == revision for each in asked)
+    assert asked[1]["use_safetensors"] is True
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
+         "FluxPipeline is of another family; Stable Diffusion 1.x, 2.x or XL would work"),
+        (XL | {"requires_aesthetics_score": True}, "this is a refiner of Stable Diffusion XL (it"),
+        (PARTS | {"scheduler": None}, "model_index.json names no scheduler"),
+        (XL | {"text_encoder": [None, None]}, "model_index.json names no text_encoder"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_its_weights_are_fetched(
+    monkeypatch, tmp_path, index, message
+) -> None:
+    path = written(tmp_path / "model_index.json", index)
+    monkeypatch.setattr(models, "hf_hub_download", lambda name, file, **options: path)
+    with pytest.raises(AssetError, match=re.escape(f"a/b cannot be loaded: {message}")) as caught:
+        load_pipeline("a/b")
+    assert len(str(caught.value)) <= 300
 
 
 # ------------------------------------------------------------------ the shipped model

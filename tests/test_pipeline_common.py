@@ -29,11 +29,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
 )
-from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from peft import LoraConfig
@@ -74,7 +72,10 @@ def pipe(method: str, tiny: StableDiffusionPipeline) -> StableDiffusionPipeline:
 
 
 def made(kind: type, components: dict[str, object]) -> StableDiffusionPipeline:
-    pipe = kind(**components, requires_safety_checker=False)
+    options = (
+        {"requires_safety_checker": False} if issubclass(kind, StableDiffusionPipeline) else {}
+    )
+    pipe = kind(**components, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -104,6 +105,11 @@ def expected(pictures, pipe, method) -> Tensor:
     if method not in pictures:
         pictures[method] = drawn(pipe, method)
     return pictures[method]
+
+
+def in_diffusers(pipe: StableDiffusionPipeline) -> type:
+    """Its class in diffusers, the same for "plain diffusers"."""
+    return getattr(pipe, "plain", type(pipe))
 
 
 def same(first: Tensor, second: Tensor, atol: float = 1e-3) -> bool:
@@ -162,14 +168,18 @@ def test_save_load_dtype(pipe, method, tmp_path: Path) -> None:
 
 def test_components_and_from_pipe(pipe, method, expected) -> None:
     assert same(drawn(made(type(pipe), pipe.components), method), expected)
-    again = type(pipe).from_pipe(StableDiffusionPipeline.from_pipe(pipe))
+    again = type(pipe).from_pipe(in_diffusers(pipe).from_pipe(pipe))
     again.set_progress_bar_config(disable=True)
     assert same(drawn(again, method), expected)
 
 
 def test_auto_pipelines_know_it(pipe, method) -> None:
-    assert type(AutoPipelineForImage2Image.from_pipe(pipe)) is StableDiffusionImg2ImgPipeline
-    assert type(AutoPipelineForInpainting.from_pipe(pipe)) is StableDiffusionInpaintPipeline
+    family = in_diffusers(pipe).__name__.removesuffix("Pipeline")
+    to_image, inpaint = (
+        getattr(diffusers, f"{family}{to}Pipeline") for to in ("Img2Img", "Inpaint")
+    )
+    assert type(AutoPipelineForImage2Image.from_pipe(pipe)) is to_image
+    assert type(AutoPipelineForInpainting.from_pipe(pipe)) is inpaint
     text_to_image = AutoPipelineForText2Image.from_pipe(pipe)
     assert text_to_image.unet is pipe.unet
 
@@ -246,7 +256,9 @@ def test_a_callback_of_diffusers_cuts_guidance_off(pipe, method) -> None:
     try:
         drawn(pipe, method)
         guided = rows[-1]
-        drawn(pipe, method, callback_on_step_end=SDCFGCutoffCallback(None, 0))
+        xl = "add_time_ids" in pipe._callback_tensor_inputs
+        cut_off = (SDXLCFGCutoffCallback if xl else SDCFGCutoffCallback)(None, 0)
+        drawn(pipe, method, callback_on_step_end=cut_off)
     finally:
         hook.remove()
     assert pipe.guidance_scale == 0.0
@@ -352,7 +364,7 @@ def test_multi_vae(pipe, method, tiny) -> None:
 
 
 def test_slicing_and_tiling(pipe, method) -> None:
-    expected = drawn(pipe, method, LAYOUT, OTHER)
+    expected, processors = drawn(pipe, method, LAYOUT, OTHER), pipe.unet.attn_processors
     try:
         pipe.vae.enable_slicing()
         assert same(drawn(pipe, method, LAYOUT, OTHER), expected)
@@ -364,7 +376,7 @@ def test_slicing_and_tiling(pipe, method) -> None:
         pipe.vae.disable_slicing()
         pipe.vae.disable_tiling()
         pipe.disable_attention_slicing()
-        pipe.unet.set_default_attn_processor()
+        pipe.unet.set_attn_processor(processors)
 
 
 def own_unet(pipe: StableDiffusionPipeline) -> None:
@@ -398,18 +410,18 @@ def test_a_lora_changes_the_picture(pipe, method, expected) -> None:
 def ip_adapter(pipe) -> Callable[[float], None]:
     """An IP-Adapter of random weights in the U-Net; says how strong it is."""
     own_unet(pipe)
-    state, key = {}, 1
+    state, key, features = {}, 1, pipe.unet.config.cross_attention_dim
     torch.manual_seed(0)
     for name in pipe.unet.attn_processors:
         if name.endswith("attn1.processor") or "motion_modules" in name:
             continue
         size = pipe.unet.get_submodule(name.removesuffix(".processor")).inner_dim
-        processor = IPAdapterAttnProcessor2_0(size, 16, scale=1.0)
+        processor = IPAdapterAttnProcessor2_0(size, features, scale=1.0)
         for part, weights in processor.state_dict().items():
             which = "to_k_ip" if "to_k_ip" in part else "to_v_ip"
             state[f"{key}.{which}.weight"] = weights
         key += 2
-    projection = diffusers.models.ImageProjection(32, 16, num_image_text_embeds=4).state_dict()
+    projection = diffusers.models.ImageProjection(32, features, 4).state_dict()
     image_proj = {
         "proj.weight": projection["image_embeds.weight"],
         "proj.bias": projection["image_embeds.bias"],

@@ -125,8 +125,9 @@ def imported(source: str) -> set[str]:
 
 
 def test_every_package_that_is_imported_is_declared():
-    # ipywidgets brings IPython, webdataset braceexpand.
+    # ipywidgets brings IPython, webdataset braceexpand, diffusers huggingface_hub.
     projects = {"PIL": "pillow", "IPython": "ipywidgets", "braceexpand": "webdataset"}
+    projects["huggingface_hub"] = "diffusers"
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     extras = {"shards.py": "shards", "precision.py": "benchmark"}
     for path in sorted((ROOT / "lrd_helpers").rglob("*.py")):

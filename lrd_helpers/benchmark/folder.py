@@ -293,10 +293,11 @@ def settings_of(
 ) -> dict[str, Any]:
     """What draws, what is drawn, who judges; and the machine, which makes no difference."""
     scheduler = json.loads(pipe.scheduler.to_json_string())
+    text_encoders = [pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
     settings = {
         "version": VERSION,
         "layouts": digest_of_layouts(layouts),
-        "model": digest(pipe.unet, pipe.vae, pipe.text_encoder),
+        "model": digest(pipe.unet, pipe.vae, *text_encoders),
         "scheduler": {
             name: value
             for name, value in scheduler.items()

@@ -217,12 +217,13 @@ def check_texts(run: Run, regions: Iterable[Regions], guiding: Iterable[str] = (
     for region in (region for each in regions for region in each.entries):
         who = f"layer {region.layer}" if region.layer else "the background or caption"
         asked[region.prompt] = f"{who} asks {region.prompt!r}"
-        asked.setdefault(region.negative, f"{who} has the negative prompt {region.negative!r}")
+        if not model.is_zero(region.negative):
+            asked.setdefault(region.negative, f"{who} has the negative prompt {region.negative!r}")
     missing = [reason for text, reason in asked.items() if text not in model.given]
-    if missing and (model.pipe.text_encoder is None or model.pipe.tokenizer is None):
-        what = "text_encoder" if model.pipe.text_encoder is None else "tokenizer"
+    absent = [name for name in model.encoders if getattr(model.pipe, name) is None]
+    if missing and absent:
         raise ValueError(
-            f"the pipeline has no {what}, and prompt_embeds lacks: " + "; ".join(missing)
+            f"the pipeline has no {absent[0]}, and prompt_embeds lacks: " + "; ".join(missing)
         )
     for text in model.given.keys() - asked.keys():
         warnings.warn(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lrd_helpers.attention import AttentionMaps, capture_attention
+from lrd_helpers.messages import excerpt
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.steps import Generators
 from lrd_helpers.words import PromptTokens, WordError
@@ -21,44 +23,27 @@ with quiet_libraries():
     )
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 Latents = Float[Tensor, "rows channels height width"]
 Images = Float[Tensor, "pictures 3 height_ width_"]
+Embedding = tuple[Tensor, ...]
+"""Of a text: what cross-attention reads ("tokens features"), and XL's pooled text ("pooled")."""
 
 CELLS_AT_ONCE = 2**16
 """So many latent cells go through the U-Net at once where no `chunk_size` is given: 256 rows of
 128 × 128 pixels, or 16 of 512 × 512. More take memory, and hardly any time less."""
 
 
-class Model(Protocol):
-    """What a method may ask of a model."""
-
-    def __call__(
-        self,
-        x: Latents,
-        t: Tensor,
-        texts: Sequence[str],
-        pictures: Sequence[int],
-        conditional: Sequence[bool],
-        *,
-        watched: bool = True,
-    ) -> Latents: ...
-
-    def encode(self, images: Images) -> Latents: ...
-
-    def decode(self, latents: Latents) -> Images: ...
-
-
-class StableDiffusion:
-    """Stable Diffusion 1.x and 2.x: one text encoder, embeddings "tokens features".
+class Model(ABC):
+    """What a method may ask of a model, and all that Stable Diffusion's versions share.
 
     Each text is encoded once, and alone: a picture must not depend on what else is in the batch.
 
     Args:
         pipe: a pipeline of Stable Diffusion; it holds the models.
-        like: latents, for their device and precision.
-        prompt_embeds: texts that need not be encoded, with their embeddings.
+        like: latents, for their size, device and precision.
+        prompt_embeds: texts that need not be encoded, with their embeddings (see `shapes`).
         image_embeds: of an IP-Adapter, for each adapter [unconditional, conditional] of one
             picture.
         chunk_size: so many rows go through the U-Net at once, and pictures through the autoencoder;
@@ -66,14 +51,20 @@ class StableDiffusion:
         at_once: pictures that the autoencoder takes at once.
         guidance_scale: for models into which guidance is distilled.
         cross_attention_kwargs: for the attention processors, such as LoRA's {"scale": 0.5}.
+
+    Raises:
+        ValueError: embeddings of another kind or size.
     """
+
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """The parts of the pipeline that a text is encoded with."""
 
     def __init__(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
         like: Tensor,
         *,
-        prompt_embeds: Mapping[str, Float[Tensor, "tokens features"]] | None = None,
+        prompt_embeds: Any = None,
         image_embeds: Sequence[Tensor] | None = None,
         chunk_size: int | None = None,
         at_once: int = 1,
@@ -84,8 +75,30 @@ class StableDiffusion:
         self.guidance_scale, self.cross_attention_kwargs = guidance_scale, cross_attention_kwargs
         self.image_embeds = image_embeds
         self.at_once = min(chunk_size or at_once, at_once)
-        self.given = dict(prompt_embeds or {})
-        self._embeddings = {text: given.to(like) for text, given in self.given.items()}
+        self.given = self._checked({} if prompt_embeds is None else prompt_embeds)
+        self._embeddings = {
+            text: tuple(part.to(like) for part in parts) for text, parts in self.given.items()
+        }
+
+    # -------------------------------------------------------------- what the versions differ in
+
+    @property
+    def shapes(self) -> Sequence[tuple[int | str, ...]]:
+        """Of each part of a text's embedding; a name stands for any size."""
+        features = self.pipe.unet.config.cross_attention_dim
+        return [("tokens", features if isinstance(features, int) else "features")]
+
+    @abstractmethod
+    def _encoded(self, text: str) -> Embedding:
+        """A text's embedding from the text encoders."""
+
+    @abstractmethod
+    def tensors(self, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, Tensor]:
+        """What a callback may look at beside the latents, by diffusers' names, a row a text."""
+
+    def is_zero(self, text: str) -> bool:
+        """Whether zeros stand for this negative prompt, and not its embedding."""
+        return False
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -102,16 +115,50 @@ class StableDiffusion:
     def encode_texts(self, texts: Iterable[str]) -> None:
         """All at once, so that an offloaded text encoder is fetched once and not between steps."""
         for text in texts:
-            self.embedding(text)
+            if not self.is_zero(text):
+                self.embedding(text)
 
-    def embedding(self, text: str) -> Float[Tensor, "tokens features"]:
-        """What the U-Net reads of a text."""
+    def embedding(self, text: str, conditional: bool = True) -> Embedding:
+        """What the U-Net reads of a text, as a prompt or as a negative prompt."""
+        if not conditional and self.is_zero(text):
+            like = self.embedding(next(iter(self._embeddings), ""))
+            return tuple(map(torch.zeros_like, like))
         if text not in self._embeddings:
-            scale = (self.cross_attention_kwargs or {}).get("scale")
-            embedding = self.pipe.encode_prompt(text, self.like.device, 1, False, lora_scale=scale)
-            embedding = checked_finite(embedding[0][0], f"the embeddings of {text!r}")
-            self._embeddings[text] = embedding.to(self.like)
+            parts = [
+                checked_finite(part, f"the embeddings of {text!r}") for part in self._encoded(text)
+            ]
+            self._embeddings[text] = tuple(part.to(self.like) for part in parts)
         return self._embeddings[text]
+
+    @property
+    def _lora(self) -> dict[str, float | None]:
+        """How strong a LoRA of the text encoders is."""
+        return {"lora_scale": (self.cross_attention_kwargs or {}).get("scale")}
+
+    def stacked(self, texts: Sequence[str], conditional: Sequence[bool], part: int = 0) -> Tensor:
+        """One part of the texts' embeddings, a row a text."""
+        rows = zip(texts, conditional, strict=True)
+        return torch.stack([self.embedding(text, asked)[part] for text, asked in rows])
+
+    def _checked(self, given: Any) -> dict[str, Embedding]:
+        """The parts of embeddings that were given; refuse those of another kind or size."""
+        shapes = " and ".join(f"({', '.join(map(str, shape))})" for shape in self.shapes)
+        if not isinstance(given, Mapping):
+            raise ValueError(
+                f"prompt_embeds is a {type(given).__name__}, but should say whose embedding it "
+                f'is: {{"a red car": embedding, …}}, each of shape {shapes}'
+            )
+        checked = {}
+        for text, embedding in given.items():
+            parts = tuple(embedding) if isinstance(embedding, (tuple, list)) else (embedding,)
+            sizes = [tuple(getattr(part, "shape", ())) for part in parts]
+            if not (len(sizes) == len(self.shapes) and all(map(_fits, sizes, self.shapes))):
+                has = " and ".join(map(str, sizes))
+                raise ValueError(
+                    f"prompt_embeds[{excerpt(text)}] has shape {has}, but should be {shapes}"
+                )
+            checked[text] = parts
+        return checked
 
     def tokens(self, prompt: str) -> PromptTokens:
         """Which tokens of a prompt are which of its words.
@@ -185,7 +232,7 @@ class StableDiffusion:
     def conditions(self, texts: Sequence[str], conditional: Sequence[bool]) -> dict[str, Any]:
         """The U-Net's arguments beside the latents and the timestep."""
         conditions: dict[str, Any] = {
-            "encoder_hidden_states": torch.stack([self.embedding(text) for text in texts]),
+            "encoder_hidden_states": self.stacked(texts, conditional),
             "cross_attention_kwargs": self.cross_attention_kwargs,
             "timestep_cond": None,
         }
@@ -229,6 +276,154 @@ class StableDiffusion:
         return torch.cat(images)
 
 
+class StableDiffusion(Model):
+    """Stable Diffusion 1.x and 2.x: one text encoder."""
+
+    def _encoded(self, text: str) -> Embedding:
+        embedding, _ = self.pipe.encode_prompt(text, self.like.device, 1, False, **self._lora)
+        return (embedding[0],)
+
+    def tensors(self, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, Tensor]:
+        return {
+            "prompt_embeds": self.stacked(prompts, [True] * len(prompts)),
+            "negative_prompt_embeds": self.stacked(negatives, [False] * len(negatives)),
+        }
+
+
+class StableDiffusionXL(Model):
+    """Stable Diffusion XL (Podell et al. 2023): two text encoders, pooled text, and sizes.
+
+    The words of a prompt are found by the first tokenizer; both cut a text up alike. What XL can be
+    told of sizes is that the picture was made at the size that is drawn, and not cropped.
+    """
+
+    encoders = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+    @property
+    def shapes(self) -> Sequence[tuple[int | str, ...]]:
+        config = self.pipe.unet.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return [*super().shapes, (pooled,)]
+
+    @property
+    def time_ids(self) -> Float[Tensor, "6"]:
+        """Original size, corner of the crop, and target size, in pixels."""
+        height, width = (side * self.pipe.vae_scale_factor for side in self.like.shape[-2:])
+        return self.like.new_tensor([height, width, 0, 0, height, width])
+
+    def is_zero(self, text: str) -> bool:
+        zeros = self.pipe.config.force_zeros_for_empty_prompt
+        return zeros and text == "" and text not in self.given
+
+    def _encoded(self, text: str) -> Embedding:
+        embedding, _, pooled, _ = self.pipe.encode_prompt(
+            text, None, self.like.device, 1, False, **self._lora
+        )
+        return embedding[0], pooled[0]
+
+    def conditions(self, texts: Sequence[str], conditional: Sequence[bool]) -> dict[str, Any]:
+        conditions = super().conditions(texts, conditional)
+        conditions.setdefault("added_cond_kwargs", {}).update(
+            text_embeds=self.stacked(texts, conditional, part=1),
+            time_ids=self.time_ids.expand(len(texts), -1),
+        )
+        return conditions
+
+    def tensors(self, prompts: Sequence[str], negatives: Sequence[str]) -> dict[str, Tensor]:
+        yes = [True] * len(prompts)
+        return {
+            "prompt_embeds": self.stacked(prompts, yes),
+            "add_text_embeds": self.stacked(prompts, yes, part=1),
+            "add_time_ids": self.time_ids.expand(len(prompts), -1),
+        }
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """As for every model; and an autoencoder that overflows in half precision is in single."""
+        vae = self.pipe.vae
+        upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast")
+        if upcast:
+            vae.to(torch.float32)
+        try:
+            with super().drawing():
+                yield
+        finally:
+            if upcast:
+                vae.to(torch.float16)
+
+
+def model_of(
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    size: tuple[int, int],
+    **options: Any,
+) -> Model:
+    """The model of a pipeline, for pictures of height × width pixels.
+
+    Args:
+        pipe: any pipeline of Stable Diffusion 1.x, 2.x or XL.
+        size: height and width in pixels.
+        options: of `Model`.
+
+    Raises:
+        ValueError: see `check_kind` and `Model`.
+    """
+    check_kind(pipe)
+    cells = (side // pipe.vae_scale_factor for side in size)
+    like = torch.empty(
+        (0, pipe.unet.config.in_channels, *cells),
+        device=pipe._execution_device,
+        dtype=pipe.unet.dtype,
+    )
+    kind = StableDiffusionXL if hasattr(pipe, "text_encoder_2") else StableDiffusion
+    return kind(pipe, like, **options)
+
+
+def check_kind(pipe: StableDiffusionPipeline | StableDiffusionXLPipeline) -> None:
+    """Refuse what is not Stable Diffusion 1.x, 2.x or XL.
+
+    Raises:
+        ValueError: an inpainting U-Net, XL's refiner, a U-Net that wants other conditions, or one
+            of another kind than its pipeline.
+    """
+    unet, config = type(pipe.unet).__name__, pipe.unet.config
+    if not any(getattr(module, "is_cross_attention", False) for module in pipe.unet.modules()):
+        raise ValueError(f"this {unet} has no cross-attention, so no prompt can reach it")
+    if config.in_channels != config.out_channels:
+        raise ValueError(
+            f"this {unet} takes {config.in_channels} channels where latents have "
+            f"{config.out_channels}, as for inpainting; use the model it was made from, which "
+            "draws from text alone"
+        )
+    extra = getattr(config, "addition_embed_type", None)
+    if extra not in (None, "text_time"):
+        raise ValueError(
+            f"this {unet} wants more than a prompt (addition_embed_type is {extra!r}); use a "
+            "Stable Diffusion 1.x, 2.x or XL model"
+        )
+    if hasattr(pipe, "text_encoder_2") != (extra == "text_time"):
+        needed = "LayeredRenderingXLPipeline" if extra else "LayeredRenderingPipeline"
+        raise ValueError(
+            f"the {unet} is of another kind than its {type(pipe).__name__} (addition_embed_type is "
+            f"{extra!r}); it belongs into a {needed}"
+        )
+    if extra and (encoder := pipe.text_encoder_2) is not None:
+        sizes = config.projection_class_embeddings_input_dim - encoder.config.projection_dim
+        if sizes == 5 * config.addition_time_embed_dim:  # two sizes and a score
+            raise ValueError(REFINER)
+
+
+REFINER = (
+    "this is a refiner of Stable Diffusion XL (it asks for an aesthetics score), which only "
+    "finishes pictures; use the base model, such as stabilityai/stable-diffusion-xl-base-1.0"
+)
+
+
+def _fits(size: Sequence[int], shape: Sequence[int | str]) -> bool:
+    return len(size) == len(shape) and all(
+        isinstance(want, str) or side == want for side, want in zip(size, shape, strict=True)
+    )
+
+
 @torch.no_grad()
 def encode_images(
     vae: AutoencoderKL,
@@ -253,6 +448,9 @@ def encode_images(
     checked_finite(latents, "the autoencoder's latents of the picture")
     if shift := vae.config.get("shift_factor"):
         latents = latents - shift
+    if statistics := _statistics(vae, latents):
+        mean, spread = statistics
+        return (latents - mean) * vae.config.scaling_factor / spread
     return latents * vae.config.scaling_factor
 
 
@@ -269,11 +467,23 @@ def decode_latents(vae: AutoencoderKL, latents: Latents, *, generator: Generator
         ValueError: numbers that are not finite.
     """
     latents = checked_finite(latents, "the latents to decode")
-    latents = latents / vae.config.scaling_factor
+    if statistics := _statistics(vae, latents):
+        mean, spread = statistics
+        latents = latents * spread / vae.config.scaling_factor + mean
+    else:
+        latents = latents / vae.config.scaling_factor
     if shift := vae.config.get("shift_factor"):
         latents = latents + shift
     images = vae.decode(latents, return_dict=False, generator=generator)[0]
     return checked_finite(images, "the pixels from the autoencoder")
+
+
+def _statistics(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and spread of each channel's latents, where the autoencoder tells (Playground 2.5)."""
+    mean, spread = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or spread is None:
+        return None
+    return like.new_tensor(mean)[:, None, None], like.new_tensor(spread)[:, None, None]
 
 
 def checked_finite(values: Tensor, what: str) -> Tensor:

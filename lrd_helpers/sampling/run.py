@@ -15,7 +15,7 @@ from torch import Tensor
 from lrd_helpers.attention import AttentionMaps
 from lrd_helpers.layout import Layout, Overlap
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.sampling.model import StableDiffusion
+from lrd_helpers.sampling.model import Model, model_of
 from lrd_helpers.sampling.regions import Regions
 from lrd_helpers.sampling.steps import Generators, Steps
 
@@ -24,7 +24,7 @@ with quiet_libraries():
     from diffusers.utils.torch_utils import randn_tensor
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 Pictures = Float[Tensor, "pictures channels height width"]
 Rows = Float[Tensor, "rows channels height width"]
@@ -88,7 +88,7 @@ class Run:
         first_picture: the number of the first picture, where the run has a part of them.
     """
 
-    model: StableDiffusion
+    model: Model
     steps: Steps
     layouts: Sequence[Layout]
     negatives: Sequence[str]
@@ -102,7 +102,7 @@ class Run:
     @classmethod
     def begin(
         cls,
-        pipe: StableDiffusionPipeline,
+        pipe: StableDiffusionPipeline | StableDiffusionXLPipeline,
         layouts: Sequence[Layout],
         size: tuple[int, int],
         steps: Steps,
@@ -120,18 +120,20 @@ class Run:
             layouts: one a picture.
             size: height and width of the pictures in pixels.
             steps: with the generator that noise comes from.
-            options: of `StableDiffusion`.
+            options: of `Model`.
 
         The others are those of `Run`.
+
+        Raises:
+            ValueError: a model of a kind that is not supported, or embeddings that do not fit it.
         """
-        cells = [side // pipe.vae_scale_factor for side in size]
-        shape = (len(layouts), pipe.unet.config.in_channels, *cells)
-        x_T = torch.empty(shape, device=pipe._execution_device, dtype=pipe.unet.dtype)
         options |= {"at_once": len(layouts), "guidance_scale": guidance_scale}
+        model = model_of(pipe, size, **options)
+        x_T = model.like.new_empty((len(layouts), *model.like.shape[1:]))
         if canvas is not None:
             canvas = pipe.image_processor.preprocess(list(canvas)) / 2 + 0.5
         return cls(
-            StableDiffusion(pipe, x_T, **options),
+            model,
             steps,
             layouts,
             [""] * len(layouts) if negatives is None else negatives,
