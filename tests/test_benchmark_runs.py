@@ -489,7 +489,7 @@ def test_two_processes_make_the_table_of_one(pipe, tmp_path, capsys, request) ->
 def test_the_command_refuses_in_one_sentence(tmp_path, capsys) -> None:
     (tmp_path / "empty.json").write_text('{"version": 1, "layouts": []}')
     for arguments, message in [
-        (["--methods", "best"], "there is no method 'best'; there are collage, paper"),
+        (["--methods", "best"], "there is no method 'best'; there are collage, lrdiff, paper"),
         (["--metrics", "fid"], "there is no metric 'fid'; there are iou, success"),
         ([tmp_path / "empty.json"], "empty.json: holds no layouts"),
         (["--measure-again"], "out holds no results"),
