@@ -127,7 +127,7 @@ def _no_corners(box: Box) -> str:
         return f"{fault}; perhaps it is {' or '.join(meant)}, and the other boxes are suspect, too"
     if x0 != x1 and y0 != y1:
         return f"{fault}; {excerpt(ordered)} would work"
-    return f"{fault}; it should be x0 < x1 and y0 < y1"
+    return f"{fault}; it should have x0 < x1 and y0 < y1"
 
 
 def _checked_colour(value: Any) -> str:

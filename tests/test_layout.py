@@ -311,7 +311,7 @@ BOX = "(x0, y0, x1, y1) with 0 ≤ x0 < x1 ≤ 1 and 0 ≤ y0 < y1 ≤ 1"
         ((0.5, 0.5, 0.5, 0.4), "which has no area; perhaps it is x, y, width, height "
          "(box_from_xywh) or centre, width, height (box_from_centre), and the other boxes are"),
         ((0.9, 0.1, 0.8, 0.9), "whose corners are swapped; (0.8, 0.1, 0.9, 0.9) would work"),
-        ((0, 1, 0, 1), "which has no area; it should be x0 < x1 and y0 < y1"),
+        ((0, 1, 0, 1), "which has no area; it should have x0 < x1 and y0 < y1"),
         ((1 + 1e-6, 0, 1 + 2e-6, 1), "which has no area"),
         ((float("nan"), 0.1, 0.6, 0.4), "box is (nan, 0.1, 0.6, 0.4), which is not a finite"),
         ((10**400, 0, 1, 1), "which is not a finite number everywhere"),
