@@ -1,4 +1,4 @@
-"""The benchmark's layouts: the 200 that are shipped, files of them, and the scenes they ask for."""
+"""The benchmark's layouts: the 220 that are shipped, files of them, and the scenes they ask for."""
 
 import importlib.util
 import json
@@ -119,6 +119,7 @@ STRATA = {
     "at the edge": (10, is_at_the_edge),
     "extreme aspect": (10, is_extreme),
     "masks": (10, lambda layout: all(layer.mask is not None for layer in layout.layout.layers)),
+    "many": (20, lambda layout: with_layers(5)(layout) or with_layers(6)(layout)),
 }
 
 
@@ -146,19 +147,21 @@ def test_every_layout_is_what_its_stratum_says(stratum) -> None:
 
 
 def test_strata_are_named_and_nothing_else_overlaps() -> None:
-    assert len(LAYOUTS) == 200
+    assert len(LAYOUTS) == 220
     assert [*dict.fromkeys(layout.stratum for layout in LAYOUTS)] == [*STRATA]
     assert (
         len({layout.layout for layout in LAYOUTS})
         == len({layout.name for layout in LAYOUTS})
-        == 200
+        == 220
     )
     for layout in LAYOUTS:
         # A mask is the sticker's shape, which may stand out of its box by a pixel's breadth.
         if layout.stratum not in ("overlapping", "masks"):
             assert not any(shares_of_overlap(layout).values())
         for layer in layout.layout.layers:
-            assert layer.prompt in layout.layout.caption
+            article, name = layer.prompt.split(maxsplit=1)
+            six = len(layout.layout.layers) == 6  # with articles the caption would be cut off
+            assert (name if six else f"{article} {name}") in layout.layout.caption
         assert layout.layout.caption.endswith(layout.layout.background)
 
 
@@ -236,5 +239,5 @@ def test_files_that_are_none(tmp_path) -> None:
 
 def test_some_layouts_are_spread_over_the_list() -> None:
     assert spread(LAYOUTS, None) == LAYOUTS == spread(LAYOUTS, 1000)
-    assert spread(LAYOUTS, 100) == LAYOUTS[::2]
-    assert len({layout.stratum for layout in spread(LAYOUTS, 20)}) == 13
+    assert spread(LAYOUTS, 110) == LAYOUTS[::2]
+    assert len({layout.stratum for layout in spread(LAYOUTS, 22)}) == 14

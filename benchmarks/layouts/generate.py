@@ -1,4 +1,4 @@
-"""Makes the package's storybook-200.json: 200 layouts in named strata, the same ones each time.
+"""Makes the package's storybook-220.json: 220 layouts in named strata, the same ones each time.
 
     python benchmarks/layouts/generate.py
 
@@ -7,7 +7,9 @@ no sticker is turned, so that the layout alone tells the picture it asks for (`g
 Trainings use small seeds; this one is none of theirs.
 """
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -38,7 +40,14 @@ OUT_OF_PLACE = {
     "on sand": ("boat", "fish", "flower", "mushroom"),
     "on snow": ("boat", "fish", "flower", "mushroom"),
 }
-LONGEST = {1: (0.25, 0.75), 2: (0.25, 0.55), 3: (0.22, 0.45), 4: (0.2, 0.4)}
+LONGEST = {
+    1: (0.25, 0.75),
+    2: (0.25, 0.55),
+    3: (0.22, 0.45),
+    4: (0.2, 0.4),
+    5: (0.2, 0.35),
+    6: (0.2, 0.32),
+}
 """By the number of stickers: how long the longer side of a box is, as a share of the canvas."""
 
 
@@ -51,6 +60,17 @@ def several(count: int) -> Draw:
         return None if overlap(boxes) else layout_of(generator, things, boxes)
 
     return draw
+
+
+def many(generator: torch.Generator, number: int) -> Layout | None:
+    """Five or six things: more than any scene had that the models learned from.
+
+    A caption of six goes without articles: the text encoder reads 24 tokens.
+    """
+    layout = several(5 + number % 2)(generator, number)
+    if layout is None or len(layout.layers) < 6:
+        return layout
+    return replace(layout, caption=re.sub(r"\ban? ", "", layout.caption))
 
 
 def small(generator: torch.Generator, number: int) -> Layout | None:
@@ -169,6 +189,7 @@ STRATA: dict[str, tuple[int, Draw]] = {
     "at the edge": (10, at_the_edge),
     "extreme aspect": (10, extreme_aspect),
     "masks": (10, masks),
+    "many": (20, many),
 }
 """Each stratum's number of layouts, and what draws one (None: try again)."""
 

@@ -18,8 +18,8 @@ from lrd_helpers.messages import excerpt
 from lrd_helpers.models import ASSETS
 from lrd_helpers.storybook import PLACES, PlacedSticker, Scene
 
-SHIPPED = ASSETS / "storybook-200.json"
-"""The 200 layouts of the benchmark; `benchmarks/layouts/generate.py` makes them."""
+SHIPPED = ASSETS / "storybook-220.json"
+"""The 220 layouts of the benchmark; `benchmarks/layouts/generate.py` makes them."""
 
 FORM = '{"version": 1, "layouts": [{"name": …, "stratum": …, "layout": …}, …]}'
 
@@ -61,7 +61,7 @@ class NamedLayout:
 
 
 def load_layouts(*paths: str | os.PathLike[str]) -> list[NamedLayout]:
-    """The layouts of files that `save_layouts` wrote; without a path, the 200 that are shipped.
+    """The layouts of files that `save_layouts` wrote; without a path, the 220 that are shipped.
 
     Raises:
         LayoutError: a file that cannot be read, is empty, of another version or no file of
