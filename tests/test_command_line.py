@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import io
 import os
@@ -109,6 +110,17 @@ def test_bad_layouts_are_refused_before_anything_is_drawn(folder, capsys) -> Non
     bad.write_text('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 90, 70]}]}')
     message = refused(capsys, folder / "car.json", bad, "--output", folder / "out")
     assert message.startswith(f"error: {bad}, layer 1 'a cat', box is (0, 0, 90, 70), which is out")
+    assert not (folder / "out").exists()
+
+
+def test_an_opacity_is_drawn_or_refused_with_file_and_layer(folder, capsys) -> None:
+    glass = folder / "glass.json"
+    half = [dataclasses.replace(LAYOUT.layers[0], opacity=0.5)]
+    dataclasses.replace(LAYOUT, layers=half).save(glass)
+    message = refused(capsys, glass, "--method", "boxdiff", "--output", folder / "out")
+    assert message.startswith(f"error: {glass}: layer 1 'a red car' has an opacity of 0.5, but ")
+    glass.write_text(glass.read_text().replace("0.5", "1.4"))
+    assert f"{glass}, layer 1 'a red car', opacity is 1.4, but" in refused(capsys, glass)
     assert not (folder / "out").exists()
 
 
