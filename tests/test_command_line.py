@@ -117,11 +117,16 @@ def test_an_opacity_is_drawn_or_refused_with_file_and_layer(folder, capsys) -> N
     glass = folder / "glass.json"
     half = [dataclasses.replace(LAYOUT.layers[0], opacity=0.5)]
     dataclasses.replace(LAYOUT, layers=half).save(glass)
-    message = refused(capsys, glass, "--method", "boxdiff", "--output", folder / "out")
+    output = "--output", folder / "out", "--steps", 2
+    message = refused(capsys, glass, *output, "--method", "boxdiff")
     assert message.startswith(f"error: {glass}: layer 1 'a red car' has an opacity of 0.5, but ")
-    glass.write_text(glass.read_text().replace("0.5", "1.4"))
-    assert f"{glass}, layer 1 'a red car', opacity is 1.4, but" in refused(capsys, glass)
+    wrong = folder / "wrong.json"
+    wrong.write_text(glass.read_text().replace("0.5", "1.4"))
+    message = refused(capsys, glass, wrong, *output)
+    assert message.startswith(f"error: {wrong}, layer 1 'a red car', opacity is 1.4, but should be")
     assert not (folder / "out").exists()
+    assert run(glass, *output) == 0
+    assert os.listdir(folder / "out") == ["glass.png"]
 
 
 def test_a_mask_that_is_a_bomb_is_refused_with_file_and_layer(folder, capsys) -> None:
