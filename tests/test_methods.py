@@ -728,3 +728,20 @@ def test_what_a_method_cannot_do_is_said(tiny, method, monkeypatch) -> None:
     if method != METHODS["plain"]:  # which looks at no layer
         with pytest.raises(ValueError, match="layer 1 'a red car' has a start or an end, but"):
             latents_of(tiny, late, method=method)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(name, name) for name, method in METHODS.items() if not method.translucent]
+    + [(BoxDiff(strength=3.0), "BoxDiff"), (replace(METHODS["collage"], fuse="once"), "Layered")],
+)
+def test_what_is_not_translucent_refuses_an_opacity(tiny, method, name, monkeypatch) -> None:
+    monkeypatch.setattr(tiny.unet, "forward", None)  # is not called
+    long = replace(TWO.layers[0], prompt="a red car " * 150, opacity=0.0)
+    glass = replace(TWO, layers=[TWO.layers[1], long])
+    with pytest.raises(
+        ValueError, match=f"opacity of 0, but method '{name}.* knows none; use 'col"
+    ) as e:
+        latents_of(tiny, [TWO, glass], method=method)
+    assert str(e.value).startswith("layer 2 'a red car")
+    assert len(str(e.value)) <= 300

@@ -61,6 +61,7 @@ __all__ = [
     "MultiDiffusion",
     "PaintWithWords",
     "Plain",
+    "check_opacity",
     "named",
     "parsed",
 ]
@@ -75,6 +76,10 @@ class LayeredRendering(Choices, Method):
 
     batched: ClassVar[bool] = True
     traces: ClassVar[bool] = True
+
+    @property
+    def translucent(self) -> bool:
+        return self.fuse == "collage"
 
     def check(self, run: Run) -> None:
         positions = run.size[0] * run.size[1]
@@ -183,6 +188,27 @@ def named(method: str | Method, **changes: Any) -> Method:
             name = name if isinstance(name, str) else type(method).__name__
             raise ValueError(f"method {name!r} has no choice {excerpt(choice)}; it has {choices}")
     return replace(method, **changes)
+
+
+def check_opacity(run: Run, method: Method) -> None:
+    """Refuse layers with an opacity where the method does not heed it.
+
+    Whoever draws calls this beside `method.check`: a new method need not think of it.
+
+    Raises:
+        ValueError: names the layer, and the methods that are translucent.
+    """
+    if method.translucent:
+        return
+    name = next((n for n, each in METHODS.items() if each == method), type(method).__name__)
+    able = " or ".join(repr(n) for n, each in METHODS.items() if each.translucent)
+    for layout in run.layouts:
+        for number, layer in enumerate(layout.layers):
+            if layer.opacity < 1:
+                raise ValueError(
+                    f"layer {number + 1} {excerpt(layer.prompt)} has an opacity of "
+                    f"{layer.opacity:g}, but method {name!r} knows none; use {able}"
+                )
 
 
 def parsed(text: str) -> Method:

@@ -28,7 +28,7 @@ class Phases:
     """How the steps are shared out.
 
     Attributes:
-        fuse: as in `Choices`; "collage" is "steps" where every layer fills the canvas.
+        fuse: as in `Choices`; "collage" is "steps" where every layer fills the canvas and hides it.
         layered: so many steps, from the first on, are layered (with a collage: left out).
         alone: in so many of them each layer runs alone.
     """
@@ -42,7 +42,9 @@ def phases(run: Run, choices: Choices) -> Phases:
     """How the steps of a run are shared out."""
     fuse = choices.fuse
     if fuse == "collage" and not any(
-        layer.bounding_box != FULL for layout in run.layouts for layer in layout.layers
+        layer.bounding_box != FULL or layer.opacity < 1
+        for layout in run.layouts
+        for layer in layout.layers
     ):
         fuse = "steps"  # what fills the canvas is in its place
     layered = round(choices.layered_fraction * len(run.steps))
@@ -279,7 +281,7 @@ def warn_of_hidden_layers(run: Run, method: Method) -> None:
     for layout in run.layouts:
         masks = layout.masks(*run.size, overlap=method.overlap)
         for number, layer in enumerate(layout.layers):
-            if masks[number + 1].any():
+            if masks[number + 1].any() or not layer.opacity:
                 continue
             cells = layer.cells(*run.size)
             others = ", ".join(
