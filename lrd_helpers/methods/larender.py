@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,9 +35,12 @@ class LaRender(Method):
     and S what the R_i are multiplied by, all together. The density falls over the N steps, so that
     what is in front hides all behind it first (their "inverse_proportional"):
 
-        σ_i = −ln(1 − α) · N/(k + 1)          at step k = 0 … N − 1
+        σ = −ln(1 − α) · N/(k + 1)            at step k = 0 … N − 1
+        σ_i = −ln(1 − o_i (1 − e^{−σ}))       for a layer's opacity o_i (`densities`)
 
     The constants are those of their script, for XL; the guidance scale is the run's, not their 7.
+    Theirs has an α for each object, which N/(k + 1) makes nearly opaque in the first steps; here an
+    opacity of 0.3 is 0.3 in every step.
     Ours is that M = 1 for the background, the layer furthest back: theirs falls to 0 somewhere, and
     R with it. They also take the attention's mean over the rows without a prompt. The caption is
     read only by XL's pooled text, and of negative prompts only the picture's.
@@ -46,6 +50,8 @@ class LaRender(Method):
     """
 
     alpha: float = 0.8
+
+    translucent: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -72,20 +78,26 @@ class LaRender(Method):
             return torch.stack([layer.cells(*size) for layer in layers]).to(x.device)
 
         for i, t in run.steps.until(len(run.steps)):
-            density = -math.log(1 - self.alpha) * len(run.steps) / (i + 1)
+            sigma = -math.log(1 - self.alpha) * len(run.steps) / (i + 1)
+            sigmas = densities(sigma, [1.0, *(layer.opacity for layer in layers)])
 
             def compose(
                 answers: Float[Tensor, "texts height width features"],
                 attention: Float[Tensor, "texts height width"],
-                density: float = density,
+                sigmas: Sequence[float] = sigmas,
             ) -> Float[Tensor, "height width features"]:
                 present = presences(attention, cells(*attention.shape[1:]))
-                return rendered(answers, present, [density] * len(texts))
+                return rendered(answers, present, sigmas)
 
             with run.model.composed(run.layout.caption, texts, compose, columns=[[], *objects]):
                 state = caption_step(run, regions, i, t, x)
             yield state
             x = state.x
+
+
+def densities(sigma: float, opacities: Sequence[float]) -> list[float]:
+    """σ_i = −ln(1 − o_i (1 − e^{−σ})): what hides 1 − e^{−σ} of all behind it hides o_i of that."""
+    return [sigma if o == 1 else -math.log1p(o * math.expm1(-sigma)) for o in opacities]
 
 
 def presences(
