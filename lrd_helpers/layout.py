@@ -266,8 +266,8 @@ class Layer:
         strength: factor on the strength of this layer's vision guidance; 1 = as the pipeline's
             arguments say, 0 = none.
         opacity: how much of what lies behind the layer hides, from 0 to 1: 1 = nothing shines
-            through, 0 = the layer is not seen. For methods that are `translucent`, such as the
-            collage; the others refuse it.
+            through, 0 = the layer is not seen. For methods that are `translucent` (the collage,
+            LaRender); the others refuse it.
         start: the share of the steps, in [0, 1], after which the layer begins to count. Before, its
             place belongs to what lies behind it.
         end: the share of the steps after which it no longer counts; None: as the pipeline's

@@ -10,6 +10,8 @@
 | paint-with-words | Balaji et al. 2022 (eDiff-I) | the attention to words | 2 |
 | layout-guidance | Chen, Laina, Vedaldi 2023 | x_t, by a gradient | 2; in the first 20 %: 2 + 5·3 |
 | boxdiff | Xie et al. 2023 | x_t, by a gradient | 2; in the first half: 2 + 3 or more |
+| larender | Zhan and Liu 2025 | what cross-attention answers | 2 |
+| rag | Chen et al. 2024 | x_t, then cross-attention | 2; in the first tenth 2 a layer more |
 
 (A backward pass counts as two samples.) Every method starts from the same noise for the same
 generator. A new one is one file with a `Method`, and one line in `METHODS`.
@@ -27,11 +29,13 @@ from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.collage import collage_of_sketches
 from lrd_helpers.methods.guidance import check_words, layers_looked_at
+from lrd_helpers.methods.larender import LaRender
 from lrd_helpers.methods.layout_guidance import LayoutGuidance
 from lrd_helpers.methods.lrdiff import layered_denoising
 from lrd_helpers.methods.multidiffusion import MultiDiffusion
 from lrd_helpers.methods.paint_with_words import PaintWithWords
 from lrd_helpers.methods.plain import Plain
+from lrd_helpers.methods.rag import RAG
 from lrd_helpers.methods.regions import (
     background_prompt,
     check_no_canvas,
@@ -47,8 +51,10 @@ from lrd_helpers.sampling.run import Method, Run, State
 
 __all__ = [
     "METHODS",
+    "RAG",
     "BoxDiff",
     "Choices",
+    "LaRender",
     "LayeredRendering",
     "LayoutGuidance",
     "Method",
@@ -153,6 +159,8 @@ METHODS: dict[str, Method] = {
     "paint-with-words": PaintWithWords(),
     "layout-guidance": LayoutGuidance(),
     "boxdiff": BoxDiff(),
+    "larender": LaRender(),
+    "rag": RAG(),
 }
 """Every method by its name."""
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.layout import Layer, Layout, Overlap
 from lrd_helpers.methods.choices import Choices, Fuse
 from lrd_helpers.sampling.regions import Region, Regions, batched
-from lrd_helpers.sampling.run import Run
+from lrd_helpers.sampling.run import Method, Run
 
 FULL = (0, 0, 1, 1)  # the box of the whole canvas
 
@@ -190,6 +190,18 @@ def captions(run: Run) -> Regions:
     )
 
 
+def every_region(run: Run, overlap: Overlap = "over") -> list[Region]:
+    """The background and every layer of the only picture, at every step, seen or hidden."""
+    layout, usual = run.layout, run.negatives[0]
+    texts = [(background_prompt(layout), None)]
+    texts += [(layer.prompt, layer.negative_prompt) for layer in layout.layers]
+    masks = layout.masks(*run.size, overlap=overlap)
+    return [
+        Region(0, number, prompt, usual if negative is None else negative, mask)
+        for number, ((prompt, negative), mask) in enumerate(zip(texts, masks, strict=True))
+    ]
+
+
 def _takes_part(layer: Layer, step: int, layered_steps: int, steps: int) -> bool:
     end = layered_steps if layer.end is None else round(layer.end * steps)
     return round(layer.start * steps) <= step < end
@@ -264,10 +276,10 @@ def warn_of_cost(run: Run, regions: Regions) -> None:
         )
 
 
-def warn_of_hidden_layers(run: Run, choices: Choices) -> None:
+def warn_of_hidden_layers(run: Run, method: Method) -> None:
     """A layer that others cover completely is not drawn: say so."""
     for layout in run.layouts:
-        masks = layout.masks(*run.size, overlap=choices.overlap)
+        masks = layout.masks(*run.size, overlap=method.overlap)
         for number, layer in enumerate(layout.layers):
             if masks[number + 1].any() or not layer.opacity:
                 continue
