@@ -9,16 +9,23 @@ import numpy
 from matplotlib.figure import Figure
 
 from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
-from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval
+from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval, measured
 from lrd_helpers.benchmark.folder import Row
 from lrd_helpers.benchmark.layouts import NamedLayout
 from lrd_helpers.plotting import BLUE, GREY
+
+MOST_PANELS = 5
+"""Beside each other; more panels get another line."""
 
 
 def methods_figure(
     methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
 ) -> Figure:
-    """A panel per metric: each method's mean and interval, the ground truth as a dashed line."""
+    """A panel per metric: each method's mean and interval, the ground truth as a dashed line.
+
+    A metric that no row has gets no panel.
+    """
+    metrics = measured(methods, metrics)
     names = [name for name in methods if name != GROUND_TRUTH]
     values = {
         metric: {
@@ -29,9 +36,14 @@ def methods_figure(
         }
         for metric in metrics
     }
-    size = (1.8 + 2.1 * len(metrics), 1.3 + 0.28 * len(names))
+    lines = math.ceil(len(metrics) / MOST_PANELS)
+    columns = math.ceil(len(metrics) / lines)
+    size = (1.8 + 2.1 * columns, 0.5 + lines * (0.8 + 0.28 * len(names)))
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    panels = grid.flatten()[: len(metrics)]
+    for empty in grid.flatten()[len(metrics) :]:
+        empty.remove()
     for panel, metric in zip(panels, metrics, strict=True):
         for height, name in enumerate(names):
             mean, low, high = values[metric][name]
@@ -42,7 +54,8 @@ def methods_figure(
             panel.axvline(values[metric][GROUND_TRUTH].mean, color="black", linestyle="--")
         panel.set_xlabel(METRICS[metric].column)
         panel.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(names)), [*map(_short, names)], parse_math=False)
+    for first in grid[:, 0]:
+        first.set_yticks(range(len(names)), [*map(_short, names)], parse_math=False)
     panels[0].invert_yaxis()
     title = _best(names, metrics[0], values[metrics[0]])
     figure.suptitle(title, fontsize=10, parse_math=False)

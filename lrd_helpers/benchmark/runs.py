@@ -24,6 +24,7 @@ from lrd_helpers.benchmark.contenders import (
 )
 from lrd_helpers.benchmark.cost import Cost
 from lrd_helpers.benchmark.folder import (
+    VERSION,
     Key,
     Row,
     alone_in,
@@ -274,7 +275,9 @@ def measure_again(
     detector: Detector | None = None,
     clip: Clip | None = None,
 ) -> list[Row]:
-    """Measure the pictures of a folder anew, by another detector or CLIP; what they cost stays.
+    """Measure the pictures of a folder anew; what they cost stays.
+
+    By another detector or CLIP; or because this version measures more (`folder.LATER`).
 
     Args:
         folder: what `run` filled.
@@ -303,8 +306,8 @@ def measure_again(
             picture = read_picture(picture_file(folder, row.method, row.layout, row.seed))
             measured.append(replace(row, **scored(*jury, picture, by_name[row.layout])))
         # Rows and judges are two files: cut off between them, this must be done again.
-        names = jury.names
-        unfinished = dict.fromkeys(names, "half-way through --measure-again")
+        names = jury.names | {"version": VERSION}
+        unfinished = dict.fromkeys(jury.names, "half-way through --measure-again")
         write_settings(folder, settings | unfinished)
         write_results(folder, measured)
         write_settings(folder, settings | names)
