@@ -63,7 +63,13 @@ JUDGES = {"detector": Brightness(), "clip": Grey()}
 def row(method: str, layout: str, iou: float, seed: int = 0, **more: object) -> Row:
     values = {"stratum": "one", "layers": 1, "success": float(iou >= 0.5), "attribute": 1.0}
     values |= {"picture_success": float(iou >= 0.5), "overlap_iou": math.nan, "order": math.nan}
-    values |= {"overlay_score": 0.0, "leakage": 0.0, "clip": 70.0, "unet_calls": 50, "backward_passes": 0}
+    values |= {
+        "overlay_score": 0.0,
+        "leakage": 0.0,
+        "clip": 70.0,
+        "unet_calls": 50,
+        "backward_passes": 0,
+    }
     return Row(
         method=method,
         layout=layout,

@@ -155,7 +155,9 @@ def test_a_report_of_overlaps_objects_and_both_bases(tmp_path) -> None:
     # A second seed, and a method with nothing that overlaps.
     rows += [replace(rows[1], seed=1, overlap_iou=0.6), row("paper", "car", 0.5)]
     layouts = [NamedLayout(name, "one", CAR) for name in values]
-    text = report(filled(tmp_path / "out", rows), layouts, metrics=[n for n in METRICS if n != "ap"])
+    text = report(
+        filled(tmp_path / "out", rows), layouts, metrics=[n for n in METRICS if n != "ap"]
+    )
     headings = [line for line in text.splitlines() if line.startswith("## ")]
     assert headings == [
         "## How well the layouts are obeyed",

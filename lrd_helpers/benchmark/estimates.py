@@ -76,9 +76,7 @@ def measured(methods: Rows, metrics: Sequence[str]) -> list[str]:
     return [
         metric
         for number, metric in enumerate(metrics)
-        if not number
-        or metric == "ap"
-        or any(not math.isnan(getattr(row, metric)) for row in rows)
+        if not number or metric == "ap" or any(not math.isnan(getattr(row, metric)) for row in rows)
     ]
 
 

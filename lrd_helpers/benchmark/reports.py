@@ -25,8 +25,8 @@ from lrd_helpers.benchmark.judges import LookingOnce
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.benchmark.tables import (
     cost_table,
-    difficulty_table,
     differences_table,
+    difficulty_table,
     objects_table,
     overlaps_table,
     quality_table,

@@ -6,8 +6,9 @@
 | `attribute_accuracy` | has the thing in its place the colour that was asked for? | yes or no |
 | `leakage` | how much of it, or of its colour, is elsewhere? | 0 (none) to 1 |
 | `picture_success` | are all layers of a picture where they should be? | yes or no |
-| `overlap_ious`, `front_seen` | where boxes overlap: is that in its place, and who is in front? | 0 to 1; yes or no |
-| `overlay_score` | how hard do its overlaps make a layout? (no picture is needed) | 0 (none) and up |
+| `overlap_ious` | where boxes overlap: is that in its place? | 0 to 1 |
+| `front_seen` | and is the thing in front seen in front? | yes or no |
+| `overlay_score` | how hard do overlaps make a layout? (of no picture) | 0 (none) and up |
 | `average_precision` | the first question as detectors are judged, over many pictures | 0 to 1 |
 | `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 

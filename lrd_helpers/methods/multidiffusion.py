@@ -13,6 +13,7 @@ from torch import Tensor
 from lrd_helpers.layout import Overlap
 from lrd_helpers.methods.plain import check_options
 from lrd_helpers.methods.regions import (
+    asked_prompt,
     check_no_canvas,
     check_no_times,
     check_texts,
@@ -35,9 +36,11 @@ class MultiDiffusion(Method):
 
     Attributes:
         bootstrapping: the share of the steps, in [0, 1], that have it: the first 20 % in the paper.
+        background_in_prompts: the background is added to each layer's prompt: "a red car at night".
     """
 
     bootstrapping: float = 0.2
+    background_in_prompts: bool = False
 
     overlap: ClassVar[Overlap] = "mean"
 
@@ -59,7 +62,8 @@ class MultiDiffusion(Method):
         for number, layer in enumerate(layout.layers, start=1):
             negative = layer.negative_prompt
             negative = run.negatives[0] if negative is None else negative
-            entries.append(Region(0, number, layer.prompt, negative, shares[number]))
+            prompt = asked_prompt(layer, layout, self)
+            entries.append(Region(0, number, prompt, negative, shares[number]))
         if not shares[0].any():  # layers cover the background
             entries = entries[1:]
         # Each looks at latents of its own, so none shares its unconditional row.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -169,7 +170,14 @@ def background_prompt(layout: Layout) -> str:
     return layout.background or layout.caption
 
 
-def asked_prompt(layer: Layer, layout: Layout, choices: Choices) -> str:
+@runtime_checkable
+class AsksForLayers(Protocol):
+    """A method that asks for layers, with or without the background in their prompts."""
+
+    background_in_prompts: bool
+
+
+def asked_prompt(layer: Layer, layout: Layout, choices: AsksForLayers) -> str:
     """What the U-Net is asked for a layer: its prompt, with the background if choices say so."""
     if choices.background_in_prompts and layout.background:
         return f"{layer.prompt} {layout.background}"
