@@ -112,14 +112,15 @@ def test_ablations_of_others_and_of_the_background() -> None:
 def test_every_ablation_runs(pipe) -> None:
     names = [name for base in ("lrdiff", "collage") for name in ablations(base)]
     methods = methods_named([*names, *with_and_without_background()])
-    # 16 positions and no more; "decoded" and the authors' repeats are among them.
     pictures = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for name, method in methods.items():
             if getattr(method, "looks", False):
-                method = replace(method, top_k=2)
-            options = {"num_inference_steps": 3, "guidance_scale": 3.0}
+                method = replace(method, top_k=2)  # there are 16 positions
+            if getattr(method, "fuse", "") == "collage":
+                method = replace(method, sketch_steps=2)
+            options = {"num_inference_steps": 2, "guidance_scale": 3.0}
             [picture], [cost] = drawn(pipe, method, [TWO], [noise_of("two", 0)], **options)
             pictures[name] = numpy.asarray(picture)
             assert cost.unet_calls > 0
@@ -162,7 +163,10 @@ def test_a_function_draws_from_the_noise_and_with_the_options_of_methods(pipe) -
     [
         (torch.zeros(32, 32, 3), "a tensor of shape (32, 32, 3) and torch.float32"),
         (torch.zeros(1, 3, 32, 32), "a tensor of shape (1, 3, 32, 32)"),
-        (torch.zeros(3, 32, 32, dtype=torch.uint8), "and torch.uint8"),
+        (
+            torch.zeros(3, 32, 32, dtype=torch.uint8),
+            "a tensor of shape (3, 32, 32) and torch.uint8",
+        ),
         (torch.full((3, 32, 32), torch.nan), "a tensor with NaN or infinite numbers"),
         (torch.full((3, 32, 32), -1.0), "a tensor with numbers from -1 to -1"),
         (torch.full((3, 32, 32), 128.0), "a tensor with numbers from 128 to 128"),

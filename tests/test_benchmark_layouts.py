@@ -196,7 +196,7 @@ def test_the_order_is_right_in_true_scenes_and_wrong_in_reversed_ones() -> None:
     )
     assert [score["order"] for score in scores] == [1, 1, 1, 1]
     assert numpy.nanmean([score["order"] for score in wrong]) < 0.2
-    assert numpy.mean([score["overlap_iou"] for score in scores]) > 0.7
+    assert numpy.mean([score["overlap_iou"] for score in scores]) > 0.5
     assert all(0.01 < score["overlay_score"] < 0.2 for score in scores)
     apart = scored(detector, clip, render_scenes(scenes[:1]).images[0], LAYOUTS[0].layout)
     assert math.isnan(apart["order"])

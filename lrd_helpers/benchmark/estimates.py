@@ -70,7 +70,7 @@ def checked_metrics(metrics: Sequence[str] | None = None) -> list[str]:
     return sorted(metrics, key=lambda name: name == "ap")
 
 
-def measured(methods: Rows, metrics: Sequence[str]) -> list[str]:
+def present(methods: Rows, metrics: Sequence[str]) -> list[str]:
     """The metrics that some row has; the first also where none has it."""
     rows = [row for of_method in methods.values() for row in of_method]
     return [

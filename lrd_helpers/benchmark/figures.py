@@ -9,7 +9,7 @@ import numpy
 from matplotlib.figure import Figure
 
 from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
-from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval, measured
+from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval, present
 from lrd_helpers.benchmark.folder import Row
 from lrd_helpers.benchmark.layouts import NamedLayout
 from lrd_helpers.plotting import BLUE, GREY
@@ -25,7 +25,7 @@ def methods_figure(
 
     A metric that no row has gets no panel.
     """
-    metrics = measured(methods, metrics)
+    metrics = present(methods, metrics)
     names = [name for name in methods if name != GROUND_TRUTH]
     values = {
         metric: {

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
-from lrd_helpers.benchmark.estimates import METRICS, Rows, checked_metrics, measured
+from lrd_helpers.benchmark.estimates import METRICS, Rows, checked_metrics, present
 from lrd_helpers.benchmark.figures import methods_figure, strata_figure
 from lrd_helpers.benchmark.folder import (
     Row,
@@ -124,7 +124,7 @@ def _page(
 ) -> str:
     rows = [row for rows in methods.values() for row in rows]
     seeds = len({row.seed for row in rows})
-    first, metrics = metrics[0], measured(methods, metrics)
+    first, metrics = metrics[0], present(methods, metrics)
     whole = [metric for metric in metrics if not METRICS[metric].of_overlaps]
     overlaps = [metric for metric in metrics if METRICS[metric].of_overlaps]
     sections = [

@@ -19,7 +19,7 @@ from lrd_helpers.benchmark.estimates import (
     differences,
     estimate,
     interval,
-    measured,
+    present,
 )
 from lrd_helpers.benchmark.folder import Row
 from lrd_helpers.benchmark.layouts import NamedLayout
@@ -32,7 +32,7 @@ def quality_table(
     methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
 ) -> str:
     """A row per method: means and intervals; `precision` where "ap" is a metric."""
-    metrics, lines = measured(methods, metrics), []
+    metrics, lines = present(methods, metrics), []
     for name, rows in methods.items():
         cells = [
             METRICS[metric].text((precision or {})[name])
@@ -57,7 +57,7 @@ def differences_table(methods: Rows, metrics: Sequence[str], base: str = BEST) -
     """A row per method: the paired differences to `base`."""
     if base not in methods:
         return f"The {base} was not among the methods."
-    metrics = measured(methods, [metric for metric in metrics if metric != "ap"])
+    metrics = present(methods, [metric for metric in metrics if metric != "ap"])
     lines = []
     for name, rows in methods.items():
         if name not in (base, GROUND_TRUTH):
