@@ -95,7 +95,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         nargs="*",
         metavar="LAYOUTS.json",
         type=Path,
-        help="files of layouts (the 200 that are shipped)",
+        help="files of layouts (the 220 that are shipped)",
     )
     add("--output", default="outputs/benchmark", metavar="DIR", type=Path, help="(%(default)s)")
     add(
@@ -103,12 +103,14 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         metavar="METHOD",
         help="names, or names with choices changed: paper paper,inside=0.3,outside=0.3 fuse=once "
-        "(all there are; with --ablations only the collage)",
+        "(all there are; with --ablations those that are ablated)",
     )
     add(
         "--ablations",
-        action="store_true",
-        help="also the collage with one choice changed, for every choice it has",
+        nargs="*",
+        metavar="METHOD",
+        help="also these methods with one choice changed, for every choice they have (collage and "
+        "lrdiff, and all others with and without the background in their layers' prompts)",
     )
     add("--metrics", nargs="+", metavar="METRIC", help="columns of the tables (all there are)")
     add("--seeds", type=int, default=1, help="pictures a layout and method (%(default)s)")
@@ -231,15 +233,20 @@ def _benchmark(options: argparse.Namespace) -> None:
         processes,
         report,
         run,
+        with_and_without_background,
     )
     from lrd_helpers.methods import METHODS
 
     layouts = load_layouts(*options.layouts)
-    names = options.methods or ([BEST] if options.ablations else [*METHODS])
-    methods = methods_named([*names, *(ablations() if options.ablations else [])])
+    bases = options.ablations if options.ablations != [] else [BEST, "lrdiff"]
+    names = [*(options.methods or bases or METHODS)]
+    names += [name for base in bases or () for name in ablations(base)]
+    if options.ablations == []:
+        names += with_and_without_background()
+    methods = methods_named(names)
     metrics = checked_metrics(options.metrics)
     if options.measure_again:
-        if options.methods or options.ablations or options.limit or options.seeds != 1:
+        if options.methods or bases or options.limit or options.seeds != 1:
             raise _Refused(
                 "--measure-again measures every picture of the folder; leave out --methods, "
                 "--ablations, --seeds and --limit"

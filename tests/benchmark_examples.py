@@ -62,7 +62,14 @@ JUDGES = {"detector": Brightness(), "clip": Grey()}
 
 def row(method: str, layout: str, iou: float, seed: int = 0, **more: object) -> Row:
     values = {"stratum": "one", "layers": 1, "success": float(iou >= 0.5), "attribute": 1.0}
-    values |= {"leakage": 0.0, "clip": 70.0, "unet_calls": 50, "backward_passes": 0}
+    values |= {"picture_success": float(iou >= 0.5), "overlap_iou": math.nan, "order": math.nan}
+    values |= {
+        "overlay_score": 0.0,
+        "leakage": 0.0,
+        "clip": 70.0,
+        "unet_calls": 50,
+        "backward_passes": 0,
+    }
     return Row(
         method=method,
         layout=layout,
@@ -78,7 +85,7 @@ def filled(folder: Path, rows: list[Row]) -> Path:
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(vars(row).values() for row in rows)
+        writer.writerows([vars(row)[name] for name in COLUMNS] for row in rows)
     settings = {"methods": {row.method: {} for row in rows}, "batch_size": 1, "layouts": "few"}
     settings |= {"num_inference_steps": 25, "guidance_scale": 5.0, "machine": "an abacus"}
     (folder / "settings.json").write_text(json.dumps(settings))

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy
@@ -13,15 +15,16 @@ from lrd_helpers.benchmark import (
     LookingOnce,
     NamedLayout,
     drawn,
+    ground_truth_scene,
     load_layouts,
     save_layouts,
     scored,
     spread,
 )
-from lrd_helpers.benchmark.layouts import SHIPPED
+from lrd_helpers.benchmark.layouts import SHIPPED, with_shapes
 from lrd_helpers.layout import LayoutError
 from lrd_helpers.measure import StorybookClip
-from lrd_helpers.storybook import aspect_ratio
+from lrd_helpers.storybook import aspect_ratio, render_scenes
 
 
 def boxes_of(layout: NamedLayout) -> list[tuple[float, ...]]:
@@ -177,6 +180,40 @@ def test_the_ground_truth_is_the_ceiling() -> None:
     assert numpy.mean([score["iou"] for score in scores]) >= 0.93
     swapped = scored(detector, clip, images[0], layouts[-1].layout)
     assert swapped["iou"] < 0.1
+
+
+def test_the_order_is_right_in_true_scenes_and_wrong_in_reversed_ones() -> None:
+    layouts = [layout.layout for layout in LAYOUTS if layout.stratum == "overlapping"][8:12]
+    scenes = [ground_truth_scene(layout) for layout in layouts]
+    back_to_front = [replace(scene, stickers=scene.stickers[::-1]) for scene in scenes]
+    detector, clip = LookingOnce(), StorybookClip()
+    scores, wrong = (
+        [
+            scored(detector, clip, image, layout)
+            for image, layout in zip(render_scenes(painted).images, layouts, strict=True)
+        ]
+        for painted in (scenes, back_to_front)
+    )
+    assert [score["order"] for score in scores] == [1, 1, 1, 1]
+    assert numpy.nanmean([score["order"] for score in wrong]) < 0.2
+    assert numpy.mean([score["overlap_iou"] for score in scores]) > 0.5
+    assert all(0.01 < score["overlay_score"] < 0.2 for score in scores)
+    apart = scored(detector, clip, render_scenes(scenes[:1]).images[0], LAYOUTS[0].layout)
+    assert math.isnan(apart["order"])
+    assert math.isnan(apart["overlap_iou"])
+    assert apart["overlay_score"] == 0
+
+
+def test_shapes_take_the_place_of_boxes() -> None:
+    [layout] = [each.layout for each in LAYOUTS if each.name == "overlapping-09"]
+    shapes = with_shapes(layout)
+    assert [layer.prompt for layer in shapes.layers] == [layer.prompt for layer in layout.layers]
+    for shape, layer in zip(shapes.layers, layout.layers, strict=True):
+        inside, box = shape.cells(128, 128), layer.cells(128, 128)
+        assert 0.3 * box.sum() < inside.sum() < box.sum()
+        assert shape.bounding_box == pytest.approx(layer.box, abs=0.02)
+    [masked] = [each.layout for each in LAYOUTS if each.name == "masks-01"]
+    assert with_shapes(masked) == masked
 
 
 # ------------------------------------------------------------------ files of layouts

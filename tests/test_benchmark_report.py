@@ -1,13 +1,15 @@
 """What a benchmark reports: means and intervals, tables, figures."""
 
+import csv
 import importlib.util
+import itertools
 import json
 import math
 from dataclasses import replace
 
 import numpy
 import pytest
-from benchmark_examples import BRIGHT, FEW, FOLDER, LAYOUTS, Brightness, filled, row
+from benchmark_examples import BRIGHT, CAR, FEW, FOLDER, LAYOUTS, Brightness, filled, row
 from PIL import Image
 
 from lrd_helpers.benchmark import (
@@ -32,6 +34,7 @@ from lrd_helpers.benchmark import (
     strata_figure,
 )
 from lrd_helpers.benchmark.contenders import choices_of
+from lrd_helpers.benchmark.folder import COLUMNS, LATER
 from lrd_helpers.benchmark.judges import digest
 from lrd_helpers.benchmark.tables import strata_table
 from lrd_helpers.layout import Layer, Layout
@@ -79,13 +82,15 @@ def test_the_committed_table_is_that_of_the_committed_rows() -> None:
     # The committed rows are older than these.
     assert set(methods) == {*METHODS, GROUND_TRUTH} - {"lrdiff", "larender", "rag"}
     names = {layout.name for layout in LAYOUTS}
+    seeds = {row.seed for rows in methods.values() for row in rows}
     for rows in methods.values():
-        assert {row.layout for row in rows} == names
-        assert len(rows) == len(names)
+        pictures = [(row.layout, row.seed) for row in rows]
+        assert sorted(pictures) == sorted(itertools.product(names, seeds))
     settings = json.loads((ASSETS / "benchmark" / "settings.json").read_text(encoding="utf-8"))
     table = (FOLDER.parents[1] / "figures" / "benchmark.md").read_text(encoding="utf-8")
     metrics = [name for name in METRICS if name != "ap"]  # AP needs the pictures
-    assert differences_table(methods, metrics) in table
+    for base in {BEST, "lrdiff"} & set(methods):
+        assert differences_table(methods, metrics, base) in table
     assert cost_table(methods, settings) in table
     # Who judged and what was drawn is what is shipped: else the numbers are another model's.
     detector = LookingOnce()
@@ -135,6 +140,81 @@ def test_the_tables_say_what_was_measured(tmp_path) -> None:
     assert "| one | 1 | 1.000 | 0.000 | 1.000 | 1.000 |" in other.splitlines()
 
 
+def test_a_report_of_overlaps_objects_and_both_bases(tmp_path) -> None:
+    values = {  # O-mIoU, order right, OverLayScore, objects
+        "car": (math.nan, math.nan, 0.0, 1),
+        "a": (0.2, 0.0, 0.01, 2),
+        "b": (0.4, 1.0, 0.02, 2),
+        "c": (0.8, math.nan, 0.5, 6),
+    }
+    rows = [
+        row(name, layout, iou, overlap_iou=o, order=order, overlay_score=score, layers=layers)
+        for name, iou in (("collage", 0.8), ("lrdiff", 0.6), ("plain", 0.1))
+        for layout, (o, order, score, layers) in values.items()
+    ]
+    # A second seed, and a method with nothing that overlaps.
+    rows += [replace(rows[1], seed=1, overlap_iou=0.6), row("paper", "car", 0.5)]
+    layouts = [NamedLayout(name, "one", CAR) for name in values]
+    text = report(
+        filled(tmp_path / "out", rows), layouts, metrics=[n for n in METRICS if n != "ap"]
+    )
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "## How well the layouts are obeyed",
+        "## Where boxes overlap",
+        "## Difference to the collage",
+        "## Difference to lrdiff",
+        "## IoU by stratum",
+        "## Picture success by number of objects",
+        "## What it costs",
+    ]
+    parts = dict(zip(headings, text.split("\n## ")[1:], strict=True))
+    for heading, line in (
+        ("## How well the layouts are obeyed", "| method | pictures | IoU | success | picture "
+         "success | colour right | leakage (less is better) | CLIP score |"),
+        ("## Where boxes overlap", "| method | pictures | O-mIoU | order right |"),
+        # Of two seeds the mean: (.4 + .4 + .8) / 3; and order (0 + 1) / 2.
+        ("## Where boxes overlap", "| collage | 4 | 0.533 [0.400, 0.800] | 0.500 [0.000, 1.000] |"),
+        ("## Where boxes overlap", "| overlaps | layouts | collage | lrdiff | plain | paper |"),
+        ("## Where boxes overlap", "| simple | 1 | 0.400 | 0.200 | 0.200 | – |"),
+        ("## Where boxes overlap", "| complex | 1 | 0.800 | 0.800 | 0.800 | – |"),
+        ("## Where boxes overlap", "| regular | 1 | 1.000 | 1.000 | 1.000 | – |"),
+        ("## Difference to lrdiff", "| plain | -0.500 [-0.500, -0.500] | -1.000 [-1.000, -1.000] | "
+         "-1.000 [-1.000, -1.000] | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] | "
+         "+0.0 [+0.0, +0.0] | +0.000 [+0.000, +0.000] | +0.000 [+0.000, +0.000] |"),
+        ("## Picture success by number of objects", "| objects | layouts | collage | lrdiff | "
+         "plain | paper |"),
+        ("## Picture success by number of objects", "| 2 | 2 | 1.000 ± 0.000 | 1.000 ± 0.000 | "
+         "0.000 ± 0.000 | – |"),
+        ("## Picture success by number of objects", "| 6 | 1 | 1.000 | 1.000 | 0.000 | – |"),
+    ):  # fmt: skip
+        assert line in parts[heading].splitlines(), line
+    score = "OverLayScore: simple 0.010 to 0.010, regular 0.020 to 0.020, complex 0.500 to 0.500. "
+    assert f"O-mIoU. {score}" in parts["## Where boxes overlap"]
+    assert not any(line.startswith("| paper") for line in parts["## Where boxes overlap"].split())
+    figure = methods_figure(results_by_method(tmp_path / "out"), [n for n in METRICS if n != "ap"])
+    assert len(figure.axes) == 8
+    assert figure.get_figwidth() < 14
+
+
+def test_a_folder_that_was_measured_before_there_were_such_columns(tmp_path) -> None:
+    folder = filled(tmp_path / "out", [row("collage", "car", 0.5), row("plain", "car", 0.25)])
+    with (folder / "results.csv").open(newline="") as file:
+        table = [*csv.DictReader(file)]
+    with (folder / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in COLUMNS if name not in LATER])
+        writer.writeheader()
+        writer.writerows({n: c for n, c in line.items() if n not in LATER} for line in table)
+    collage, plain = read_results(folder)
+    assert (collage.iou, plain.iou, plain.seconds) == (0.5, 0.25, 1.0)
+    assert all(math.isnan(getattr(plain, name)) for name in LATER)
+    text = report(folder, FEW, metrics=[name for name in METRICS if name != "ap"])
+    heading = "| method | pictures | IoU | success | colour right | leakage (less is better) | "
+    assert heading + "CLIP score |" in text.splitlines(), "what nobody has gets no column"
+    assert "Where boxes overlap" not in text
+    assert "number of objects" not in text
+
+
 def test_a_table_without_the_best_or_a_ceiling(tmp_path) -> None:
     folder = filled(tmp_path / "out", [row("plain", "car", 0.2), row("paper", "car", 0.3)])
     text = report(folder, FEW[:1], metrics=["iou"])
@@ -157,13 +237,13 @@ def test_average_precision_looks_at_the_pictures(tmp_path) -> None:
 
 
 def test_metrics_that_do_not_exist(tmp_path, monkeypatch) -> None:
-    known = "there are iou, success, attribute, leakage, clip, ap"
+    known = "there are iou, success, picture_success, attribute, leakage, clip, overlap_iou, order"
     with pytest.raises(BenchmarkError, match=f"there is no metric 'fid'; {known}"):
         checked_metrics(["iou", "fid"])
     with pytest.raises(BenchmarkError, match="give another metric beside it"):
         checked_metrics(["ap"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert checked_metrics() == ["iou", "success", "attribute", "leakage", "clip"]
+    assert checked_metrics() == [name for name in METRICS if name != "ap"]
     with pytest.raises(BenchmarkError, match="ap needs pycocotools: pip install pycocotools"):
         checked_metrics(["iou", "ap"])
     with pytest.raises(BenchmarkError, match="holds no results"):
@@ -193,8 +273,8 @@ def test_a_table_of_other_columns(tmp_path) -> None:
         ("12.0", "inf", "memory is 'inf'"),
         (",50,", ",50.5,", "unet_calls is '50.5', but should be a whole number ≥ 0"),
         (",50,", "," + "9" * 200_000 + ",", "field larger than field limit"),
-        (",50,", ",", "there are 13 cells, but should be 14"),
-        (",50,", ",5,0,", "there are 15 cells"),
+        (",50,", ",", "there are 17 cells, but should be 18"),
+        (",50,", ",5,0,", "there are 19 cells"),
         ("both", "", "layout is '', but should be a name"),
         ("both", "bo\ud800th", "layout is 'bo"),
         ("both", "bo\0th", "layout is 'bo\\x00th'"),

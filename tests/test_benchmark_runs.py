@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,11 +34,12 @@ from PIL import Image
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from lrd_helpers import __main__ as command_line
-from lrd_helpers import benchmark
+from lrd_helpers import benchmark, models
 from lrd_helpers.benchmark import (
     BenchmarkError,
     LookingOnce,
     NamedLayout,
+    ablations,
     measure_again,
     methods_named,
     picture_file,
@@ -47,9 +49,10 @@ from lrd_helpers.benchmark import (
     save_layouts,
     scored,
 )
-from lrd_helpers.benchmark.folder import file_name
+from lrd_helpers.benchmark.folder import COLUMNS, LATER, file_name
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.measure import Detection, StorybookDetector
+from lrd_helpers.methods import METHODS
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 OURS = "sketch_steps=2"
@@ -260,6 +263,72 @@ def test_a_measuring_that_is_cut_off_has_to_be_done_again(pipe, tmp_path, monkey
         run(pipe, FEW, plain, **options, **JUDGES)
     assert str(measure_again(tmp_path, FEW, **JUDGES)) == str(rows)
     assert snapshot(tmp_path) == whole
+
+
+def test_a_folder_of_the_version_before_is_measured_again(pipe, tmp_path) -> None:
+    methods, out = methods_named(["plain", "multidiffusion"]), tmp_path / "out"
+    options = {"output": out, "num_inference_steps": 1, **JUDGES}
+    rows = run(pipe, FEW, methods, **options)
+    # As that version wrote it: fewer columns, and a choice less of MultiDiffusion.
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["methods"]["multidiffusion"]["background_in_prompts"]
+    (out / "settings.json").write_text(json.dumps(settings | {"version": 1}))
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        kept = [name for name in COLUMNS if name not in LATER]
+        writer.writerows([kept, *([vars(row)[name] for name in kept] for row in rows)])
+    pictures, before = pictures_in(out), snapshot(out)
+    with pytest.raises(BenchmarkError, match="before there were picture_success, overlap_iou, ord"):
+        run(pipe, FEW, methods, **options)
+    assert snapshot(out) == before
+    assert rows_in(out) != [*map(str, rows)]
+    again = measure_again(out, FEW, **JUDGES)
+    assert [str(row) for row in again] == [
+        str(replace(row, **{name: float(f"{vars(row)[name]:.6g}") for name in ("seconds",)}))
+        for row in rows
+    ]
+    assert pictures_in(out) == pictures
+    assert str(run(pipe, FEW, methods, **options)) == str(again), "and a run goes on"
+    changed = {"multidiffusion": replace(methods["multidiffusion"], background_in_prompts=True)}
+    with pytest.raises(BenchmarkError, match="'multidiffusion' with another background_in_prompts"):
+        run(pipe, FEW, changed, **options)
+
+
+def test_functions_are_contenders_and_their_faults_stop_nobody(pipe, tmp_path) -> None:
+    def mine(pipe, layout, generator, **options):
+        if layout.caption == broken:
+            raise RuntimeError("not yet")
+        shade = 0.5 + 0.1 * torch.rand((), generator=generator)
+        return shade.expand(3, 32, 32)
+
+    broken, plain = TWO.caption, methods_named(["plain"])
+    options = {"output": tmp_path / "out", "num_inference_steps": 1, "batch_size": 2, **JUDGES}
+    with pytest.warns(UserWarning, match="failed at") as remarks:
+        rows = run(pipe, FEW, {"mine": mine, **plain}, **options)
+    [remark] = [str(each.message) for each in remarks if "failed at" in str(each.message)]
+    assert remark == (
+        "'mine' failed at 1 of its pictures, which are missing; the next run tries them again. "
+        "Layout both, seed 0: it raised RuntimeError: not yet"
+    )
+    drawn = [(row.method, row.layout) for row in rows]
+    assert drawn == [("mine", "boat"), ("mine", "car")] + [
+        ("plain", layout.name) for layout in sorted(FEW, key=lambda layout: layout.name)
+    ]
+    assert rows[0].unet_calls == 0
+    broken = ""
+    with pytest.raises(BenchmarkError, match="results of 'mine' with another source"):
+        run(pipe, FEW, {"mine": mine}, **options)
+    broken = TWO.caption
+    with pytest.warns(UserWarning, match="'mine' failed at 1 of its"):
+        again = run(pipe, FEW, {"mine": mine}, **options)
+    assert str(again) == str(rows)
+    for name, method, message in (
+        ("mine", type(plain["plain"]), "should be a method, such as METHODS"),
+        ("mine", 3, "'mine' is 3, but should be a method"),
+        ("ground truth", mine, "a method is called 'ground truth', as the scene itself is"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            run(pipe, FEW, {name: method}, **options)
 
 
 def test_folders_that_are_no_benchmark(pipe, tmp_path) -> None:
@@ -491,6 +560,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys) -> None:
     for arguments, message in [
         (["--methods", "best"], "there is no method 'best'; there are collage, lrdiff, paper"),
         (["--metrics", "fid"], "there is no metric 'fid'; there are iou, success"),
+        (["--ablations", "best"], "there is no method 'best'; there are collage, lrdiff, paper"),
         ([tmp_path / "empty.json"], "empty.json: holds no layouts"),
         (["--measure-again"], "out holds no results"),
         (["--measure-again", "--limit", "2"], "measures every picture of the folder"),
@@ -504,6 +574,30 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys) -> None:
         assert message in err
         assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ablates_what_it_is_told_to(tmp_path, capsys, monkeypatch) -> None:
+    asked: list[str] = []
+
+    def collected(pipe: object, layouts: object, methods: dict, **options: object) -> None:
+        asked[:] = methods
+
+    silent = SimpleNamespace(set_progress_bar_config=lambda **options: None)
+    monkeypatch.setattr(benchmark, "run", collected)
+    monkeypatch.setattr(benchmark, "report", lambda *arguments, **options: "")
+    monkeypatch.setattr(models, "load_pipeline", lambda *arguments: silent)
+    of_background = ["paper", "paper,background_in_prompts=True"]
+    for arguments, first, others in (
+        ([], [*METHODS], []),
+        (["--ablations"], ["collage", "lrdiff", *ablations("collage")], ablations("lrdiff")),
+        (["--ablations"], ["collage", "lrdiff"], of_background),
+        (["--ablations", "multidiffusion"], ["multidiffusion", *ablations("multidiffusion")], []),
+        (["--methods", "plain", "--ablations", "collage"], ["plain", *ablations("collage")], []),
+    ):
+        assert command_line.main(["benchmark", "--output", str(tmp_path), *arguments]) == 0
+        assert asked[: len(first)] == first
+        assert others or len(asked) == len(first)
+        assert set(others) <= set(asked)
 
 
 def test_control_c_says_how_to_go_on(tmp_path, capsys, monkeypatch) -> None:

@@ -1,6 +1,8 @@
 """The machine of notebook 08: the learner's right pieces, and ours in place of the others."""
 
+import numpy
 import torch
+from benchmark_examples import TWO
 from test_checks_answers import (
     algorithm_in_two_parts,
     composed_by_choice,
@@ -9,7 +11,8 @@ from test_checks_answers import (
     noises_layer_by_layer,
 )
 
-from lrd_helpers import Layer, Layout
+from lrd_helpers import Layer, LayeredRendering, Layout
+from lrd_helpers.benchmark import drawn, noise_of
 from lrd_helpers.checks import layered_rendering as checks
 
 NAMES = ["visible_masks", "fields_of", "layer_noises", "composed", "algorithm_1"]
@@ -53,3 +56,16 @@ def test_with_five_right_pieces_nothing_is_ours(capsys):
         algorithm_in_two_parts,
     )
     assert capsys.readouterr().out.splitlines()[1] == "ours:  none"
+
+
+def test_the_machine_is_a_contender_that_draws_what_the_method_draws(pipe, capsys):
+    pieces = checks.assembled(masks_by_loops, stub, noises_layer_by_layer, stub, stub)
+    method = LayeredRendering(delta="constant", inside=0.2, outside=0.2, layered_fraction=0.6)
+    options = {"num_inference_steps": 5, "guidance_scale": 4.0}
+    ([mine], [cost]), ([theirs], [its_cost]) = (
+        drawn(pipe, contender, [TWO], [noise_of("two", 3)], **options)
+        for contender in (pieces, method)
+    )
+    difference = numpy.asarray(mine).astype(int) - numpy.asarray(theirs).astype(int)
+    assert abs(difference).max() <= 1, "both are rounded to bytes"
+    assert cost.unet_calls >= its_cost.unet_calls > 0

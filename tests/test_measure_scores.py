@@ -1,4 +1,6 @@
-"""Layout against picture: IoU, success, colours, leakage, average precision; any detector."""
+"""Layout against picture: IoU, success, overlaps, colours, leakage, precision; any detector."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,8 +25,13 @@ from lrd_helpers.measure import (
     average_precision,
     box_iou,
     found_boxes,
+    front_seen,
     layout_iou,
     leakage,
+    overlap_ious,
+    overlapping_pairs,
+    overlay_score,
+    picture_success,
     success,
     success_rate,
 )
@@ -128,6 +135,99 @@ def test_success_rate_counts_layers_of_all_pictures():
     assert success_rate([[0.5, 0.2]], threshold=0.6) == 0
     with pytest.raises(ValueError, match="no layers"):
         success_rate([[]])
+
+
+def test_a_picture_succeeds_where_all_its_layers_do():
+    assert picture_success([0.5, 0.9])
+    assert not picture_success([0.4999, 0.9])
+    assert not picture_success([0.5, 0.9], threshold=0.6)
+    with pytest.raises(ValueError, match="no layers"):
+        picture_success([])
+
+
+# ------------------------------------------------------------------ where boxes overlap
+
+BACK, FRONT = (0, 0, 64, 64), (32, 32, 96, 96)  # they share 32 × 32 of 2·64² − 32²: IoU 1/7
+CAR, STAR = ("car", "red", BACK), ("star", "yellow", FRONT)
+
+
+@pytest.mark.parametrize(
+    ("things", "iou", "right"),
+    [
+        ([CAR, STAR], 1, True),
+        ([STAR, CAR], 1, False),  # the star's box is whole, though the car hides a corner
+        ([CAR, ("star", "yellow", (40, 32, 104, 96))], 24 * 32 / 32**2, True),
+        # Half of the overlap shows the one, half the other.
+        ([CAR, ("star", "yellow", (48, 32, 112, 96))], 16 * 32 / 32**2, False),
+        # Larger than asked: 48 × 48 are shared.
+        ([CAR, ("star", "yellow", (16, 16, 96, 96))], 32**2 / 48**2, True),
+        ([CAR, ("star", "yellow", (80, 80, 112, 112))], 0, False),  # both there, no overlap
+        ([CAR], 0, False),
+        ([STAR], 0, False),
+        ([("car", "blue", BACK)], 0, None),  # neither is there
+    ],
+)
+def test_overlaps_by_hand(detector, things, iou, right):
+    layout = asked(("a red car", BACK), ("a yellow star", FRONT))
+    picture = paint(*things)
+    assert overlapping_pairs(layout) == [(0, 1)]
+    assert overlap_ious(detector, picture, layout) == pytest.approx([iou])
+    assert front_seen(detector, picture, layout) == [right]
+
+
+def test_each_pair_of_boxes_that_overlap_counts(detector):
+    layout = asked(
+        ("a red car", BACK),
+        ("a yellow star", FRONT),
+        ("a blue boat", (64, 64, 128, 128)),  # touches the car in a corner only
+        ("a green tree", (92, 0, 128, 36)),  # shares 4 × 4 with the star: too little to be seen
+    )
+    picture = paint(
+        CAR, STAR, ("boat", "blue", (80, 64, 128, 128)), ("tree", "green", (92, 0, 128, 36))
+    )
+    assert overlapping_pairs(layout) == [(0, 1), (1, 2), (1, 3)]
+    assert overlap_ious(detector, picture, layout) == pytest.approx([1, 0.5, 1])
+    assert front_seen(detector, picture, layout) == [True, False, None]
+    apart = asked(("a red car", BACK), ("a blue boat", (64, 64, 128, 128)))
+    assert overlap_ious(detector, picture, apart) == front_seen(detector, picture, apart) == []
+
+
+def test_the_order_is_that_of_shapes_where_layers_have_them(detector):
+    picture = paint(CAR, ("star", "yellow", (56, 32, 96, 96)))  # of the overlap 8 × 32
+    boxes = asked(("a red car", BACK), ("a yellow star", FRONT))
+    assert front_seen(detector, picture, boxes) == [False]
+    shape = torch.zeros(128, 128, dtype=torch.bool)
+    shape[32:96, 56:96] = True
+    shapes = replace(boxes, layers=[boxes.layers[0], Layer("a yellow star", mask=shape)])
+    assert front_seen(detector, picture, shapes) == [True]
+    turned = replace(shapes, layers=shapes.layers[::-1])
+    assert front_seen(detector, picture, turned) == [False]
+
+
+def test_a_detector_without_pixels_cannot_tell_the_order():
+    def boxes(image, prompts):
+        return [[Detection((0.0, 0.0, 0.5, 0.5), 0.9, None)] for _ in prompts]
+
+    layout = asked(("a red car", BACK), ("a yellow star", FRONT))
+    assert front_seen(boxes, paint(), layout) == [None]
+    assert overlap_ious(boxes, paint(), layout) == pytest.approx([32**2 / 64**2])
+
+
+def test_overlay_score_by_hand():
+    class Clip:
+        def encode_images(self, images):
+            raise AssertionError("no picture is needed")
+
+        def encode_texts(self, texts):
+            vectors = {"a car": (1.0, 0.0), "a star": (0.6, 0.8), "a boat": (0.0, 1.0)}
+            return torch.tensor([vectors[text] for text in texts])
+
+    three = asked(("a car", BACK), ("a star", FRONT), ("a boat", (64, 64, 128, 128)))
+    assert overlay_score(Clip(), three) == pytest.approx(0.6 / 7 + 0.8 / 7)
+    assert overlay_score(Clip(), asked(("a car", BACK))) == 0
+
+
+# ------------------------------------------------------------------ colours, leakage, precision
 
 
 def test_the_attribute_is_right_where_the_thing_in_its_place_has_its_colour(detector):

@@ -327,6 +327,17 @@ def test_multidiffusion_by_hand(tiny, bootstrapping) -> None:
     assert not torch.allclose(latents_of(tiny, TWO, method=other), expected, atol=1e-3)
 
 
+def test_multidiffusion_with_the_background_in_the_prompts(tiny) -> None:
+    named = replace(
+        TWO,
+        layers=[replace(each, prompt=f"{each.prompt} {TWO.background}") for each in TWO.layers],
+    )
+    with_background = MultiDiffusion(background_in_prompts=True)
+    asked = latents_of(tiny, TWO, method=with_background)
+    assert torch.equal(asked, latents_of(tiny, named, method="multidiffusion"))
+    assert not torch.equal(asked, latents_of(tiny, TWO, method="multidiffusion"))
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_one_region_over_all_is_plain_with_its_prompt(tiny, scheduler) -> None:
     tiny.scheduler = scheduler.from_config(tiny.scheduler.config)

@@ -11,6 +11,7 @@ was killed goes on where it stopped, and methods and seeds can be added later.
 |---|---|
 | `layouts` | what is drawn |
 | `contenders` | who draws it: the methods, their ablations, the ground truth |
+| `functions` | who else draws it: a function of your own |
 | `cost`, `judges` | what a picture takes, and how good it is |
 | `folder` | settings, rows and pictures on the disk |
 | `runs` | draw and measure what is missing |
@@ -28,6 +29,7 @@ from lrd_helpers.benchmark.contenders import (
     ablations,
     drawn,
     methods_named,
+    with_and_without_background,
 )
 from lrd_helpers.benchmark.cost import Cost
 from lrd_helpers.benchmark.estimates import (
@@ -41,6 +43,7 @@ from lrd_helpers.benchmark.estimates import (
 )
 from lrd_helpers.benchmark.figures import methods_figure, strata_figure
 from lrd_helpers.benchmark.folder import Row, picture_file, read_results
+from lrd_helpers.benchmark.functions import ContenderError, Function
 from lrd_helpers.benchmark.judges import LookingOnce, scored
 from lrd_helpers.benchmark.layouts import (
     BenchmarkError,
@@ -52,7 +55,14 @@ from lrd_helpers.benchmark.layouts import (
 )
 from lrd_helpers.benchmark.reports import report, results_by_method
 from lrd_helpers.benchmark.runs import measure_again, noise_of, processes, run
-from lrd_helpers.benchmark.tables import cost_table, differences_table, quality_table
+from lrd_helpers.benchmark.tables import (
+    cost_table,
+    differences_table,
+    difficulty_table,
+    objects_table,
+    overlaps_table,
+    quality_table,
+)
 
 __all__ = [
     "BEST",
@@ -60,8 +70,10 @@ __all__ = [
     "METRICS",
     "BenchmarkError",
     "Contender",
+    "ContenderError",
     "Cost",
     "Estimate",
+    "Function",
     "GroundTruth",
     "LookingOnce",
     "Metric",
@@ -73,6 +85,7 @@ __all__ = [
     "cost_table",
     "differences",
     "differences_table",
+    "difficulty_table",
     "drawn",
     "estimate",
     "ground_truth_scene",
@@ -81,6 +94,8 @@ __all__ = [
     "methods_figure",
     "methods_named",
     "noise_of",
+    "objects_table",
+    "overlaps_table",
     "picture_file",
     "processes",
     "quality_table",
@@ -92,4 +107,5 @@ __all__ = [
     "scored",
     "spread",
     "strata_figure",
+    "with_and_without_background",
 ]

@@ -1,4 +1,4 @@
-"""Who is compared: the methods by name, with choices changed, and the scene itself."""
+"""Who is compared: methods by name, with choices changed; functions; and the scene itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lrd_helpers.benchmark.cost import Cost, measured
+from lrd_helpers.benchmark.functions import Function, digest_of_function, drawn_by, kept
 from lrd_helpers.benchmark.layouts import BenchmarkError, ground_truth_scene
 from lrd_helpers.layout import Layout
 from lrd_helpers.messages import excerpt
@@ -31,7 +32,7 @@ class GroundTruth:
     """Not a method: the scene itself. What the metrics say of it is the most they can say."""
 
 
-Contender = Method | GroundTruth
+Contender = Method | GroundTruth | Function
 
 GROUND_TRUTH = "ground truth"
 BEST = "collage"
@@ -57,14 +58,17 @@ def methods_named(names: Iterable[str] = (*METHODS,)) -> dict[str, Contender]:
 
 
 def ablations(base: str = BEST) -> list[str]:
-    """One factor at a time around one of our methods, as names for `methods_named`.
+    """One factor at a time around a method, as names for `methods_named`.
 
     Every other name that a choice can have, no for yes, numbers at half and at twice what they are
-    (shares at most 1), no ξ at all (or, where there is none, λ = 0.1). A choice that changes
-    nothing there is left out.
+    (shares at most 1); of ours also no ξ at all (or, where there is none, λ = 0.1). A choice that
+    changes nothing there is left out.
+
+    Raises:
+        BenchmarkError: there is no such method.
     """
-    method, names = METHODS[base], []
-    idle = _idle_choices(method)
+    [method], names = methods_named([base]).values(), []
+    idle = _idle_choices(method) if isinstance(method, Choices) else ()
     for choice, value in vars(method).items():
         if choice in idle:
             continue
@@ -73,8 +77,20 @@ def ablations(base: str = BEST) -> list[str]:
                 replace(method, **{choice: other})
                 text = f"{other:.4g}" if type(other) is float else str(other)
                 names.append(f"{choice}={text}")
-    names.append("inside=0,outside=0" if method.guided else "inside=0.1,outside=0.1")
+    if isinstance(method, Choices):
+        names.append("inside=0,outside=0" if method.guided else "inside=0.1,outside=0.1")
     return names if base == BEST else [f"{base},{name}" for name in names]
+
+
+def with_and_without_background() -> list[str]:
+    """The methods that can have the background in their layers' prompts, each with and without."""
+    names = []
+    for name, method in METHODS.items():
+        there = vars(method).get("background_in_prompts")
+        if there is not None:
+            other = f"background_in_prompts={not there}"
+            names += [name, other if name == BEST else f"{name},{other}"]
+    return names
 
 
 def _idle_choices(method: Choices) -> set[str]:
@@ -96,8 +112,12 @@ def _alternatives(choice: str, value: Any) -> list[Any]:
         return [name for name in get_args(NAMED[choice]) if name != value]
     if isinstance(value, bool):
         return [not value]
+    if not isinstance(value, (int, float)):
+        return []
     if choice == "layered_fraction":
         return sorted({value / 2, min(1.0, 2 * value)} - {value})
+    if choice == "early_repeats" and not value:
+        return [METHODS["authors"].early_repeats]
     others = [number for number in (value / 2, 2 * value) if number != value]
     return [max(1, round(other)) for other in others] if isinstance(value, int) else others
 
@@ -115,12 +135,22 @@ def drawn(
     """The layouts' pictures and what each took; drawn as one batch where the method can.
 
     In a batch, seconds and memory are those of the batch, divided by its pictures.
+
+    Raises:
+        ContenderError: a function that raises something, gives no such picture, or changes what it
+            was given.
     """
     if isinstance(method, GroundTruth):
         scenes = [ground_truth_scene(layout) for layout in layouts]
         images = render_scenes(scenes).images
         return [picture_of(image) for image in images], [Cost() for _ in scenes]
     images, costs = [], []
+    if not isinstance(method, Method):
+        for layout, generator in zip(layouts, generators, strict=True):
+            with kept(pipe), measured(pipe, 1) as cost:
+                images.append(drawn_by(method, pipe, layout, generator, **options))
+            costs += cost
+        return images, costs
     size = len(layouts) if method.batched else 1
     for first in range(0, len(layouts), size):
         part = list(layouts[first : first + size])
@@ -154,4 +184,6 @@ def check_captions(
 
 def choices_of(method: Contender) -> dict[str, Any]:
     """What a method is, as the settings of a folder keep it."""
+    if not isinstance(method, (Method, GroundTruth)):
+        return {"kind": type(method).__name__, "source": digest_of_function(method)}
     return {"kind": type(method).__name__, **asdict(method)}

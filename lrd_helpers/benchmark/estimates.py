@@ -25,6 +25,7 @@ class Metric:
     heading: str
     decimals: int = 3
     less_is_better: bool = False
+    of_overlaps: bool = False  # so that most pictures have none
 
     @property
     def column(self) -> str:
@@ -39,9 +40,12 @@ class Metric:
 METRICS = {
     "iou": Metric("IoU"),
     "success": Metric("success"),
+    "picture_success": Metric("picture success"),
     "attribute": Metric("colour right"),
     "leakage": Metric("leakage", less_is_better=True),
     "clip": Metric("CLIP score", decimals=1),
+    "overlap_iou": Metric("O-mIoU", of_overlaps=True),
+    "order": Metric("order right", of_overlaps=True),
     "ap": Metric("AP"),
 }
 """What can be in the tables; T2I-Sim is the CLIP score / 100."""
@@ -64,6 +68,16 @@ def checked_metrics(metrics: Sequence[str] | None = None) -> list[str]:
     if "ap" in metrics and not installed:
         raise BenchmarkError("ap needs pycocotools: pip install pycocotools")
     return sorted(metrics, key=lambda name: name == "ap")
+
+
+def present(methods: Rows, metrics: Sequence[str]) -> list[str]:
+    """The metrics that some row has; the first also where none has it."""
+    rows = [row for of_method in methods.values() for row in of_method]
+    return [
+        metric
+        for number, metric in enumerate(metrics)
+        if not number or metric == "ap" or any(not math.isnan(getattr(row, metric)) for row in rows)
+    ]
 
 
 class Estimate(NamedTuple):

@@ -6,19 +6,27 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
-from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval
+from lrd_helpers.benchmark.estimates import METRICS, Estimate, Rows, interval, present
 from lrd_helpers.benchmark.folder import Row
 from lrd_helpers.benchmark.layouts import NamedLayout
 from lrd_helpers.plotting import BLUE, GREY
+
+MOST_PANELS = 5
+"""Beside each other; more panels get another line."""
 
 
 def methods_figure(
     methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
 ) -> Figure:
-    """A panel per metric: each method's mean and interval, the ground truth as a dashed line."""
+    """A panel per metric: each method's mean and interval, the ground truth as a dashed line.
+
+    A metric that no row has gets no panel.
+    """
+    metrics = present(methods, metrics)
     names = [name for name in methods if name != GROUND_TRUTH]
     values = {
         metric: {
@@ -29,9 +37,7 @@ def methods_figure(
         }
         for metric in metrics
     }
-    size = (1.8 + 2.1 * len(metrics), 1.3 + 0.28 * len(names))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(len(metrics), 0.28 * len(names))
     for panel, metric in zip(panels, metrics, strict=True):
         for height, name in enumerate(names):
             mean, low, high = values[metric][name]
@@ -47,6 +53,18 @@ def methods_figure(
     title = _best(names, metrics[0], values[metrics[0]])
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels of that height (in inches), in lines of about equal length."""
+    lines = math.ceil(count / MOST_PANELS)
+    columns = math.ceil(count / lines)
+    size = (1.8 + 2.1 * columns, 0.5 + lines * (0.8 + height))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, list(axes[:count])
 
 
 def _best(names: Sequence[str], metric: str, values: Mapping[str, Estimate]) -> str:

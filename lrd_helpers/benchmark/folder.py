@@ -34,12 +34,13 @@ from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.files import check_folder, locked, write_atomically
 from lrd_helpers.machine import describe_machine
 from lrd_helpers.messages import excerpt
+from lrd_helpers.methods import METHODS
 
 if TYPE_CHECKING:
     from lrd_helpers.pipeline import LayeredRenderingPipeline
 
-VERSION = 1
-"""Of a folder of results."""
+VERSION = 2
+"""Of a folder of results; one of version 1 lacks the columns `LATER`."""
 
 OTHER_FOLDER = "give another folder (--output)"
 
@@ -64,10 +65,11 @@ def alone_in(folder: Path) -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Row:
-    """A picture's numbers; of `iou` to `leakage` the mean over its layers.
+    """A picture's numbers; of `iou`, `success`, `attribute`, `leakage` the mean over its layers.
 
     So a picture of four objects counts as much as one of one. NaN: there is nothing to measure (no
-    layer names a colour; memory on machines other than Linux and CUDA).
+    boxes overlap; no layer names a colour; memory on machines other than Linux and CUDA), or it was
+    measured before there was such a column.
     """
 
     method: str
@@ -77,9 +79,13 @@ class Row:
     layers: int
     iou: float  # `layout_iou`, 0 to 1
     success: float  # share of the layers with IoU ≥ 0.5
+    picture_success: float  # 1 where all layers have it, else 0
+    overlap_iou: float  # mean of `overlap_ious`, 0 to 1
+    order: float  # share of the pairs of `front_seen`
     attribute: float  # `attribute_accuracy`, 0 to 1
     leakage: float  # 0 to 1, less is better
     clip: float  # `clip_score`, 100·cos
+    overlay_score: float  # of the layout; 0 where no boxes overlap
     unet_calls: int  # a call: one noisy picture with one prompt
     backward_passes: int
     seconds: float
@@ -92,8 +98,13 @@ class Row:
 
 COLUMNS = [field.name for field in fields(Row)]
 KINDS = get_type_hints(Row)
-RANGES = dict.fromkeys(("iou", "success", "attribute", "leakage"), (0, 1)) | {"clip": (-100, 100)}
+LATER = ("picture_success", "overlap_iou", "order", "overlay_score")
+"""The columns that tables of version 1 lack; `measure_again` adds them."""
+SHARES = ("iou", "success", "picture_success", "overlap_iou", "order", "attribute", "leakage")
+RANGES = dict.fromkeys(SHARES, (0, 1)) | {"clip": (-100, 100), "overlay_score": (-1000, 1000)}
 """Of the columns that are not simply ≥ 0."""
+ABSENT = ("overlap_iou", "order", "attribute", "memory")
+"""The columns that can be NaN."""
 
 
 def read_results(folder: str | os.PathLike[str]) -> list[Row]:
@@ -117,12 +128,13 @@ def _rows_in(path: Path) -> Iterator[Row]:
     table = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 0
     try:
-        if next(table, COLUMNS) != COLUMNS:
+        columns = next(table, COLUMNS)
+        if columns not in (COLUMNS, [name for name in COLUMNS if name not in LATER]):
             raise BenchmarkError(f"{path} has other columns than this version; {OTHER_FOLDER}")
         line = table.line_num
         for cells in table:
             if cells:
-                yield _row(cells)
+                yield _row(cells, columns)
             line = table.line_num
     except BenchmarkError:
         raise
@@ -132,24 +144,24 @@ def _rows_in(path: Path) -> Iterator[Row]:
         ) from None
 
 
-def _row(cells: Sequence[str]) -> Row:
-    """A row from a line's cells.
+def _row(cells: Sequence[str], columns: Sequence[str] = COLUMNS) -> Row:
+    """A row from a line's cells; NaN in the columns that are not there.
 
     Raises:
         ValueError: says which cell is wrong, and what it should be.
     """
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"there are {len(cells)} cells, but should be {len(COLUMNS)}")
-    values: dict[str, Any] = {}
-    for name, cell in zip(COLUMNS, cells, strict=True):
+    if len(cells) != len(columns):
+        raise ValueError(f"there are {len(cells)} cells, but should be {len(columns)}")
+    values: dict[str, Any] = dict.fromkeys(LATER, math.nan)
+    for name, cell in zip(columns, cells, strict=True):
         kind, (low, high) = KINDS[name], RANGES.get(name, (0, math.inf))
         try:
             values[name] = value = kind(cell)
             if kind is str:
                 valid = value.isprintable() and value.strip() and "\ufffd" not in value
             else:
-                valid = low <= value <= high and value != math.inf
-                valid |= math.isnan(value) and name in ("attribute", "memory")
+                valid = low <= value <= high and not math.isinf(value)
+                valid |= math.isnan(value) and name in ABSENT
         except (ValueError, OverflowError):
             valid = False
         if not valid:
@@ -373,24 +385,43 @@ def with_earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     earlier = read_settings(folder)
     methods = earlier["methods"]
+    if earlier.get("version") == 1:
+        raise BenchmarkError(
+            f"{folder} was measured before there were {', '.join(LATER)}; `--measure-again` adds "
+            "them, and then a run goes on"
+        )
     for name, value in settings.items():
         if name in ("methods", "machine") or earlier.get(name) == value:
             continue
         short = f" ({excerpt(earlier.get(name))}, now {excerpt(value)})"
         short = "" if isinstance(value, dict) else short
         raise BenchmarkError(f"{folder} holds results with another {name}{short}; {OTHER_FOLDER}")
-    for name, choices in settings["methods"].items():
-        if methods.get(name, choices) != choices:
-            changed = [choice for choice in choices if methods[name].get(choice) != choices[choice]]
-            raise BenchmarkError(
-                f"{folder} holds results of {excerpt(name)} with another {', '.join(changed)}; "
-                f"{OTHER_FOLDER}"
-            )
+    _check_methods(folder, methods, settings["methods"])
     methods |= settings["methods"]
     check_file_names("method", methods)
     rows = read_results(folder)  # can be gone on with
     check_rows(folder, "method", (row.method for row in rows), methods)
     return {**settings, "methods": methods}
+
+
+def _check_methods(folder: Path, earlier: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+    """Refuse methods that are in the folder with other choices."""
+    for name, choices in methods.items():
+        before = _completed(earlier.get(name, choices))
+        changed = [choice for choice in choices if before.get(choice) != choices[choice]]
+        if changed or before.keys() != choices.keys():
+            changed = changed or sorted(before.keys() - choices.keys())
+            raise BenchmarkError(
+                f"{folder} holds results of {excerpt(name)} with another {', '.join(changed)}; "
+                f"{OTHER_FOLDER}"
+            )
+
+
+def _completed(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices as a folder keeps them, with those that methods have since then: their defaults."""
+    kinds = {type(method).__name__: type(method) for method in METHODS.values()}
+    kind = kinds.get(choices.get("kind", ""))
+    return {field.name: field.default for field in fields(kind)} | choices if kind else {**choices}
 
 
 def _holds_something(path: Path) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import nn
 
+from lrd_helpers.benchmark.layouts import with_shapes
 from lrd_helpers.layout import Layout
 from lrd_helpers.measure import (
     Clip,
@@ -20,8 +22,13 @@ from lrd_helpers.measure import (
     StorybookDetector,
     attribute_accuracy,
     clip_score,
+    front_seen,
     layout_iou,
     leakage,
+    overlap_ious,
+    overlapping_pairs,
+    overlay_score,
+    picture_success,
     success,
 )
 
@@ -62,16 +69,27 @@ def judges(detector: Detector | None = None, clip: Clip | None = None) -> Judges
 
 
 def scored(detector: Detector, clip: Clip, image: Image.Image, layout: Layout) -> dict[str, float]:
-    """`METRICS` but average precision, which is of many pictures together."""
+    """What `Row` has of a picture's quality: all `METRICS` but average precision."""
     ious = layout_iou(detector, image, layout)
-    colours = [right for right in attribute_accuracy(detector, image, layout) if right is not None]
+    storybook = isinstance(detector, StorybookDetector)  # then the stickers' shapes are there, too
+    shapes = with_shapes(layout) if storybook and overlapping_pairs(layout) else layout
     return {
         "iou": statistics.fmean(ious),
         "success": statistics.fmean(success(ious)),
-        "attribute": statistics.fmean(colours) if colours else math.nan,
+        "picture_success": float(picture_success(ious)),
+        "overlap_iou": _mean(overlap_ious(detector, image, layout)),
+        "order": _mean(front_seen(detector, image, shapes)),
+        "attribute": _mean(attribute_accuracy(detector, image, layout)),
         "leakage": statistics.fmean(leakage(detector, image, layout)),
         "clip": clip_score(clip, image, layout.caption),
+        "overlay_score": overlay_score(clip, layout),
     }
+
+
+def _mean(values: Sequence[float | bool | None]) -> float:
+    """The mean of those that say something; NaN where none does."""
+    values = [value for value in values if value is not None]
+    return statistics.fmean(values) if values else math.nan
 
 
 def digest(*modules: nn.Module | None) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lrd_helpers.layout_json import VERSION, fields_of, text_of_file
 from lrd_helpers.measure import sticker_and_colour
 from lrd_helpers.messages import excerpt
 from lrd_helpers.models import ASSETS
-from lrd_helpers.storybook import PLACES, PlacedSticker, Scene
+from lrd_helpers.storybook import PLACES, PlacedSticker, Scene, render_scenes
 
 SHIPPED = ASSETS / "storybook-220.json"
 """The 220 layouts of the benchmark; `benchmarks/layouts/generate.py` makes them."""
@@ -150,3 +150,17 @@ def ground_truth_scene(layout: Layout) -> Scene:
         centre, size = ((x0 + x1) / 2, (y0 + y1) / 2), (x1 - x0, y1 - y0)
         stickers.append(PlacedSticker(sticker, colour or "red", centre, size))
     return Scene(place, tuple(stickers), layout.caption)
+
+
+def with_shapes(layout: Layout) -> Layout:
+    """The layout with the stickers' shapes, as `ground_truth_scene` has them, in place of boxes.
+
+    Raises:
+        ValueError: as for `ground_truth_scene`.
+    """
+    shapes = render_scenes([ground_truth_scene(layout)]).layers[0, :, 3] > 0.5
+    layers = [
+        replace(layer, box=None, mask=shape) if layer.mask is None and shape.any() else layer
+        for layer, shape in zip(layout.layers, shapes, strict=True)
+    ]
+    return replace(layout, layers=layers)

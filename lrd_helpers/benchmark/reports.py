@@ -10,8 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from lrd_helpers.benchmark.contenders import GROUND_TRUTH
-from lrd_helpers.benchmark.estimates import METRICS, Rows, checked_metrics
+from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
+from lrd_helpers.benchmark.estimates import METRICS, Rows, checked_metrics, present
 from lrd_helpers.benchmark.figures import methods_figure, strata_figure
 from lrd_helpers.benchmark.folder import (
     Row,
@@ -26,11 +26,19 @@ from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout
 from lrd_helpers.benchmark.tables import (
     cost_table,
     differences_table,
+    difficulty_table,
+    objects_table,
+    overlaps_table,
     quality_table,
     strata_table,
 )
 from lrd_helpers.files import write_atomically
 from lrd_helpers.measure import Detector, average_precision
+
+OVERLAPS = (
+    "Of the layouts whose boxes overlap. O-mIoU: the overlap of two things against that of their "
+    "boxes. Order right: where two things meet, most of what is seen is the front one's."
+)
 
 
 def report(
@@ -116,17 +124,32 @@ def _page(
 ) -> str:
     rows = [row for rows in methods.values() for row in rows]
     seeds = len({row.seed for row in rows})
-    first = metrics[0]
+    first, metrics = metrics[0], present(methods, metrics)
+    whole = [metric for metric in metrics if not METRICS[metric].of_overlaps]
+    overlaps = [metric for metric in metrics if METRICS[metric].of_overlaps]
     sections = [
         f"{len({row.layout for row in rows})} layouts, {seeds} "
         f"seed{'s' if seeds > 1 else ''}, {settings['num_inference_steps']} steps, "
         f"guidance scale {settings['guidance_scale']:g}. In brackets: 95 % bootstrap interval "
         "over layouts. The ground truth is the scene itself: no method can be expected to do "
         "better. A picture's IoU, success, colour and leakage are means over its layers. "
-        "T2I-Sim is the CLIP score / 100.",
-        "## How well the layouts are obeyed\n\n" + quality_table(methods, metrics, precision),
-        "## Difference to the collage\n\n" + differences_table(methods, metrics),
-        f"## {METRICS[first].heading} by stratum\n\n" + strata_table(methods, layouts, first),
-        "## What it costs\n\n" + cost_table(methods, settings),
+        "A picture succeeds where all its layers do. T2I-Sim is the CLIP score / 100.",
     ]
+    if whole:
+        table = quality_table(methods, whole, precision)
+        sections.append(f"## How well the layouts are obeyed\n\n{table}")
+    if overlaps:
+        tables = [overlaps_table(methods, overlaps)]
+        for metric in overlaps:
+            tables.append(f"{METRICS[metric].heading}. {difficulty_table(methods, metric)}")
+        sections.append("\n\n".join(["## Where boxes overlap", OVERLAPS, *tables]))
+    for base, name in ((BEST, "the collage"), ("lrdiff", "lrdiff")):
+        if base == BEST or base in methods:
+            table = differences_table(methods, metrics, base)
+            sections.append(f"## Difference to {name}\n\n{table}")
+    table = strata_table(methods, layouts, first)
+    sections.append(f"## {METRICS[first].heading} by stratum\n\n{table}")
+    if "picture_success" in metrics:
+        sections.append(f"## Picture success by number of objects\n\n{objects_table(methods)}")
+    sections.append("## What it costs\n\n" + cost_table(methods, settings))
     return "\n\n".join(sections)

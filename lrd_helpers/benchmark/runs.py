@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from lrd_helpers.benchmark.contenders import (
 )
 from lrd_helpers.benchmark.cost import Cost
 from lrd_helpers.benchmark.folder import (
+    VERSION,
     Key,
     Row,
     alone_in,
@@ -42,11 +44,12 @@ from lrd_helpers.benchmark.folder import (
     write_results,
     write_settings,
 )
+from lrd_helpers.benchmark.functions import ContenderError
 from lrd_helpers.benchmark.judges import Judges, judges, scored
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout, ground_truth_scene, spread
 from lrd_helpers.measure import Clip, Detector, StorybookDetector
-from lrd_helpers.messages import excerpt
-from lrd_helpers.methods import LONGEST
+from lrd_helpers.messages import excerpt, sentence
+from lrd_helpers.methods import LONGEST, Method
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.storybook import seeded
 
@@ -81,7 +84,9 @@ def run(
 
     Args:
         pipe: the model; a picture is forgotten once it is written.
-        layouts, methods: as `load_layouts` and `methods_named` give them.
+        layouts, methods: as `load_layouts` and `methods_named` give them. A method can be a
+            function, too (see `functions`): what it fails to draw is warned of at the end, is
+            missing, and is tried again by the next run.
         output: a new folder, or one with results of the same settings.
         seeds: pictures of each layout and method; seed and layout's name make the noise.
         limit: only so many layouts, evenly spread over the list.
@@ -99,6 +104,7 @@ def run(
     """
     _check_counts(seeds=seeds, limit=limit, batch_size=batch_size)
     jury = judges(detector, clip)
+    _check_contenders(methods)
     _check_layouts(pipe, layouts, methods, jury)
     if isinstance(jury.detector, StorybookDetector):
         methods = {**methods, GROUND_TRUTH: GroundTruth()}
@@ -117,6 +123,26 @@ def _check_counts(**counts: int | None) -> None:
             raise BenchmarkError(f"{name} is {value}, but should be at least 1")
 
 
+def _check_contenders(methods: Mapping[str, Contender]) -> None:
+    """Refuse names and kinds that cannot be compared."""
+    if not methods:
+        raise BenchmarkError("there are no methods to compare")
+    for name, method in methods.items():
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST:
+            raise BenchmarkError(
+                f"a method is called {excerpt(name)}, but should have a name of 1 to {LONGEST} "
+                "printable signs"
+            )
+        if name == GROUND_TRUTH and not isinstance(method, GroundTruth):
+            raise BenchmarkError(f"a method is called {name!r}, as the scene itself is; rename it")
+        if isinstance(method, type) or not (_of_ours(method) or callable(method)):
+            raise BenchmarkError(
+                f"{excerpt(name)} is {excerpt(method)}, but should be a method, such as "
+                "METHODS['collage'], or a function that draws a layout"
+            )
+    check_file_names("method", methods)
+
+
 def _check_layouts(
     pipe: LayeredRenderingPipeline,
     layouts: Sequence[NamedLayout],
@@ -126,15 +152,6 @@ def _check_layouts(
     """Refuse before the first picture what would stop the run after an hour."""
     if not layouts:
         raise BenchmarkError("there are no layouts to draw")
-    if not methods:
-        raise BenchmarkError("there are no methods to compare")
-    for name in methods:
-        if not name.strip() or not name.isprintable() or len(name) > LONGEST:
-            raise BenchmarkError(
-                f"a method is called {excerpt(name)}, but should have a name of 1 to {LONGEST} "
-                "printable signs"
-            )
-    check_file_names("method", methods)
     check_file_names("layout", [layout.name for layout in layouts])
     for layout in layouts:
         if isinstance(jury.detector, StorybookDetector):
@@ -219,7 +236,7 @@ def _fill(
     options: Mapping[str, Any],
 ) -> None:
     """Draw, write and measure this process's share of what is missing."""
-    state = processes()
+    state, faults = processes(), {name: [] for name in methods}
     missing = [batch for batch in batches if any(batch.missing(name, keys) for name in methods)]
     share = missing[state.process_index :: state.num_processes]
     total = sum(len(batch.missing(name, keys)) for batch in share for name in methods)
@@ -234,22 +251,53 @@ def _fill(
                 if not missing_names:
                     continue
                 progress.set_description(name)
-                for layout, image, cost in _drawn_batch(pipe, method, batch, options):
+                for layout, image, cost in _drawn_batch(
+                    pipe, method, batch, missing_names, options, faults[name]
+                ):
                     if layout.name in missing_names:
                         write_picture(picture_file(folder, name, layout.name, batch.seed), image)
                         scores = scored(*jury, image, layout.layout)
                         write(_row(name, layout, batch.seed, scores, cost))
                         progress.update()
+    _warn_of(faults)
 
 
 def _drawn_batch(
-    pipe: LayeredRenderingPipeline, method: Contender, batch: _Batch, options: Mapping[str, Any]
+    pipe: LayeredRenderingPipeline,
+    method: Contender,
+    batch: _Batch,
+    missing: Sequence[str],
+    options: Mapping[str, Any],
+    faults: list[str],
 ) -> Iterator[tuple[NamedLayout, Image.Image, Cost]]:
     """The whole batch, also where a part of it is there: a picture is the same to the last bit only
-    in the same company."""
-    layouts = [layout.layout for layout in batch.layouts]
-    noise = [noise_of(layout.name, batch.seed) for layout in batch.layouts]
-    return zip(batch.layouts, *drawn(pipe, method, layouts, noise, **options), strict=True)
+    in the same company. Functions draw one by one what is missing; what they do wrong is added to
+    `faults`."""
+    parts = [batch]
+    if not _of_ours(method):
+        parts = [batch._replace(layouts=[each]) for each in batch.layouts if each.name in missing]
+    for part in parts:
+        layouts = [layout.layout for layout in part.layouts]
+        noise = [noise_of(layout.name, part.seed) for layout in part.layouts]
+        try:
+            pictures = drawn(pipe, method, layouts, noise, **options)
+        except ContenderError as error:
+            faults.append(f"Layout {part.layouts[0].name}, seed {part.seed}: {error}")
+            continue
+        yield from zip(part.layouts, *pictures, strict=True)
+
+
+def _warn_of(faults: Mapping[str, Sequence[str]]) -> None:
+    """A sentence for each contender that failed: how often, and the first fault."""
+    for name, of_method in faults.items():
+        if of_method:
+            remark = f"{excerpt(name)} failed at {len(of_method)} of its pictures, which are "
+            remark += f"missing; the next run tries them again. {of_method[0]}"
+            warnings.warn(sentence(remark), stacklevel=4)
+
+
+def _of_ours(method: Contender) -> bool:
+    return isinstance(method, (Method, GroundTruth))
 
 
 def _row(
@@ -274,7 +322,9 @@ def measure_again(
     detector: Detector | None = None,
     clip: Clip | None = None,
 ) -> list[Row]:
-    """Measure the pictures of a folder anew, by another detector or CLIP; what they cost stays.
+    """Measure the pictures of a folder anew; what they cost stays.
+
+    By another detector or CLIP; or because this version measures more (`folder.LATER`).
 
     Args:
         folder: what `run` filled.
@@ -303,8 +353,8 @@ def measure_again(
             picture = read_picture(picture_file(folder, row.method, row.layout, row.seed))
             measured.append(replace(row, **scored(*jury, picture, by_name[row.layout])))
         # Rows and judges are two files: cut off between them, this must be done again.
-        names = jury.names
-        unfinished = dict.fromkeys(names, "half-way through --measure-again")
+        names = jury.names | {"version": VERSION}
+        unfinished = dict.fromkeys(jury.names, "half-way through --measure-again")
         write_settings(folder, settings | unfinished)
         write_results(folder, measured)
         write_settings(folder, settings | names)

@@ -1,11 +1,14 @@
-"""The tables of a report, in Markdown: quality, differences, strata, costs."""
+"""The tables of a report, in Markdown: quality, differences, strata, costs.
+
+A metric that no row has gets no column.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
@@ -16,16 +19,20 @@ from lrd_helpers.benchmark.estimates import (
     differences,
     estimate,
     interval,
+    present,
 )
 from lrd_helpers.benchmark.folder import Row
 from lrd_helpers.benchmark.layouts import NamedLayout
+
+DIFFICULTIES = ("simple", "regular", "complex")
+"""Thirds of the layouts that have overlaps. OverLayBench has such parts, too, by its own scores."""
 
 
 def quality_table(
     methods: Rows, metrics: Sequence[str], precision: Mapping[str, float] | None = None
 ) -> str:
     """A row per method: means and intervals; `precision` where "ap" is a metric."""
-    lines = []
+    metrics, lines = present(methods, metrics), []
     for name, rows in methods.items():
         cells = [
             METRICS[metric].text((precision or {})[name])
@@ -37,15 +44,24 @@ def quality_table(
     return _markdown(["method", "pictures", *_columns(metrics)], lines)
 
 
-def differences_table(methods: Rows, metrics: Sequence[str]) -> str:
-    """A row per method: the paired differences to the collage."""
-    if BEST not in methods:
-        return "The collage was not among the methods."
-    metrics = [metric for metric in metrics if metric != "ap"]
+def overlaps_table(methods: Rows, metrics: Sequence[str]) -> str:
+    """As `quality_table`, of the pictures whose layouts have boxes that overlap."""
+    overlapping = {
+        name: [row for row in rows if not math.isnan(row.overlap_iou)]
+        for name, rows in methods.items()
+    }
+    return quality_table({name: rows for name, rows in overlapping.items() if rows}, metrics)
+
+
+def differences_table(methods: Rows, metrics: Sequence[str], base: str = BEST) -> str:
+    """A row per method: the paired differences to `base`."""
+    if base not in methods:
+        return f"The {base} was not among the methods."
+    metrics = present(methods, [metric for metric in metrics if metric != "ap"])
     lines = []
     for name, rows in methods.items():
-        if name not in (BEST, GROUND_TRUTH):
-            pairs = [differences(rows, methods[BEST], metric) for metric in metrics]
+        if name not in (base, GROUND_TRUTH):
+            pairs = [differences(rows, methods[base], metric) for metric in metrics]
             cells = [
                 _with_interval(estimate(values), metric, sign="+")
                 for values, metric in zip(pairs, metrics, strict=True)
@@ -54,19 +70,50 @@ def differences_table(methods: Rows, metrics: Sequence[str]) -> str:
     return "From the same noise.\n\n" + _markdown(["method", *_columns(metrics)], lines)
 
 
-def strata_table(methods: Rows, layouts: Sequence[NamedLayout], metric: str) -> str:
-    """A row per stratum: each method's mean, and half of the interval."""
+def strata_table(methods: Rows, layouts: Sequence[NamedLayout | Row], metric: str) -> str:
+    """A row per stratum (in the order of `layouts`): each method's mean, half of the interval."""
+    strata = dict.fromkeys(layout.stratum for layout in layouts)
+    return _grouped(methods, metric, "stratum", strata, lambda row: row.stratum)
+
+
+def objects_table(methods: Rows, metric: str = "picture_success") -> str:
+    """A row per number of objects: each method's mean, half of the interval."""
+    numbers = sorted({row.layers for rows in methods.values() for row in rows})
+    return _grouped(methods, metric, "objects", map(str, numbers), lambda row: str(row.layers))
+
+
+def difficulty_table(methods: Rows, metric: str) -> str:
+    """A row per third of the layouts with overlaps, by their OverLayScore: as `strata_table`."""
+    scores = {row.layout: row.overlay_score for rows in methods.values() for row in rows}
+    order = sorted((score, layout) for layout, score in scores.items() if score)
+    third = {
+        layout: DIFFICULTIES[len(DIFFICULTIES) * place // len(order)]
+        for place, (_, layout) in enumerate(order)
+    }
+    edges = [
+        f"{name} {min(scores[layout] for layout in part):.3f} to "
+        f"{max(scores[layout] for layout in part):.3f}"
+        for name in DIFFICULTIES
+        if (part := [layout for layout in third if third[layout] == name])
+    ]
+    table = _grouped(methods, metric, "overlaps", DIFFICULTIES, lambda row: third.get(row.layout))
+    return f"OverLayScore: {', '.join(edges)}. {table}"
+
+
+def _grouped(
+    methods: Rows,
+    metric: str,
+    heading: str,
+    groups: Iterable[str],
+    group_of: Callable[[Row], str | None],
+) -> str:
+    """A row per group of layouts, a column per method."""
     lines = []
-    for stratum in dict.fromkeys(layout.stratum for layout in layouts):
-        cells = []
-        for rows in methods.values():
-            value = interval([row for row in rows if row.stratum == stratum], metric)
-            half = METRICS[metric].text((value.high - value.low) / 2)
-            mean = METRICS[metric].text(value.mean)
-            cells.append(mean if math.isnan(value.low) else f"{mean} ± {half}")
-        count = sum(layout.stratum == stratum for layout in layouts)
-        lines.append([stratum, str(count), *cells])
-    return "± is half of the interval.\n\n" + _markdown(["stratum", "layouts", *methods], lines)
+    for group in groups:
+        parts = [[row for row in rows if group_of(row) == group] for rows in methods.values()]
+        count = len({row.layout for part in parts for row in part})
+        lines.append([group, str(count), *(_with_half(interval(p, metric), metric) for p in parts)])
+    return "± is half of the interval.\n\n" + _markdown([heading, "layouts", *methods], lines)
 
 
 def cost_table(methods: Rows, settings: Mapping[str, Any]) -> str:
@@ -113,6 +160,11 @@ def _ratio(rows: Sequence[Row], plain: Sequence[Row]) -> str:
 
 def _columns(metrics: Sequence[str]) -> list[str]:
     return [METRICS[metric].column for metric in metrics]
+
+
+def _with_half(value: Estimate, metric: str) -> str:
+    mean, half = (METRICS[metric].text(v) for v in (value.mean, (value.high - value.low) / 2))
+    return mean if math.isnan(value.low) else f"{mean} ± {half}"
 
 
 def _with_interval(value: Estimate, metric: str, sign: str = "") -> str:

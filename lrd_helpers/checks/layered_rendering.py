@@ -6,15 +6,20 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function, normal
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
-from lrd_helpers.methods.guidance import vision_guidance
+from lrd_helpers.methods.guidance import constant_delta, vision_guidance
+from lrd_helpers.naming import colour_of_prompt
+
+if TYPE_CHECKING:
+    from lrd_helpers.pipeline import LayeredRenderingPipeline
 
 __all__ = ["Pieces", "assembled"]
 
@@ -343,6 +348,52 @@ class Pieces:
     layer_noises: Callable[..., Tensor]
     composed: Callable[..., Tensor]
     algorithm_1: Callable[..., Tensor]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        pipe: LayeredRenderingPipeline,
+        layout: Layout,
+        generator: torch.Generator,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> Float[Tensor, "3 height width"]:
+        """The machine as a contender of the benchmark: a layout's picture, in [0, 1].
+
+        As in the notebook: δ is the constant one, λ = 0.2, 60 % of the steps are layered, DDIM.
+        """
+        vae, scheduler, size = pipe.vae, pipe.scheduler, pipe.unet.config.sample_size
+        boxes = [layer.bounding_box for layer in layout.layers]
+        masks = self.visible_masks(boxes, size, size).float()
+        shapes = torch.stack([self.visible_masks([box], size, size)[1] for box in boxes]).float()
+        colours = [colour_of_prompt(layer.prompt) or "gray" for layer in layout.layers]
+        deltas = torch.stack([constant_delta(vae, colour) for colour in colours])
+        fields = self.fields_of(deltas, shapes, 0.2, 0.2)
+        asked = [layout.background or layout.caption, *(layer.prompt for layer in layout.layers)]
+        empty, caption = _encoded(pipe, [""])[0], _encoded(pipe, [layout.caption])
+        prompts = _encoded(pipe, asked)
+
+        def noises(x: Tensor, t: Tensor, fields: Tensor, texts: Tensor) -> Tensor:
+            return self.layer_noises(
+                lambda *seen: pipe.unet(*seen).sample, x, t, fields, empty, texts, guidance_scale
+            )
+
+        scheduler.set_timesteps(num_inference_steps)
+        x = self.algorithm_1(
+            torch.randn(1, vae.config.latent_channels, size, size, generator=generator)[0],
+            list(scheduler.timesteps),
+            0.6,
+            lambda x, t: self.composed(noises(x, t, fields, prompts), masks),
+            lambda x, t: noises(x, t, torch.zeros_like(fields[:1]), caption)[0],
+            lambda noise, t, x: scheduler.step(noise, t, x).prev_sample,
+        )
+        return (vae.decode(x[None] / vae.config.scaling_factor).sample[0] / 2 + 0.5).clamp(0, 1)
+
+
+def _encoded(pipe: LayeredRenderingPipeline, texts: list[str]) -> Tensor:
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return pipe.text_encoder(pipe.tokenizer(texts, **options).input_ids).last_hidden_state
 
 
 _PARTS = {

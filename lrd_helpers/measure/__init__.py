@@ -5,6 +5,10 @@
 | `layout_iou`, `success_rate` | is each layer where it was asked for? | 0 to 1 |
 | `attribute_accuracy` | has the thing in its place the colour that was asked for? | yes or no |
 | `leakage` | how much of it, or of its colour, is elsewhere? | 0 (none) to 1 |
+| `picture_success` | are all layers of a picture where they should be? | yes or no |
+| `overlap_ious` | where boxes overlap: is that in its place? | 0 to 1 |
+| `front_seen` | and is the thing in front seen in front? | yes or no |
+| `overlay_score` | how hard do overlaps make a layout? (of no picture) | 0 (none) and up |
 | `average_precision` | the first question as detectors are judged, over many pictures | 0 to 1 |
 | `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 
@@ -24,6 +28,12 @@ from lrd_helpers.measure.clip import (
     text_image_similarity,
 )
 from lrd_helpers.measure.detectors import Detection, Detector, ZeroShotDetector
+from lrd_helpers.measure.overlaps import (
+    front_seen,
+    overlap_ious,
+    overlapping_pairs,
+    overlay_score,
+)
 from lrd_helpers.measure.precision import average_precision
 from lrd_helpers.measure.scores import (
     attribute_accuracy,
@@ -31,6 +41,7 @@ from lrd_helpers.measure.scores import (
     found_boxes,
     layout_iou,
     leakage,
+    picture_success,
     success,
     success_rate,
 )
@@ -56,8 +67,13 @@ __all__ = [
     "box_iou",
     "clip_score",
     "found_boxes",
+    "front_seen",
     "layout_iou",
     "leakage",
+    "overlap_ious",
+    "overlapping_pairs",
+    "overlay_score",
+    "picture_success",
     "sticker_and_colour",
     "success",
     "success_rate",

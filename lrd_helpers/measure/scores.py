@@ -31,7 +31,7 @@ def found_boxes(detector: Detector, image: Picture, layout: Layout) -> list[Box 
     makes the box too large, as it should. Where several layers name the same thing (two red
     balls), each thing counts only for the layer whose box it fits best.
     """
-    return [_hull(detections) for detections in _by_layer(detector, image, layout)]
+    return [_hull(detections) for detections in things_by_layer(detector, image, layout)]
 
 
 def _hull(detections: Sequence[Detection]) -> Box | None:
@@ -41,7 +41,7 @@ def _hull(detections: Sequence[Detection]) -> Box | None:
     return min(x0), min(y0), max(x1), max(y1)
 
 
-def _by_layer(detector: Detector, image: Picture, layout: Layout) -> list[list[Detection]]:
+def things_by_layer(detector: Detector, image: Picture, layout: Layout) -> list[list[Detection]]:
     """For each layer the things that count for it; see `found_boxes`."""
     prompts = list(dict.fromkeys(layer.prompt for layer in layout.layers))
     by_prompt = dict(zip(prompts, detector(image, prompts), strict=True))
@@ -74,7 +74,7 @@ def layout_iou(detector: Detector, image: Picture, layout: Layout) -> list[float
     Raises:
         ValueError: a layer with a mask, and a detector that knows no pixels.
     """
-    by_layer = _by_layer(detector, image, layout)
+    by_layer = things_by_layer(detector, image, layout)
     ious = []
     for number, (layer, things) in enumerate(zip(layout.layers, by_layer, strict=True)):
         if not things:
@@ -116,6 +116,15 @@ def success(ious: Sequence[float], threshold: float = 0.5) -> list[bool]:
     The right sticker and colour are in the IoU already: anything else has an IoU of 0.
     """
     return [iou >= threshold for iou in ious]
+
+
+def picture_success(ious: Sequence[float], threshold: float = 0.5) -> bool:
+    """Whether all layers of a picture succeeded; see `success`.
+
+    Raises:
+        ValueError: there are no layers.
+    """
+    return success_rate([ious], threshold) == 1
 
 
 def attribute_accuracy(

@@ -36,9 +36,11 @@ class MultiDiffusion(Method):
 
     Attributes:
         bootstrapping: the share of the steps, in [0, 1], that have it: the first 20 % in the paper.
+        background_in_prompts: the background is added to each layer's prompt: "a red car at night".
     """
 
     bootstrapping: float = 0.2
+    background_in_prompts: bool = False
 
     overlap: ClassVar[Overlap] = "mean"
 
@@ -54,7 +56,7 @@ class MultiDiffusion(Method):
 
     def regions(self, run: Run) -> Regions:
         """The background and every layer, with the share M_i / Σ_j M_j of each cell."""
-        entries = every_region(run, self.overlap)
+        entries = every_region(run, self.overlap, self)
         if not entries[0].mask.any():  # layers cover the background
             entries = entries[1:]
         # Each looks at latents of its own, so none shares its unconditional row.

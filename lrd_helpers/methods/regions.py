@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -171,7 +172,14 @@ def background_prompt(layout: Layout) -> str:
     return layout.background or layout.caption
 
 
-def asked_prompt(layer: Layer, layout: Layout, choices: Choices) -> str:
+@runtime_checkable
+class AsksForLayers(Protocol):
+    """A method that asks for layers, with or without the background in their prompts."""
+
+    background_in_prompts: bool
+
+
+def asked_prompt(layer: Layer, layout: Layout, choices: AsksForLayers) -> str:
     """What the U-Net is asked for a layer: its prompt, with the background if choices say so."""
     if choices.background_in_prompts and layout.background:
         return f"{layer.prompt} {layout.background}"
@@ -190,11 +198,15 @@ def captions(run: Run) -> Regions:
     )
 
 
-def every_region(run: Run, overlap: Overlap = "over") -> list[Region]:
+def every_region(
+    run: Run, overlap: Overlap = "over", choices: AsksForLayers | None = None
+) -> list[Region]:
     """The background and every layer of the only picture, at every step, seen or hidden."""
     layout, usual = run.layout, run.negatives[0]
     texts = [(background_prompt(layout), None)]
-    texts += [(layer.prompt, layer.negative_prompt) for layer in layout.layers]
+    for layer in layout.layers:
+        prompt = asked_prompt(layer, layout, choices) if choices else layer.prompt
+        texts.append((prompt, layer.negative_prompt))
     masks = layout.masks(*run.size, overlap=overlap)
     return [
         Region(0, number, prompt, usual if negative is None else negative, mask)
