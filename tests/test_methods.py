@@ -455,6 +455,19 @@ def test_attention_energy_is_the_authors() -> None:
     assert attention_energy(maps, torch.ones(8, 8) > 0) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-42, 1e-39, 1e-30])
+def test_a_head_that_looks_nowhere_has_no_gradient_that_is_not_finite(scale) -> None:
+    # Among six objects some head's attention to a word is below the smallest normal number.
+    half = torch.arange(64).view(8, 8) < 32
+    maps = torch.rand(2, 8, 8, generator=seeded())
+    maps = (maps * torch.tensor([1.0, scale])[:, None, None]).requires_grad_()
+    energy = attention_energy(maps, half)
+    energy.backward()
+    looking = (1 - maps[0, :4].sum() / maps[0].sum()) ** 2
+    assert energy.item() == pytest.approx(((looking + 1) / 2).item(), rel=1e-5)
+    assert maps.grad.isfinite().all()
+
+
 def test_the_maps_of_layout_guidance_are_those_of_the_paper() -> None:
     from diffusers import UNet2DConditionModel
 

@@ -77,8 +77,13 @@ class LayoutGuidance(CaptionMethod):
 def attention_energy(
     maps: Float[Tensor, "heads height width"], inside: Bool[Tensor, "height width"]
 ) -> Float[Tensor, ""]:
-    """E = (1 − Σ_{u ∈ B} A_u / Σ_u A_u)², the mean over heads, in [0, 1] (Chen et al. 2023)."""
-    share = (maps * inside.to(maps)).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+    """E = (1 − Σ_{u ∈ B} A_u / Σ_u A_u)², the mean over heads, in [0, 1] (Chen et al. 2023).
+
+    A head that looks at the word nowhere counts as 1, without a gradient: with a sum near the
+    smallest number there is, the gradient of the quotient would not be finite.
+    """
+    whole = maps.sum(dim=(1, 2)).clamp(min=torch.finfo(maps.dtype).tiny ** 0.5)
+    share = (maps * inside.to(maps)).sum(dim=(1, 2)) / whole
     return (1 - share).square().mean()
 
 
