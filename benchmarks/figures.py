@@ -45,6 +45,7 @@ NOTEBOOKS = {
     "style": ("04_conditioning", "styles-figure"),
     "collage": ("08_layered_rendering", "sketches-figure"),
     "gallery": ("08_layered_rendering", "gallery-figure"),
+    "gallery-collage": ("08_layered_rendering", "collage-gallery"),
     "editing": ("10_editing", "edits-figure"),
 }
 """Figures that are the picture below a notebook's cell: notebook and the cell's id."""
