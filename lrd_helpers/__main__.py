@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--method",
         default="collage",
         help="collage, lrdiff, paper, authors, unofficial, plain, multidiffusion, "
-        "paint-with-words, layout-guidance or boxdiff; or with choices changed: "
+        "paint-with-words, layout-guidance, boxdiff, larender or rag; or with choices changed: "
         "paper,inside=0.3 (%(default)s)",
     )
     render.add_argument(

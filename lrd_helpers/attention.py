@@ -46,6 +46,13 @@ Control = Callable[
 ]
 """(logits, name of the layer, timestep) → other logits, or None to leave the layer as it is."""
 
+Compose = Callable[
+    [Float[Tensor, "texts height width features"], Float[Tensor, "texts height width"]],
+    Float[Tensor, "height width features"],
+]
+"""(a layer's answers to several texts, what some of their words get of its attention) → one answer;
+the attention is 0 to 1, and 0 where no word is asked for."""
+
 
 # ------------------------------------------------------------------ the maps
 
@@ -577,28 +584,10 @@ class _Layer:
                 parts: dict[int, list[Tensor]] = {}  # picture → the maps of its rows
                 for row in rows:
                     picture = self.calls.pictures[row] if self.calls.pictures else row
-                    parts.setdefault(picture, []).append(self._maps(query, key, mask, row))
+                    maps = _maps(layer, query, key, mask, row, self.columns, heads=self.heads)
+                    parts.setdefault(picture, []).append(maps)
                 maps = torch.stack([torch.stack(group).mean(0) for group in parts.values()])
                 self.attention._add(self.name, number, self.size, maps)
-
-    def _maps(
-        self,
-        query: Float[Tensor, "batch positions inner"],
-        key: Float[Tensor, "batch tokens inner"],
-        mask: Float[Tensor, "batch heads #positions tokens"] | None,
-        row: int,
-    ) -> Float[Tensor, "kept positions columns"]:
-        """softmax(QKᵀ/√d) of one picture: all heads, or their mean as one."""
-        count, positions, tokens = self.layer.heads, query.shape[1], key.shape[1]
-        at_once = max(1, SCORES_AT_ONCE // (positions * tokens))
-        every = len(self.columns) == tokens
-        parts = []
-        for first in range(0, count, at_once):
-            some = slice(first, first + at_once)
-            weights = _logits(self.layer, query, key, mask, row, some).softmax(dim=-1)
-            weights = weights if self.heads else weights.sum(dim=0, keepdim=True) / count
-            parts.append(weights if every else weights[..., self.columns])
-        return torch.cat(parts) if self.heads else sum(parts[1:], start=parts[0])
 
     def _before(
         self, layer: Attention, args: tuple, kwargs: dict[str, Any]
@@ -630,6 +619,29 @@ class _Layer:
         return args, kwargs | {"attention_mask": added.flatten(0, 1).to(query.dtype)}
 
 
+def _maps(
+    layer: Attention,
+    query: Float[Tensor, "batch positions inner"],
+    key: Float[Tensor, "batch tokens inner"],
+    mask: Float[Tensor, "batch heads #positions tokens"] | None,
+    row: int,
+    columns: Sequence[int],
+    *,
+    heads: bool = False,
+) -> Float[Tensor, "kept positions columns"]:
+    """softmax(QKᵀ/√d) of one picture, of some tokens: all heads, or their mean as one."""
+    positions, tokens = query.shape[1], key.shape[1]
+    at_once = max(1, SCORES_AT_ONCE // (positions * tokens))
+    every = len(columns) == tokens
+    parts = []
+    for first in range(0, layer.heads, at_once):
+        some = slice(first, first + at_once)
+        weights = _logits(layer, query, key, mask, row, some).softmax(dim=-1)
+        weights = weights if heads else weights.sum(dim=0, keepdim=True) / layer.heads
+        parts.append(weights if every else weights[..., columns])
+    return torch.cat(parts) if heads else sum(parts[1:], start=parts[0])
+
+
 def _logits(
     layer: Attention,
     query: Float[Tensor, "batch positions inner"],
@@ -656,6 +668,92 @@ def _mask_for_all_heads(
     batch, tokens = key.shape[:2]
     mask = layer.prepare_attention_mask(mask, tokens, batch)
     return mask.view(batch, layer.heads, -1, tokens)
+
+
+# ------------------------------------------------------------------ several texts
+
+
+@contextlib.contextmanager
+def composed_attention(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    texts: Float[Tensor, "texts tokens features"],
+    compose: Compose,
+    *,
+    columns: Sequence[Sequence[int]] | None = None,
+) -> Iterator[None]:
+    """In the block each cross-attention reads several texts, and `compose` makes one answer of it.
+
+        R_i = softmax(Q K_iᵀ/√d) V_i, projected             for text i
+
+    Only the rows that ask for `prompt` change, and nothing remains afterwards. Whatever processor
+    is set computes R_i. What `capture_attention` sees meanwhile is the attention to `prompt`.
+
+    Args:
+        pipe: a pipeline with a U-Net; `capture_attention` says how the rows are told apart.
+        prompt: what these rows ask for.
+        texts: embeddings, as cross-attention reads them.
+        compose: makes the answer of a layer, at one row, from those to the texts.
+        columns: of each text, the tokens whose attention `compose` wants to see.
+
+    Raises:
+        ValueError: as `capture_attention`.
+    """
+    modules = _modules(pipe.unet)
+    calls = _Calls(pipe, [prompt], None, False)
+    with _uncompiled(pipe), contextlib.ExitStack() as stack:
+        for handle in calls.watch(modules[""]):
+            stack.callback(handle.remove)
+        for name, module in _cross_attention(pipe, modules, "all").items():
+            layer = _Composed(calls, texts, columns or [[]] * len(texts), compose)
+            transformer = modules[name.rsplit(".transformer_blocks.", 1)[0]]
+            noted = transformer.register_forward_pre_hook(layer.note_size, with_kwargs=True)
+            stack.callback(noted.remove)
+            stack.callback(module.register_forward_hook(layer.answer, with_kwargs=True).remove)
+        yield
+
+
+@dataclass
+class _Composed:
+    """Lets one cross-attention layer read several texts."""
+
+    calls: _Calls
+    texts: Float[Tensor, "texts tokens features"]
+    columns: Sequence[Sequence[int]]
+    compose: Compose
+    size: tuple[int, int] = (0, 0)
+
+    note_size = _Layer._note_size
+
+    def answer(self, layer: Attention, args: tuple, kwargs: dict[str, Any], own: Tensor) -> Tensor:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        read = args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]
+        others = {"hidden_states", "encoder_hidden_states", "attention_mask"}
+        options = {name: value for name, value in kwargs.items() if name not in others}
+        count, answers = len(self.texts), own.clone()
+        for row in self.calls.rows[0]:
+            texts = self.texts.to(hidden)
+            if isinstance(read, tuple):  # an IP-Adapter's tokens come behind the text
+                images = [image[row : row + 1] for image in read[1]]
+                texts = texts, [image.expand(count, *image.shape[1:]) for image in images]
+            seen = hidden[row : row + 1]
+            each = layer.forward(seen.expand(count, -1, -1), texts, **options)
+            composed = self.compose(each.unflatten(1, self.size), self._attention(layer, seen))
+            answers[row] = composed.flatten(0, 1)
+        return answers
+
+    def _attention(
+        self, layer: Attention, seen: Float[Tensor, "1 positions features"]
+    ) -> Float[Tensor, "texts height width"]:
+        """What the tokens of `columns` get of each text's attention: the mean over heads."""
+        query, maps = layer.to_q(seen), []
+        for text, columns in zip(self.texts.to(seen), self.columns, strict=True):
+            if columns:
+                key = layer.to_k(text[None])
+                maps.append(_maps(layer, query, key, None, 0, columns)[0].sum(dim=-1))
+            else:
+                maps.append(torch.zeros(seen.shape[1], device=seen.device))
+        return torch.stack(maps).unflatten(1, self.size)
 
 
 # ------------------------------------------------------------------ control

@@ -22,7 +22,7 @@ from torch.nn import functional
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box, Mask, tight_box
 from lrd_helpers.measure import Detector
-from lrd_helpers.methods import Choices, Method, named
+from lrd_helpers.methods import Choices, Method, check_opacity, named
 from lrd_helpers.methods.placement import moved
 from lrd_helpers.methods.plain import caption_step
 from lrd_helpers.methods.regions import phases
@@ -258,6 +258,7 @@ def replace_object(
     )
     size = image.height, image.width
     run = Run.begin(pipe, [layout], size, steps, guidance_scale=float(guidance_scale))
+    check_opacity(run, method)
     method.check(run)  # before anything is drawn
     if old is not None:
         # With the old pixels put back: through the autoencoder the picture goes only once.

@@ -157,13 +157,20 @@ def _checked_strength(value: Any) -> float:
     return float(value)
 
 
-def _checked_share(value: Any) -> float:
-    wanted = "should be a share of the steps, a number between 0 (the first) and 1 (the last)"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"is {excerpt(value)}, but {wanted}")
-    if not 0 <= _float(value) <= 1:
-        raise ValueError(f"is {excerpt(value)}, but {wanted}")
-    return float(value)
+def _from_0_to_1(wanted: str) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0 <= _float(value) <= 1:
+            raise ValueError(f"is {excerpt(value)}, but should be {wanted}")
+        return float(value)
+
+    return check
+
+
+_checked_share = _from_0_to_1(
+    "a share of the steps, a number between 0 (the first) and 1 (the last)"
+)
+_checked_opacity = _from_0_to_1("a number from 0 (not seen) to 1 (nothing shines through)")
 
 
 def _float(value: numbers.Real) -> float:
@@ -258,6 +265,9 @@ class Layer:
             need it.
         strength: factor on the strength of this layer's vision guidance; 1 = as the pipeline's
             arguments say, 0 = none.
+        opacity: how much of what lies behind the layer hides, from 0 to 1: 1 = nothing shines
+            through, 0 = the layer is not seen. For methods that are `translucent` (the collage,
+            LaRender); the others refuse it.
         start: the share of the steps, in [0, 1], after which the layer begins to count. Before, its
             place belongs to what lies behind it.
         end: the share of the steps after which it no longer counts; None: as the pipeline's
@@ -275,6 +285,7 @@ class Layer:
     colour: str | None = None
     word: str | None = None
     strength: float = 1.0
+    opacity: float = 1.0
     start: float = 0.0
     end: float | None = None
 
@@ -288,6 +299,7 @@ class Layer:
             "colour": _optional(_checked_colour),
             "word": _optional(checked_text),
             "strength": _checked_strength,
+            "opacity": _checked_opacity,
             "start": _checked_share,
             "end": _optional(_checked_share),
         }
@@ -403,7 +415,9 @@ class Layout:
         - "weighted": shares fall off as a Gaussian from the middle of each layer's box (Mixture of
           Diffusers, Jiménez 2023, section 3), so that there is no seam.
 
-        A layer that others hide completely has an empty mask.
+        Of what would be its part of a cell a layer with an opacity takes that share only, and
+        leaves the rest to what lies behind it ("over", "small_over_large") or to the background
+        ("mean", "weighted"). A layer that others hide completely has an empty mask.
 
         Raises:
             ValueError: another overlap rule.
@@ -413,6 +427,7 @@ class Layout:
                 f"overlap is {overlap!r}, but should be one of {', '.join(get_args(Overlap))}"
             )
         cells = [layer.cells(height, width) for layer in self.layers]
+        opacity = torch.tensor([layer.opacity for layer in self.layers])[:, None, None]
         if overlap in ("mean", "weighted"):
             shares = torch.stack(cells).float()
             if overlap == "weighted":
@@ -420,15 +435,18 @@ class Layout:
                 shares = shares * torch.stack([_bell(box, height, width) for box in boxes])
             background = ~torch.stack(cells).any(0, keepdim=True)
             shares = torch.cat([background.float(), shares])
-            return shares / shares.sum(0)
+            shares = shares / shares.sum(0)
+            background = shares[:1] + ((1 - opacity) * shares[1:]).sum(0, keepdim=True)
+            return torch.cat([background, opacity * shares[1:]])
         order = list(range(len(cells)))
         if overlap == "small_over_large":
             order.sort(key=lambda number: -int(cells[number].sum()))
-        owner = torch.zeros(height, width, dtype=torch.long)
-        for number in order:
-            owner[cells[number]] = number + 1
-        indices = torch.arange(len(cells) + 1)
-        return (owner == indices[:, None, None]).float()
+        masks, free = torch.zeros(len(cells) + 1, height, width), torch.ones(height, width)
+        for number in reversed(order):
+            masks[number + 1] = free * cells[number] * opacity[number]
+            free = free - masks[number + 1]
+        masks[0] = free
+        return masks
 
     def to_json(self) -> str:
         """The layout as JSON text (indented, ending in a newline) with its `version`.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lrd_helpers.layout import Layout, checked_text
 from lrd_helpers.messages import excerpt
-from lrd_helpers.methods import Method, named
+from lrd_helpers.methods import Method, check_opacity, named
 from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.naming import weight_in
 from lrd_helpers.pictures import picture_of
@@ -215,6 +215,7 @@ class LayeredRenderingMixin:
             cross_attention_kwargs=cross_attention_kwargs,
         )
         check_noise(latents, generator, run.x_T.shape)
+        check_opacity(run, method)
         for part in method.parts(run, count):
             method.check(part)
         warn_of_words(self, layouts)

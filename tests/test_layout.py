@@ -156,6 +156,30 @@ def test_overlap_rules() -> None:
         OVERLAPPING.masks(4, 4, overlap="under")
 
 
+@pytest.mark.parametrize(
+    ("overlap", "opacities", "shares"),
+    [  # of the background, the left layer and the right one, where both are
+        ("over", (1, 1), (0, 0, 1)),
+        ("over", (1, 0.25), (0, 0.75, 0.25)),
+        ("over", (0.5, 0.25), (0.375, 0.375, 0.25)),
+        ("over", (0.5, 0), (0.5, 0.5, 0)),
+        ("over", (0.5, 1), (0, 0, 1)),
+        ("small_over_large", (0.5, 0.25), (0.375, 0.375, 0.25)),
+        ("mean", (1, 0.5), (0.25, 0.5, 0.25)),
+        ("mean", (0, 0), (1, 0, 0)),
+    ],
+)
+def test_a_layer_with_an_opacity_leaves_the_rest_to_what_lies_behind(overlap, opacities, shares):
+    layers = [
+        dataclasses.replace(layer, opacity=opacity)
+        for layer, opacity in zip((LEFT, RIGHT), opacities, strict=True)
+    ]
+    masks = Layout("c", layers=layers).masks(4, 4, overlap=overlap)
+    assert masks[:, 0, 1].tolist() == list(shares)
+    assert torch.equal(masks[:, 0, 0], torch.tensor([1 - opacities[0], opacities[0], 0]))
+    assert torch.equal(masks.sum(0), torch.ones(4, 4))
+
+
 # ------------------------------------------------------------------ masks of pixels
 
 RING = np.ones((8, 8), bool)
@@ -238,6 +262,13 @@ def test_bad_masks(mask: object, message: str) -> None:
          "but starts at 0.6; end should be later than start"),
         ({"box": (0, 0, 1, 1), "start": -0.1}, "layer 'a cat', start is -0.1, but should be a"),
         ({"box": (0, 0, 1, 1), "end": 25}, "layer 'a cat', end is 25, but should be a share of"),
+        ({"box": (0, 0, 1, 1), "opacity": 1.4}, "layer 'a cat', opacity is 1.4, but should be a "
+         "number from 0 (not seen) to 1"),
+        ({"box": (0, 0, 1, 1), "opacity": -1e-9}, "layer 'a cat', opacity is -1e-09, but should"),
+        ({"box": (0, 0, 1, 1), "opacity": float("nan")}, "layer 'a cat', opacity is nan, but"),
+        ({"box": (0, 0, 1, 1), "opacity": "50 %"}, "layer 'a cat', opacity is '50 %', but should"),
+        ({"box": (0, 0, 1, 1), "opacity": True}, "layer 'a cat', opacity is True, but should be"),
+        ({"box": (0, 0, 1, 1), "opacity": None}, "layer 'a cat', opacity is None, but should be"),
         ({"box": (0, 0, 1, 1), "end": True}, "layer 'a cat', end is True, but should be a share"),
     ],
 )  # fmt: skip
@@ -250,9 +281,12 @@ def test_what_does_not_fit_together(fields: dict, message: str) -> None:
 # ------------------------------------------------------------------ JSON and files
 
 
-@given(layouts)
-def test_json_round_trip(layout: Layout) -> None:
+@given(layouts, st.floats(0, 1))
+def test_json_round_trip(layout: Layout, opacity: float) -> None:
+    front = dataclasses.replace(layout.layers[-1], opacity=opacity)
+    layout = dataclasses.replace(layout, layers=[*layout.layers[:-1], front])
     assert Layout.from_json(layout.to_json()) == layout
+    assert ("opacity" in layout.to_json()) == (opacity < 1)
 
 
 def test_json_is_as_one_would_write_it() -> None:
@@ -356,7 +390,7 @@ def test_bad_boxes(box: object, message: str) -> None:
          "f.json, layer 1, prompt is empty; say what should be there"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "bx": [0, 0, 1, 1]}]}',
          "f.json, layer 1 'a cat', 'bx' is no known field (known: prompt, box, mask, "
-         "negative_prompt, colour, word, strength, start, end); did you mean box?"),
+         "negative_prompt, colour, word, strength, opacity, start, end); did you mean box?"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, NaN, 1]}]}',
          "f.json, layer 1 'a cat', box is (0, 0, nan, 1), which is not a finite number"),
         ('{"caption": "a", "layers": [{"prompt": "a cat", "box": [0, 0, 1, 1], "colour": "rad"}]}',

@@ -22,6 +22,7 @@ from lrd_helpers.attention import capture_attention
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.methods.boxdiff import BoxDiff, box_constraints, maps_nearest_to, smoothed
+from lrd_helpers.methods.larender import LaRender, densities, presences, rendered
 from lrd_helpers.methods.layout_guidance import (
     LayoutGuidance,
     attention_energy,
@@ -29,6 +30,7 @@ from lrd_helpers.methods.layout_guidance import (
 )
 from lrd_helpers.methods.multidiffusion import MultiDiffusion
 from lrd_helpers.methods.paint_with_words import PaintWithWords, painted
+from lrd_helpers.methods.rag import RAG
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import noise_level
@@ -230,6 +232,8 @@ def test_half_precision(tiny, method) -> None:
         (MultiDiffusion(), 2 * 3 * 10, 0),
         ("paint-with-words", 2 * 10, 0),
         (LayoutGuidance(threshold=0.0), 2 * 10 + 2 * 5, 2 * 5),
+        ("larender", 2 * 10, 0),
+        (RAG(binding=0.2), 2 * 10 + 2 * (2 * 2), 0),
         (BoxDiff(refinements=0), 2 * 10 + 5, 5),
         (BoxDiff(refine=((0.5, 1.0),), refinements=4), 2 * 10 + 5 + 4, 5 + 4),
         (BoxDiff(refine=((0.5, 0.0),), refinements=4), 2 * 10 + 5 + 1, 5 + 1),
@@ -617,6 +621,205 @@ def test_boxdiff_by_hand(tiny) -> None:
     assert not torch.allclose(drawn, plain, rtol=1e-2, atol=1e-2)
 
 
+# ------------------------------------------------------------------ LaRender and RAG
+
+
+def cross_attention_by_hand(module, hidden: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer answers to one text, and its softmax: heads, positions, tokens."""
+    split = [module.to_q(hidden), module.to_k(text), module.to_v(text)]
+    query, key, value = (module.head_to_batch_dim(part) for part in split)
+    weights = module.get_attention_scores(query, key)
+    answer = module.batch_to_head_dim(torch.bmm(weights, value))
+    return module.to_out[1](module.to_out[0](answer))[0], weights
+
+
+def box_by_hand(box: tuple[float, ...], side: int) -> list[list[bool]]:
+    """Whether a cell's centre is in the box, row by row."""
+    centres = [(number + 0.5) / side for number in range(side)]
+    return [[box[0] <= x < box[2] and box[1] <= y < box[3] for x in centres] for y in centres]
+
+
+def predicted_by_hand(pipe, monkeypatch, compose, x: Tensor, t: Tensor, caption: str) -> Tensor:
+    """Guidance of 5 where the conditional row's cross-attentions answer what `compose` says."""
+    encode = lambda text: pipe.encode_prompt(text, "cpu", 1, False)[0]  # noqa: E731
+
+    def answering(module):
+        def forward(hidden, encoder_hidden_states=None, **_):
+            plain, _ = cross_attention_by_hand(module, hidden[:1], encoder_hidden_states[:1])
+            return torch.stack([plain, compose(module, hidden[1:], encode)])
+
+        return forward
+
+    with monkeypatch.context() as patch:
+        for name, module in pipe.unet.named_modules():
+            if name.endswith("attn2"):
+                patch.setattr(module, "forward", answering(module))
+        both = pipe.unet(torch.cat([x, x]), t, torch.cat([encode(""), encode(caption)])).sample
+    return both[:1] + 5.0 * (both[1:] - both[:1])
+
+
+@torch.no_grad()
+def larender_by_hand(pipe, layout: Layout, steps: int, monkeypatch) -> Tensor:
+    """The authors' layer, front to back in loops; the third token of a prompt is its object."""
+    prompts = [layout.background, *(layer.prompt for layer in layout.layers)]
+    x = torch.randn(1, 4, 8, 8, generator=seeded())
+    pipe.scheduler.set_timesteps(steps)
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        sigma = -math.log(1 - 0.8) * steps / (step + 1)
+
+        def compose(module, hidden, encode, sigma=sigma):
+            side = math.isqrt(hidden.shape[1])
+            answers, present = [], []
+            for number, prompt in enumerate(prompts):
+                answer, weights = cross_attention_by_hand(module, hidden, encode(prompt))
+                answers.append(answer)
+                present.append(torch.ones(side, side))
+                if number:
+                    seen = weights[:, :, 3].mean(0).view(side, side)
+                    box = torch.tensor(box_by_hand(layout.layers[number - 1].box, side))
+                    present[-1] = box * (seen - seen.min()) / (seen.max() - seen.min())
+            composed = torch.zeros_like(answers[0])
+            for position in range(side * side):
+                light, total = 1.0, 0.0
+                for number in reversed(range(len(prompts))):
+                    opacity = layout.layers[number - 1].opacity if number else 1.0
+                    density = -math.log(1 - opacity * (1 - math.exp(-sigma)))
+                    m = present[number].flatten()[position].item()
+                    share = light * (1 - math.exp(-density)) * m
+                    composed[position] += share * answers[number][position]
+                    total += share
+                    light *= math.exp(-density * m)
+                composed[position] /= total
+            return composed
+
+        noise = predicted_by_hand(pipe, monkeypatch, compose, x, t, layout.caption)
+        x = pipe.scheduler.step(noise, t, x).prev_sample
+    return x
+
+
+@torch.no_grad()
+def rag_by_hand(pipe, layout: Layout, bound: int, delta: float, steps: int, monkeypatch) -> Tensor:
+    """The authors' loop: each layer's own latents, pasted over the picture's, back to front."""
+    prompts = [layout.background, *(layer.prompt for layer in layout.layers)]
+    boxes = [[round(8 * side) for side in layer.box] for layer in layout.layers]
+
+    def compose(module, hidden, encode):
+        side = math.isqrt(hidden.shape[1])
+        base, _ = cross_attention_by_hand(module, hidden, encode(layout.caption))
+        answers = [cross_attention_by_hand(module, hidden, encode(p))[0] for p in prompts]
+        regions = [box_by_hand(layer.box, side) for layer in layout.layers]
+        blended = torch.zeros_like(base)
+        for position in range(side * side):
+            front = 0
+            for number, inside in enumerate(regions, start=1):
+                front = number if inside[position // side][position % side] else front
+            blended[position] = (1 - delta) * base[position] + delta * answers[front][position]
+        return blended
+
+    x = torch.randn(1, 4, 8, 8, generator=seeded())
+    own = [x[:, :, y0:y1, x0:x1].clone() for x0, y0, x1, y1 in boxes]
+    pipe.scheduler.set_timesteps(steps)
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        noise = predicted_by_hand(pipe, monkeypatch, compose, x, t, layout.caption)
+        x = pipe.scheduler.step(noise, t, x).prev_sample
+        for number, (x0, y0, x1, y1) in enumerate(boxes if step < bound else []):
+            noise = scored(pipe, own[number], t, prompts[number + 1])
+            own[number] = pipe.scheduler.step(noise, t, own[number]).prev_sample
+            x[:, :, y0:y1, x0:x1] = own[number]
+    return x
+
+
+@pytest.mark.parametrize("opacity", [1.0, 0.4])
+def test_larender_by_hand(tiny, opacity, monkeypatch) -> None:
+    layout = replace(TWO, layers=[TWO.layers[0], replace(TWO.layers[1], opacity=opacity)])
+    expected = larender_by_hand(tiny, layout, 3, monkeypatch)
+    options = {"height": 64, "width": 64, "num_inference_steps": 3}
+    drawn = latents_of(tiny, layout, method="larender", **options)
+    assert torch.allclose(drawn, expected, atol=1e-4)
+    swapped = replace(layout, layers=layout.layers[::-1])
+    other = latents_of(tiny, swapped, method="larender", **options)
+    assert not torch.allclose(drawn, other, atol=1e-3), "who is in front"
+
+
+@pytest.mark.parametrize(("bound", "delta"), [(1, 1.0), (2, 0.25), (0, 0.5)])
+def test_rag_by_hand(tiny, bound, delta, monkeypatch) -> None:
+    expected = rag_by_hand(tiny, TWO, bound, delta, 4, monkeypatch)
+    options = {"height": 64, "width": 64, "method": RAG(binding=bound / 4, refinement=delta)}
+    drawn = latents_of(tiny, TWO, **options)
+    assert torch.allclose(drawn, expected, atol=1e-4)
+    swapped = replace(TWO, layers=TWO.layers[::-1])
+    assert not torch.allclose(latents_of(tiny, swapped, **options), drawn, atol=1e-3)
+
+
+def test_the_front_hides_what_is_behind_by_its_density() -> None:
+    """Two layers before a background, each of one number: 100 far back, then 10, in front 1."""
+    answers = torch.tensor([100.0, 10.0, 1.0]).view(3, 1, 1, 1)
+    one, half = math.log(2), math.log(4 / 3)  # they hide a half, and a quarter
+    present = torch.ones(3, 1, 1)
+    got = rendered(answers, present, [one, one, one])
+    assert got.item() == pytest.approx((0.5 * 1 + 0.25 * 10 + 0.125 * 100) / 0.875)
+    got = rendered(answers, present, [one, one, half])
+    assert got.item() == pytest.approx((0.25 * 1 + 0.375 * 10 + 0.1875 * 100) / 0.8125)
+    present[2] = 0.5  # the front one is half there: it dims by e^{−σ/2}
+    got = rendered(answers, present, [one, one, one])
+    dim = math.sqrt(0.5)
+    total = 0.25 + 0.5 * dim + 0.25 * dim
+    assert got.item() == pytest.approx((0.25 * 1 + 0.5 * dim * 10 + 0.25 * dim * 100) / total)
+    dense = rendered(answers, torch.ones(3, 1, 1), [1600.0, 1600.0, 1600.0])
+    assert dense.item() == pytest.approx(1.0), "opaque, and finite"
+
+
+def test_an_opacity_is_the_share_that_a_layer_hides() -> None:
+    for sigma in (0.01, 1.6, 40.0):
+        hidden = [1 - math.exp(-each) for each in densities(sigma, [1.0, 0.3, 0.0])]
+        share = 1 - math.exp(-sigma)
+        assert hidden == pytest.approx([share, 0.3 * share, 0.0], abs=1e-9)
+
+
+def test_what_is_everywhere_or_nowhere_is_its_whole_box() -> None:
+    cells = torch.tensor([[[True, False], [True, True]]] * 2)
+    maps = torch.tensor(
+        [[[0.0, 0.0], [0.0, 0.0]], [[0.2, 0.2], [0.2, 0.2]], [[0.1, 0.5], [0.3, 0.2]]]
+    )
+    expected = [[[1, 1], [1, 1]], [[1, 0], [1, 1]], [[0, 0], [0.5, 0.25]]]
+    assert torch.allclose(presences(maps, cells), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_layers_that_all_ask_the_same_are_plain(tiny) -> None:
+    layers = [replace(layer, prompt="a blue boat") for layer in TWO.layers]
+    layout = Layout("a blue boat", background="a blue boat", layers=layers)
+    plain = latents_of(tiny, layout)
+    for method in (LaRender(), LaRender(alpha=0.3), RAG(binding=0.0)):
+        assert torch.allclose(latents_of(tiny, layout, method=method), plain, atol=1e-4)
+
+
+def test_a_layer_without_opacity_is_as_none(tiny) -> None:
+    without = replace(TWO, layers=TWO.layers[:1])
+    unseen = replace(TWO, layers=[TWO.layers[0], replace(TWO.layers[1], opacity=0.0)])
+    drawn = [latents_of(tiny, layout, method="larender") for layout in (without, unseen, TWO)]
+    assert torch.allclose(drawn[0], drawn[1], atol=1e-5)
+    assert not torch.allclose(drawn[0], drawn[2], atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS[:-1])  # the last draws noise for each region
+def test_a_layer_over_all_is_plain_with_its_prompt(tiny, scheduler) -> None:
+    tiny.scheduler = scheduler.from_config(tiny.scheduler.config)
+    layout = replace(TWO, layers=[Layer("a blue boat", (0, 0, 1, 1))])
+    plain = latents_of(tiny, replace(TWO, caption="a blue boat"))
+    for binding in (0.0, 0.5, 1.0):
+        drawn = latents_of(tiny, layout, method=RAG(binding=binding))
+        assert torch.allclose(drawn, plain, atol=1e-4)
+    unrefined = latents_of(tiny, layout, method=RAG(binding=0.0, refinement=0.0))
+    assert torch.allclose(unrefined, latents_of(tiny, layout), atol=1e-4)
+
+
+def test_larender_asks_for_a_word_of_each_prompt(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(tiny.unet, "forward", None)  # is not called
+    layout = replace(TWO, layers=[TWO.layers[0], replace(TWO.layers[1], word="ball")])
+    with pytest.raises(WordError, match="^layer 2 'a yellow star', word: 'ball' is not in the pro"):
+        latents_of(tiny, layout, method="larender")
+
+
 # ------------------------------------------------------------------ the shipped model
 
 
@@ -656,7 +859,7 @@ def test_the_shipped_model_draws_what_stable_diffusion_draws(storybook) -> None:
     [
         ({"method": "boxdif"}, "method is 'boxdif', but should be one of collage, lrdiff, paper, "
          "authors, unofficial, plain, multidiffusion, paint-with-words, layout-guidance, boxdiff, "
-         "or opt"),
+         "larender, rag, or opt"),
         ({"height": 36, "width": 33}, "height and width are 36 and 33, but should be divisible by "
          "8; 32 and 32 would work"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and 1000"),
@@ -685,6 +888,10 @@ def test_a_caption_that_does_not_name_a_layer(tiny, method, monkeypatch) -> None
         (lambda: PaintWithWords(strength=math.nan), "strength is nan, but should be a finite"),
         (lambda: LayoutGuidance(steps=-0.1), "steps is -0.1, but should be a finite number ≥ 0"),
         (lambda: BoxDiff(brightest=1.5), "brightest is 1.5, but should be a share between 0 and"),
+        (lambda: LaRender(alpha=1.0), "alpha is 1.0, but should be between 0 and 1, both excluded"),
+        (lambda: LaRender(alpha=0.0), "alpha is 0.0, but should be between 0 and 1, both excluded"),
+        (lambda: RAG(binding=2.0), "binding is 2.0, but should be a share between 0 and 1"),
+        (lambda: RAG(refinement=math.inf), "refinement is inf, but should be a finite number ≥ 0"),
     ],
 )
 def test_options_that_are_none(make, message) -> None:
@@ -739,3 +946,20 @@ def test_what_a_method_cannot_do_is_said(tiny, method, monkeypatch) -> None:
     if method != METHODS["plain"]:  # which looks at no layer
         with pytest.raises(ValueError, match="layer 1 'a red car' has a start or an end, but"):
             latents_of(tiny, late, method=method)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [(name, name) for name, method in METHODS.items() if not method.translucent]
+    + [(BoxDiff(strength=3.0), "BoxDiff"), (replace(METHODS["collage"], fuse="once"), "Layered")],
+)
+def test_what_is_not_translucent_refuses_an_opacity(tiny, method, name, monkeypatch) -> None:
+    monkeypatch.setattr(tiny.unet, "forward", None)  # is not called
+    long = replace(TWO.layers[0], prompt="a red car " * 150, opacity=0.0)
+    glass = replace(TWO, layers=[TWO.layers[1], long])
+    with pytest.raises(
+        ValueError, match=f"opacity of 0, but method '{name}.* knows none; use 'col"
+    ) as e:
+        latents_of(tiny, [TWO, glass], method=method)
+    assert str(e.value).startswith("layer 2 'a red car")
+    assert len(str(e.value)) <= 300

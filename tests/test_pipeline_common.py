@@ -463,6 +463,7 @@ def test_encoded_prompts_need_no_encoder(pipe, method, expected) -> None:
     embeddings = {text: encode(text) for text in texts}
     bare = made(type(pipe), pipe.components | {"tokenizer": None, "text_encoder": None})
     words = {"paper", "authors", "unofficial", "paint-with-words", "layout-guidance", "boxdiff"}
+    words.add("larender")
     if method in words:  # they ask for words of a prompt, which only a tokenizer knows
         with pytest.raises(ValueError, match="the pipeline has no tokenizer, so no word"):
             drawn(bare, method, prompt_embeds=embeddings)
@@ -473,7 +474,9 @@ def test_encoded_prompts_need_no_encoder(pipe, method, expected) -> None:
         drawn(bare, method)
 
 
-@pytest.mark.parametrize("method", ["paper", "authors", "paint-with-words", "boxdiff"])
+@pytest.mark.parametrize(
+    "method", ["paper", "authors", "paint-with-words", "boxdiff", "larender", "rag"]
+)
 def test_a_compiled_unet(pipe, method) -> None:
     """Those that look at the attention; for the others it is as for Stable Diffusion."""
     expected = drawn(pipe, method, num_inference_steps=2)

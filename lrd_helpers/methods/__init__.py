@@ -10,6 +10,8 @@
 | paint-with-words | Balaji et al. 2022 (eDiff-I) | the attention to words | 2 |
 | layout-guidance | Chen, Laina, Vedaldi 2023 | x_t, by a gradient | 2; in the first 20 %: 2 + 5·3 |
 | boxdiff | Xie et al. 2023 | x_t, by a gradient | 2; in the first half: 2 + 3 or more |
+| larender | Zhan and Liu 2025 | what cross-attention answers | 2 |
+| rag | Chen et al. 2024 | x_t, then cross-attention | 2; in the first tenth 2 a layer more |
 
 (A backward pass counts as two samples.) Every method starts from the same noise for the same
 generator. A new one is one file with a `Method`, and one line in `METHODS`.
@@ -27,11 +29,13 @@ from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.collage import collage_of_sketches
 from lrd_helpers.methods.guidance import check_words, layers_looked_at
+from lrd_helpers.methods.larender import LaRender
 from lrd_helpers.methods.layout_guidance import LayoutGuidance
 from lrd_helpers.methods.lrdiff import layered_denoising
 from lrd_helpers.methods.multidiffusion import MultiDiffusion
 from lrd_helpers.methods.paint_with_words import PaintWithWords
 from lrd_helpers.methods.plain import Plain
+from lrd_helpers.methods.rag import RAG
 from lrd_helpers.methods.regions import (
     background_prompt,
     check_no_canvas,
@@ -47,14 +51,17 @@ from lrd_helpers.sampling.run import Method, Run, State
 
 __all__ = [
     "METHODS",
+    "RAG",
     "BoxDiff",
     "Choices",
+    "LaRender",
     "LayeredRendering",
     "LayoutGuidance",
     "Method",
     "MultiDiffusion",
     "PaintWithWords",
     "Plain",
+    "check_opacity",
     "named",
     "parsed",
 ]
@@ -69,6 +76,10 @@ class LayeredRendering(Choices, Method):
 
     batched: ClassVar[bool] = True
     traces: ClassVar[bool] = True
+
+    @property
+    def translucent(self) -> bool:
+        return self.fuse == "collage"
 
     def check(self, run: Run) -> None:
         positions = run.size[0] * run.size[1]
@@ -148,6 +159,8 @@ METHODS: dict[str, Method] = {
     "paint-with-words": PaintWithWords(),
     "layout-guidance": LayoutGuidance(),
     "boxdiff": BoxDiff(),
+    "larender": LaRender(),
+    "rag": RAG(),
 }
 """Every method by its name."""
 
@@ -175,6 +188,27 @@ def named(method: str | Method, **changes: Any) -> Method:
             name = name if isinstance(name, str) else type(method).__name__
             raise ValueError(f"method {name!r} has no choice {excerpt(choice)}; it has {choices}")
     return replace(method, **changes)
+
+
+def check_opacity(run: Run, method: Method) -> None:
+    """Refuse layers with an opacity where the method does not heed it.
+
+    Whoever draws calls this beside `method.check`: a new method need not think of it.
+
+    Raises:
+        ValueError: names the layer, and the methods that are translucent.
+    """
+    if method.translucent:
+        return
+    name = next((n for n, each in METHODS.items() if each == method), type(method).__name__)
+    able = " or ".join(repr(n) for n, each in METHODS.items() if each.translucent)
+    for layout in run.layouts:
+        for number, layer in enumerate(layout.layers):
+            if layer.opacity < 1:
+                raise ValueError(
+                    f"layer {number + 1} {excerpt(layer.prompt)} has an opacity of "
+                    f"{layer.opacity:g}, but method {name!r} knows none; use {able}"
+                )
 
 
 def parsed(text: str) -> Method:

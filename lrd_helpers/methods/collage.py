@@ -133,7 +133,7 @@ def placed(
             part = share[entries[row].layer].to(alone) * (alone - empty[picture])
             images[picture] = images[picture] + part
         else:
-            images[picture] = pasted(images[picture], decoded[row], *where)
+            images[picture] = pasted(images[picture], decoded[row], *where, layer.opacity)
     return torch.stack([images[number] for number in range(regions.pictures)])
 
 

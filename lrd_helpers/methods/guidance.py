@@ -253,10 +253,19 @@ def check_words(run: Run, choices: Choices) -> None:
         return
     for layout in run.layouts:
         for number, layer in enumerate(layout.layers):
-            try:
-                run.model.tokens(layer.prompt).positions(object_of_layer(layer))
-            except WordError as error:
-                raise WordError(f"{layer_name(number, layer)}, word: {error}") from None
+            tokens_of_object(run, number, layer)
+
+
+def tokens_of_object(run: Run, number: int, layer: Layer) -> list[int]:
+    """Which tokens of a layer's prompt are its object, `number` being the layer's.
+
+    Raises:
+        WordError: none are; it names the layer.
+    """
+    try:
+        return run.model.tokens(layer.prompt).positions(object_of_layer(layer))
+    except WordError as error:
+        raise WordError(f"{layer_name(number, layer)}, word: {error}") from None
 
 
 def expected_backgrounds(

@@ -13,13 +13,13 @@ from torch import Tensor
 from lrd_helpers.layout import Overlap
 from lrd_helpers.methods.plain import check_options
 from lrd_helpers.methods.regions import (
-    asked_prompt,
     check_no_canvas,
     check_no_times,
     check_texts,
+    every_region,
     warn_of_cost,
 )
-from lrd_helpers.sampling.regions import Region, Regions, batched
+from lrd_helpers.sampling.regions import Regions, batched
 from lrd_helpers.sampling.run import Method, Rows, Run, State
 
 
@@ -56,15 +56,8 @@ class MultiDiffusion(Method):
 
     def regions(self, run: Run) -> Regions:
         """The background and every layer, with the share M_i / Σ_j M_j of each cell."""
-        layout = run.layout
-        shares = layout.masks(*run.size, overlap="mean")
-        entries = [Region(0, 0, layout.background or layout.caption, run.negatives[0], shares[0])]
-        for number, layer in enumerate(layout.layers, start=1):
-            negative = layer.negative_prompt
-            negative = run.negatives[0] if negative is None else negative
-            prompt = asked_prompt(layer, layout, self)
-            entries.append(Region(0, number, prompt, negative, shares[number]))
-        if not shares[0].any():  # layers cover the background
+        entries = every_region(run, self.overlap, self)
+        if not entries[0].mask.any():  # layers cover the background
             entries = entries[1:]
         # Each looks at latents of its own, so none shares its unconditional row.
         return batched(entries, run.x_T, share=False)

@@ -96,6 +96,7 @@ def pasted(
     mask: Bool[Tensor, "height width"],
     box: Box,
     cells: Bool[Tensor, "height width"],
+    opacity: float = 1.0,
 ) -> Float[Tensor, "3 height width"]:
     """The canvas with a picture's object on it, stretched into a box.
 
@@ -105,11 +106,12 @@ def pasted(
         mask: its pixels there.
         box: where its tight box should be.
         cells: what it may cover, and a rim around.
+        opacity: how much of the canvas it hides there, from 0 to 1.
     """
     rim = max(1, round(RIM * min(mask.shape) / REFERENCE_PIXELS))
     around = {"kernel_size": 2 * rim + 1, "stride": 1, "padding": rim}
     source = tight_box(mask)
     wide = functional.max_pool2d(mask[None].float(), **around)
     allowed = functional.max_pool2d(cells[None].float(), **around)
-    alpha = (moved(wide, source, box) * allowed).to(canvas)
+    alpha = opacity * (moved(wide, source, box) * allowed).to(canvas)
     return alpha * moved(picture, source, box) + (1 - alpha) * canvas

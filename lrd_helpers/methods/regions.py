@@ -10,10 +10,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.layout import Layer, Layout, Overlap
 from lrd_helpers.methods.choices import Choices, Fuse
 from lrd_helpers.sampling.regions import Region, Regions, batched
-from lrd_helpers.sampling.run import Run
+from lrd_helpers.sampling.run import Method, Run
 
 FULL = (0, 0, 1, 1)  # the box of the whole canvas
 
@@ -29,7 +29,7 @@ class Phases:
     """How the steps are shared out.
 
     Attributes:
-        fuse: as in `Choices`; "collage" is "steps" where every layer fills the canvas.
+        fuse: as in `Choices`; "collage" is "steps" where every layer fills the canvas and hides it.
         layered: so many steps, from the first on, are layered (with a collage: left out).
         alone: in so many of them each layer runs alone.
     """
@@ -43,7 +43,9 @@ def phases(run: Run, choices: Choices) -> Phases:
     """How the steps of a run are shared out."""
     fuse = choices.fuse
     if fuse == "collage" and not any(
-        layer.bounding_box != FULL for layout in run.layouts for layer in layout.layers
+        layer.bounding_box != FULL or layer.opacity < 1
+        for layout in run.layouts
+        for layer in layout.layers
     ):
         fuse = "steps"  # what fills the canvas is in its place
     layered = round(choices.layered_fraction * len(run.steps))
@@ -196,6 +198,22 @@ def captions(run: Run) -> Regions:
     )
 
 
+def every_region(
+    run: Run, overlap: Overlap = "over", choices: AsksForLayers | None = None
+) -> list[Region]:
+    """The background and every layer of the only picture, at every step, seen or hidden."""
+    layout, usual = run.layout, run.negatives[0]
+    texts = [(background_prompt(layout), None)]
+    for layer in layout.layers:
+        prompt = asked_prompt(layer, layout, choices) if choices else layer.prompt
+        texts.append((prompt, layer.negative_prompt))
+    masks = layout.masks(*run.size, overlap=overlap)
+    return [
+        Region(0, number, prompt, usual if negative is None else negative, mask)
+        for number, ((prompt, negative), mask) in enumerate(zip(texts, masks, strict=True))
+    ]
+
+
 def _takes_part(layer: Layer, step: int, layered_steps: int, steps: int) -> bool:
     end = layered_steps if layer.end is None else round(layer.end * steps)
     return round(layer.start * steps) <= step < end
@@ -270,12 +288,12 @@ def warn_of_cost(run: Run, regions: Regions) -> None:
         )
 
 
-def warn_of_hidden_layers(run: Run, choices: Choices) -> None:
+def warn_of_hidden_layers(run: Run, method: Method) -> None:
     """A layer that others cover completely is not drawn: say so."""
     for layout in run.layouts:
-        masks = layout.masks(*run.size, overlap=choices.overlap)
+        masks = layout.masks(*run.size, overlap=method.overlap)
         for number, layer in enumerate(layout.layers):
-            if masks[number + 1].any():
+            if masks[number + 1].any() or not layer.opacity:
                 continue
             cells = layer.cells(*run.size)
             others = ", ".join(

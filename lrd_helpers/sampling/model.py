@@ -11,7 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrd_helpers.attention import AttentionMaps, capture_attention
+from lrd_helpers.attention import (
+    AttentionMaps,
+    Compose,
+    capture_attention,
+    composed_attention,
+)
 from lrd_helpers.messages import excerpt
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.steps import Generators
@@ -185,6 +190,13 @@ class Model(ABC):
         return capture_attention(
             self.pipe.unet, spelled, tokenizer=tokenizer, guided=False, **options
         )
+
+    def composed(
+        self, prompt: str, texts: Sequence[str], compose: Compose, **options: Any
+    ) -> AbstractContextManager[None]:
+        """`composed_attention` of all rows that ask for a prompt."""
+        read = self.stacked(texts, [True] * len(texts))
+        return composed_attention(self.pipe, prompt, read, compose, **options)
 
     # -------------------------------------------------------------- the U-Net
 

@@ -276,11 +276,13 @@ class Method(ABC):
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
         batched: whether `sample` draws all pictures of a run at once; if not, it gets one by one.
         traces: whether its states tell what each layer predicted.
+        translucent: whether it heeds a layer's opacity; if not, `check_opacity` refuses it.
     """
 
     overlap: ClassVar[Overlap] = "over"
     batched: ClassVar[bool] = False
     traces: ClassVar[bool] = False
+    translucent: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, run: Run) -> None:

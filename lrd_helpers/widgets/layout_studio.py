@@ -31,7 +31,7 @@ from lrd_helpers.attention import AttentionMaps, capture_attention
 from lrd_helpers.layout import Layout, LayoutError
 from lrd_helpers.mask import Box
 from lrd_helpers.measure import Detector, StorybookDetector, found_boxes, layout_iou
-from lrd_helpers.methods import METHODS, Choices, Method, named
+from lrd_helpers.methods import METHODS, Choices, Method, check_opacity, named
 from lrd_helpers.methods.regions import asked_prompt, phases
 from lrd_helpers.pictures import picture_of, reduced_data_uri
 from lrd_helpers.pipeline import warn_of_words
@@ -134,6 +134,7 @@ def render(
     size = _picture_size(pipe)[::-1]
     run = Run.begin(pipe, [layout], size, steps, guidance_scale=settings.guidance_scale)
     with _remarks() as remarks:
+        check_opacity(run, method)
         method.check(run)
         warn_of_words(pipe, [layout])
     run.draw_noise()
