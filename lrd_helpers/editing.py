@@ -234,7 +234,8 @@ def replace_object(
         pipe: draws it, and stays as it is.
         image: as for `invert`.
         old: where the old object is, such as `find` gives; None: nothing is removed first.
-        layer: the new one, and where.
+        layer: the new one, and where; with an opacity the picture shines through it, if the method
+            is translucent, such as the collage.
         background: what the place shows, "on grass".
         method: any of `METHODS`; see `LayeredRenderingPipeline`.
         num_inference_steps: T.

@@ -85,7 +85,7 @@ def show_images(
 
 
 def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> Image.Image:
-    """The image, enlarged, with every layer's outline (box or mask), number and prompt.
+    """The image, enlarged, with every layer's outline (box or mask), number, prompt and opacity.
 
     Args:
         image: of any size; its sides keep their ratio.
@@ -111,7 +111,8 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
         draw.rectangle(inner, outline=BOX_COLOURS[number % len(BOX_COLOURS)], width=line)
     taken: list[tuple[int, int, int, int]] = []
     for number, (layer, box) in enumerate(zip(layout.layers, corners, strict=True)):
-        text = _fitted(f"{number + 1} {layer.prompt}", font, picture.width - 4 * line)
+        text = layer_label(number, layer.prompt, layer.opacity)
+        text = _fitted(text, font, picture.width - 4 * line)
         tag = _free_place(box, _text_size(text, font, line // 2), picture.size, taken)
         taken.append(tag)
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
@@ -120,6 +121,17 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
             (tag[0] + line, tag[1] + line // 2), text, font=font, fill=_ink_on(colour)
         )
     return picture
+
+
+def layer_label(number: int, prompt: str, opacity: float = 1.0) -> str:
+    """What stands beside a layer wherever it is drawn: "2 a red car", or "2 a red car 50 %".
+
+    Args:
+        number: of the layer, counted from 0.
+        prompt: of the layer.
+        opacity: likewise; named only where something shines through.
+    """
+    return f"{number + 1} {prompt}" + (f" {100 * opacity:.0f} %" if opacity < 1 else "")
 
 
 def side_by_side(

@@ -12,7 +12,12 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrd_helpers.attention import AttentionMaps, capture_attention, control_words
+from lrd_helpers.attention import (
+    AttentionMaps,
+    capture_attention,
+    composed_attention,
+    control_words,
+)
 from lrd_helpers.words import END, PADDING, START, PromptTokens, WordError, word_tokenizer
 
 PROMPT = "a red car and a blue zebra at sea"
@@ -687,6 +692,45 @@ def test_nested_controls_follow_each_other(tokenizer) -> None:
         assert torch.allclose(unet(**inputs(unet, 1)).sample, out, atol=1e-9)
     assert torch.allclose(inner["red"], expected["red"], atol=1e-9)
     assert torch.allclose(outer["red"], expected["red"], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_several_texts_are_read_at_once(tokenizer, kind) -> None:
+    """Row 1 asks for the prompt; what it answers is the mean of its answers to two other texts."""
+    unet = tiny_unet(kind)
+    pipe = SimpleNamespace(unet=unet, tokenizer=tokenizer, prompts_of_rows=[None, PROMPT])
+    called = inputs(unet, batch=2, height=8, width=12)
+    texts = inputs(unet, batch=4)["encoder_hidden_states"][2:]
+    seen, columns = [], [[], [2, 3]]
+
+    def mean(answers: Tensor, attention: Tensor) -> Tensor:
+        seen.append(attention)
+        return answers.mean(dim=0)
+
+    def halves(attn, hidden, encoder_hidden_states, attention_mask=None) -> Tensor:
+        rows = [AttnProcessor()(attn, hidden[1:], text[None]) for text in texts]
+        return torch.cat(
+            [AttnProcessor()(attn, hidden[:1], encoder_hidden_states[:1]), sum(rows) / 2]
+        )
+
+    with torch.no_grad():
+        before = unet(**called).sample
+        with composed_attention(pipe, PROMPT, texts, mean, columns=columns):
+            composed = unet(**called).sample
+        assert torch.equal(unet(**called).sample, before), "nothing remains"
+        processors = unet.attn_processors
+        by_hand = dict.fromkeys((name for name in processors if "attn2" in name), halves)
+        for name, module in unet.named_modules():
+            if f"{name}.processor" in by_hand:
+                module.processor = by_hand[f"{name}.processor"]
+        assert torch.allclose(composed, unet(**called).sample, atol=1e-5)
+    assert torch.allclose(composed[:1], before[:1], atol=1e-5), "another row's"
+    assert not torch.allclose(composed[1:], before[1:], atol=1e-3)
+    assert len(seen) == len(by_hand)
+    for attention in seen:
+        assert attention.shape[2] == 1.5 * attention.shape[1]
+        assert (attention[0] == 0).all(), "no column was asked for"
+        assert ((attention[1] > 0) & (attention[1] < 1)).all()
 
 
 def test_control_words_takes_the_share_of_a_cell_that_the_mask_covers() -> None:

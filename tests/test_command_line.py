@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import io
 import os
@@ -110,6 +111,22 @@ def test_bad_layouts_are_refused_before_anything_is_drawn(folder, capsys) -> Non
     message = refused(capsys, folder / "car.json", bad, "--output", folder / "out")
     assert message.startswith(f"error: {bad}, layer 1 'a cat', box is (0, 0, 90, 70), which is out")
     assert not (folder / "out").exists()
+
+
+def test_an_opacity_is_drawn_or_refused_with_file_and_layer(folder, capsys) -> None:
+    glass = folder / "glass.json"
+    half = [dataclasses.replace(LAYOUT.layers[0], opacity=0.5)]
+    dataclasses.replace(LAYOUT, layers=half).save(glass)
+    output = "--output", folder / "out", "--steps", 2
+    message = refused(capsys, glass, *output, "--method", "boxdiff")
+    assert message.startswith(f"error: {glass}: layer 1 'a red car' has an opacity of 0.5, but ")
+    wrong = folder / "wrong.json"
+    wrong.write_text(glass.read_text().replace("0.5", "1.4"))
+    message = refused(capsys, glass, wrong, *output)
+    assert message.startswith(f"error: {wrong}, layer 1 'a red car', opacity is 1.4, but should be")
+    assert not (folder / "out").exists()
+    assert run(glass, *output) == 0
+    assert os.listdir(folder / "out") == ["glass.png"]
 
 
 def test_a_mask_that_is_a_bomb_is_refused_with_file_and_layer(folder, capsys) -> None:

@@ -346,7 +346,19 @@ def test_what_layered_rendering_refuses_is_refused_before_anything_is_drawn(
     star = Layer("a yellow star", BOX, start=0.2)
     with pytest.raises(ValueError, match="layer 1 'a yellow star' has a start or an end"):
         replace_object(pipe, image, BOX, star, background="on grass", **STEPS)
+    glass = Layer("a yellow star", BOX, opacity=0.5)
+    with pytest.raises(ValueError, match="has an opacity of 0.5, but method 'paper' knows none"):
+        insert(pipe, image, glass, background="on grass", method="paper", **STEPS)
     assert not calls
+
+
+def test_an_object_that_is_not_seen_leaves_more_of_the_picture(pipe, image):
+    def changed(opacity: float) -> float:
+        layer = Layer("a yellow star", (0, 0, 1, 1), opacity=opacity)
+        edited = insert(pipe, image, layer, background="on grass", generator=seeded(), **STEPS)
+        return float((pixels_of(edited.image) - pixels_of(image)).abs().mean())
+
+    assert changed(0.05) < changed(0.95)
 
 
 @pytest.mark.parametrize("edit", [invert, remove, insert, replace_object, move])

@@ -660,7 +660,7 @@ def predicted_by_hand(pipe, monkeypatch, compose, x: Tensor, t: Tensor, caption:
 
 @torch.no_grad()
 def larender_by_hand(pipe, layout: Layout, steps: int, monkeypatch) -> Tensor:
-    """The authors' layer, front to back in loops; the third token of a prompt is its object."""
+    """The authors' layer in loops; "a red car" has its object at token 3, "on grass" at token 2."""
     prompts = [layout.background, *(layer.prompt for layer in layout.layers)]
     x = torch.randn(1, 4, 8, 8, generator=seeded())
     pipe.scheduler.set_timesteps(steps)
@@ -673,14 +673,13 @@ def larender_by_hand(pipe, layout: Layout, steps: int, monkeypatch) -> Tensor:
             for number, prompt in enumerate(prompts):
                 answer, weights = cross_attention_by_hand(module, hidden, encode(prompt))
                 answers.append(answer)
-                present.append(torch.ones(side, side))
-                if number:
-                    seen = weights[:, :, 3].mean(0).view(side, side)
-                    box = torch.tensor(box_by_hand(layout.layers[number - 1].box, side))
-                    present[-1] = box * (seen - seen.min()) / (seen.max() - seen.min())
+                seen = weights[:, :, 3 if number else 2].mean(0).view(side, side)
+                seen = (seen - seen.min()) / (seen.max() - seen.min())
+                box = layout.layers[number - 1].box if number else (0, 0, 1, 1)
+                present.append(seen * torch.tensor(box_by_hand(box, side)))
             composed = torch.zeros_like(answers[0])
             for position in range(side * side):
-                light, total = 1.0, 0.0
+                light, total = 1.0, 1e-30
                 for number in reversed(range(len(prompts))):
                     opacity = layout.layers[number - 1].opacity if number else 1.0
                     density = -math.log(1 - opacity * (1 - math.exp(-sigma)))
@@ -689,7 +688,8 @@ def larender_by_hand(pipe, layout: Layout, steps: int, monkeypatch) -> Tensor:
                     composed[position] += share * answers[number][position]
                     total += share
                     light *= math.exp(-density * m)
-                composed[position] /= total
+                alone = total == 1e-30  # the background's map is 0 here, and nothing is in front
+                composed[position] = answers[0][position] if alone else composed[position] / total
             return composed
 
         noise = predicted_by_hand(pipe, monkeypatch, compose, x, t, layout.caption)
@@ -776,13 +776,14 @@ def test_an_opacity_is_the_share_that_a_layer_hides() -> None:
         assert hidden == pytest.approx([share, 0.3 * share, 0.0], abs=1e-9)
 
 
-def test_what_is_everywhere_or_nowhere_is_its_whole_box() -> None:
+def test_a_layer_is_present_where_its_object_is_attended_to() -> None:
     cells = torch.tensor([[[True, False], [True, True]]] * 2)
-    maps = torch.tensor(
-        [[[0.0, 0.0], [0.0, 0.0]], [[0.2, 0.2], [0.2, 0.2]], [[0.1, 0.5], [0.3, 0.2]]]
-    )
+    same, varied = [[0.2, 0.2], [0.2, 0.2]], [[0.1, 0.5], [0.3, 0.2]]
     expected = [[[1, 1], [1, 1]], [[1, 0], [1, 1]], [[0, 0], [0.5, 0.25]]]
-    assert torch.allclose(presences(maps, cells), torch.tensor(expected, dtype=torch.float32))
+    got = presences(torch.tensor([same, same, varied]), cells)
+    assert torch.allclose(got, torch.tensor(expected, dtype=torch.float32))
+    got = presences(torch.tensor([varied, same, same]), cells)  # the background's never is 0
+    assert torch.allclose(got[0], torch.tensor([[1e-6, 1], [0.5, 0.25]]))
 
 
 def test_layers_that_all_ask_the_same_are_plain(tiny) -> None:

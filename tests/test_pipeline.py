@@ -748,6 +748,77 @@ def test_who_is_in_front_in_a_collage(pipe, monkeypatch, overlap, seen) -> None:
     assert columns.tolist() == pytest.approx(seen, abs=1e-6)
 
 
+def with_opacity(layout: Layout, *opacities: float) -> Layout:
+    pairs = zip(layout.layers, opacities, strict=True)
+    return replace(layout, layers=[replace(layer, opacity=o) for layer, o in pairs])
+
+
+@pytest.mark.parametrize(
+    ("overlap", "opacities", "seen"),
+    [  # of black, grey and white; the second layer fills the canvas
+        ("over", (1, 0.5), [0.75, 0.5]),
+        ("over", (0.5, 0.5), [0.625, 0.5]),
+        ("over", (0.5, 1), [1.0, 1.0]),
+        ("over", (0.5, 0), [0.25, 0.0]),
+        ("small_over_large", (0.5, 0.25), [0.375, 0.25]),
+        ("mean", (0.5, 1), [0.625, 1.0]),
+    ],
+)
+def test_what_lies_behind_shines_through(pipe, monkeypatch, overlap, opacities, seen) -> None:
+    """Left both layers, right the second one alone."""
+    layers = [Layer("a red car", (0, 0, 0.5, 1)), Layer("a yellow star", (0, 0, 1, 1))]
+    layout = with_opacity(replace(TWO, layers=layers), *opacities)
+    made = []
+    some = layout.masks(4, 4, overlap=overlap).flatten(1).any(1)  # what is hidden is not drawn
+    values = zip((0.0, 0.5, 1.0), some, strict=True)
+    asked = iter([value for value, drawn in values if drawn or not value])
+    shown = lambda z, **_: (torch.full((1, 3, 32, 32), 2 * next(asked) - 1),)  # noqa: E731
+    monkeypatch.setattr(pipe.vae, "decode", shown)
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: made.append(x / 2 + 0.5) or encode(x))
+    monkeypatch.setattr(
+        "lrd_helpers.methods.collage.object_pixels",
+        lambda picture, *rest: torch.ones_like(picture[0], dtype=torch.bool),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a layer is hidden
+        latents_of(pipe, layout, method=replace(COLLAGE, overlap=overlap))
+    assert made[0][0, 0, 16, [3, 28]].tolist() == pytest.approx(seen, abs=1e-6)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_what_is_translucent_is_kept_while_the_rest_is_finished(
+    pipe, monkeypatch, scheduler
+) -> None:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    monkeypatch.setattr(
+        "lrd_helpers.methods.collage.object_pixels",
+        lambda picture, *rest: torch.ones_like(picture[0], dtype=torch.bool),
+    )
+    layers = [Layer("a red car", (0, 0, 1, 1)), Layer("a yellow star", (0, 0, 0.5, 1))]
+    layout = replace(TWO, layers=layers)
+    options = {"output_type": "latent", "output_layers": True, "num_inference_steps": 25}
+    for opacities, columns in [((1, 0.5), [1, 1, 0, 0]), ((0.5, 1), [0, 0, 1, 1])]:
+        given = with_opacity(layout, *opacities)
+        out = pipe([given, layout], method=COLLAGE, generator=seeded(), **options)
+        kept = [(x == y.collage).all(0) for x, y in zip(out.images, out.layers, strict=True)]
+        # The rim of what is pasted, a pixel of 32, may take the next column with it.
+        assert kept[0].all(0).float()[[0, 3]].tolist() == [columns[0], columns[3]]
+        assert not kept[1].any(), "what hides everything is finished"
+
+
+def test_with_an_opacity_of_0_a_layer_is_not_there(pipe, recwarn) -> None:
+    options = {"method": COLLAGE}
+    unseen = latents_of(pipe, with_opacity(TWO, 1, 0), **options)
+    assert torch.equal(unseen, latents_of(pipe, replace(TWO, layers=TWO.layers[:1]), **options))
+    everywhere = replace(TWO, layers=[replace(TWO.layers[0], box=(0, 0, 1, 1), opacity=0)])
+    nothing = latents_of(pipe, with_opacity(TWO, 0, 0), **options)
+    assert torch.equal(nothing, latents_of(pipe, everywhere, **options))
+    assert not any("hidden" in str(warning.message) for warning in recwarn), "it was asked for"
+    half = latents_of(pipe, with_opacity(TWO, 1, 0.5), **options)
+    assert not torch.equal(half, unseen)
+
+
 @pytest.mark.parametrize("overlap", ["over", "mean"])
 def test_objects_are_pasted_onto_a_canvas(pipe, monkeypatch, overlap) -> None:
     pixels = torch.rand(2, 3, 32, 32, generator=seeded())

@@ -93,6 +93,9 @@ def test_what_is_pasted_fills_its_box_and_no_more_than_it_may() -> None:
     assert (x0, y0, x1, y1) == pytest.approx(box, abs=0.03)
     assert made[0, 64, 80] == pytest.approx(0.7)
     assert (made[:, :28] == 0.25).all()
+    glass = pasted(canvas, picture, disc, box, cells, 0.25)
+    assert torch.allclose(glass, 0.25 * made + 0.75 * canvas)
+    assert torch.equal(pasted(canvas, picture, disc, box, cells, 0.0), canvas)
     half = cells.clone()
     half[64:] = False
     above = pasted(canvas, picture, disc, box, half)

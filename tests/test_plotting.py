@@ -97,6 +97,17 @@ def test_a_label_is_never_cut_off(box, prompt, monkeypatch):
     assert "".join(text.split()) == "1" + "".join(prompt.split())
 
 
+@pytest.mark.parametrize(
+    ("opacity", "label"), [(1, "2 a car"), (0.5, "2 a car 50 %"), (0, "2 a car 0 %")]
+)
+def test_an_opacity_is_a_part_of_the_label(opacity, label, monkeypatch):
+    written = []
+    monkeypatch.setattr(plotting, "_fitted", lambda text, *rest: written.append(text) or text)
+    layers = [LAYOUT.layers[0], Layer("a car", (0, 0, 1, 1), opacity=opacity)]
+    plotting.draw_layout(GREY, Layout("c", layers=layers))
+    assert written[1] == label
+
+
 def test_labels_of_neighbours_do_not_cover_each_other():
     taken = []
     for _ in range(10):  # ten times the same box

@@ -29,7 +29,14 @@ TWO = Layout(
     caption="a yellow house and a purple cat on snow",
     background="on snow",
     layers=[
-        Layer("a yellow house", box=(0.3, 0.25, 0.85, 0.8), strength=1.5, start=0.1, end=0.5),
+        Layer(
+            "a yellow house",
+            box=(0.3, 0.25, 0.85, 0.8),
+            strength=1.5,
+            opacity=0.25,
+            start=0.1,
+            end=0.5,
+        ),
         Layer("a purple cat", mask=[[0, 1], [1, 1]], colour="purple", negative_prompt="a dog"),
     ],
 )
@@ -262,12 +269,12 @@ HOSTILE = """</text><script>alert(1)</script>'"><image href='x'/>&amp;&lt;\t]]>Ã
 def test_the_static_picture_is_an_svg_whatever_is_in_it(told, shown):
     import resvg_py
 
-    layers = [{"prompt": told, "mask": told}, {"prompt": told, "box": [0, 0, 1, 1]}]
+    layers = [{"prompt": told, "mask": told, "opacity": 0.5}, {"prompt": told, "box": [0, 0, 1, 1]}]
     svg = layout_svg(layers, (64, 128), picture=told, label=told)
     parsed = ElementTree.fromstring(svg.encode())
     tags = [element.tag.partition("}")[2] for element in parsed.iter()]
     assert tags == ["svg", "image", "mask", "image", "rect", "text", "rect", "rect", "text"]
-    assert [e.text for e in parsed.iter() if e.text] == [f"1 {shown}", f"2 {shown}"]
+    assert [e.text for e in parsed.iter() if e.text] == [f"1 {shown} 50 %", f"2 {shown}"]
     attribute = shown.replace("\t", " ")  # as XML reads it
     assert [e.get("href") for e in parsed.iter() if e.get("href")] == [attribute] * 2
     assert parsed.get("aria-label") == attribute
@@ -455,6 +462,13 @@ def test_an_error_is_shown_and_the_button_works_again(studio):
     assert "bad" in studio._message.value
     assert "top_k is 20" in studio._message.value
     assert not studio._render_button.disabled
+    studio._sliders["method"].value = "boxdiff"
+    studio.editor.layout = replace(CARS, layers=[replace(CARS.layers[0], opacity=0.5)])
+    studio.start()
+    studio.wait()
+    assert (
+        "has an opacity of 0.5, but method &#x27;boxdiff&#x27; knows none" in studio._message.value
+    )
 
 
 def test_a_render_draws_the_layout_as_it_was_when_it_began(studio):

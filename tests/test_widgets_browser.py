@@ -422,6 +422,43 @@ def test_the_colour_of_the_guidance(opened):
     assert "colour" not in page.document["layers"][1]
 
 
+@pytest.mark.parametrize("touch", [False, True], ids=["keyboard", "finger"])
+def test_the_opacity_of_a_layer(opened, touch):
+    page = opened(TWO, **({"context": {"has_touch": True}} if touch else {}))
+    page.button("Select: layer 2").click()
+    slider = page.page.get_by_role("slider", name="Opacity: layer 2, a purple cat")
+    assert slider.get_attribute("aria-valuetext") == "100 %"
+    if touch:
+        box = slider.bounding_box()
+        page.page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    else:
+        slider.focus()
+        page.press(*5 * ["PageDown"])
+    assert page.document["layers"][1]["opacity"] == pytest.approx(0.5, abs=0.02)
+    percent = f"{100 * page.document['layers'][1]['opacity']:.0f} %"
+    assert slider.get_attribute("aria-valuetext") == percent
+    assert page.page.locator(".layer .tag text").all_text_contents() == [
+        "1 a yellow house",
+        f"2 a purple cat {percent}",
+    ]
+    page.button("Select: layer 1").click()
+    assert slider.is_visible(), "what is not usual is always shown"
+    page.screenshot(f"editor-opacity-{'finger' if touch else 'keyboard'}")
+    page.press(*(1 if touch else 5) * ["Control+z"])
+    assert "opacity" not in page.document["layers"][1]
+    assert slider.is_hidden()
+
+
+def test_an_opacity_from_python_is_shown_and_all_of_it_is_left_out_again(opened):
+    layers = [dataclasses.replace(TWO.layers[0], opacity=0.0), TWO.layers[1]]
+    page = opened(dataclasses.replace(TWO, layers=layers))
+    slider = page.page.get_by_role("slider", name="Opacity: layer 1, a yellow house")
+    assert slider.input_value() == "0"
+    slider.focus()
+    page.press("End")
+    assert "opacity" not in page.document["layers"][0]
+
+
 # ------------------------------------------------------------------ keyboard
 
 
@@ -620,9 +657,14 @@ def test_it_takes_the_theme_of_the_page(opened, dark):
 
 
 def test_it_fits_into_a_telephone(opened):
-    page = opened(TWO)
+    page = opened(
+        dataclasses.replace(
+            TWO, layers=[TWO.layers[0], dataclasses.replace(TWO.layers[1], opacity=0.4)]
+        )
+    )
     page.page.set_viewport_size({"width": 360, "height": 800})
     page.page.wait_for_timeout(100)
+    assert page.page.get_by_role("slider", name="Opacity: layer 2").bounding_box()["width"] > 120
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 360
     page.screenshot("editor-narrow")
 

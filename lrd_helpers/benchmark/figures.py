@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lrd_helpers.benchmark.contenders import BEST, GROUND_TRUTH
@@ -36,14 +37,7 @@ def methods_figure(
         }
         for metric in metrics
     }
-    lines = math.ceil(len(metrics) / MOST_PANELS)
-    columns = math.ceil(len(metrics) / lines)
-    size = (1.8 + 2.1 * columns, 0.5 + lines * (0.8 + 0.28 * len(names)))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    panels = grid.flatten()[: len(metrics)]
-    for empty in grid.flatten()[len(metrics) :]:
-        empty.remove()
+    figure, panels = _panels(len(metrics), 0.28 * len(names))
     for panel, metric in zip(panels, metrics, strict=True):
         for height, name in enumerate(names):
             mean, low, high = values[metric][name]
@@ -54,12 +48,23 @@ def methods_figure(
             panel.axvline(values[metric][GROUND_TRUTH].mean, color="black", linestyle="--")
         panel.set_xlabel(METRICS[metric].column)
         panel.grid(axis="x", alpha=0.3)
-    for first in grid[:, 0]:
-        first.set_yticks(range(len(names)), [*map(_short, names)], parse_math=False)
+    panels[0].set_yticks(range(len(names)), [*map(_short, names)], parse_math=False)
     panels[0].invert_yaxis()
     title = _best(names, metrics[0], values[metrics[0]])
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
+
+
+def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels of that height (in inches), in lines of about equal length."""
+    lines = math.ceil(count / MOST_PANELS)
+    columns = math.ceil(count / lines)
+    size = (1.8 + 2.1 * columns, 0.5 + lines * (0.8 + height))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for empty in axes[count:]:
+        empty.remove()
+    return figure, list(axes[:count])
 
 
 def _best(names: Sequence[str], metric: str, values: Mapping[str, Estimate]) -> str:

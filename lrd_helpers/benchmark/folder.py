@@ -396,8 +396,18 @@ def with_earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         short = f" ({excerpt(earlier.get(name))}, now {excerpt(value)})"
         short = "" if isinstance(value, dict) else short
         raise BenchmarkError(f"{folder} holds results with another {name}{short}; {OTHER_FOLDER}")
-    for name, choices in settings["methods"].items():
-        before = _completed(methods.get(name, choices))
+    _check_methods(folder, methods, settings["methods"])
+    methods |= settings["methods"]
+    check_file_names("method", methods)
+    rows = read_results(folder)  # can be gone on with
+    check_rows(folder, "method", (row.method for row in rows), methods)
+    return {**settings, "methods": methods}
+
+
+def _check_methods(folder: Path, earlier: Mapping[str, Any], methods: Mapping[str, Any]) -> None:
+    """Refuse methods that are in the folder with other choices."""
+    for name, choices in methods.items():
+        before = _completed(earlier.get(name, choices))
         changed = [choice for choice in choices if before.get(choice) != choices[choice]]
         if changed or before.keys() != choices.keys():
             changed = changed or sorted(before.keys() - choices.keys())
@@ -405,11 +415,6 @@ def with_earlier(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{folder} holds results of {excerpt(name)} with another {', '.join(changed)}; "
                 f"{OTHER_FOLDER}"
             )
-    methods |= settings["methods"]
-    check_file_names("method", methods)
-    rows = read_results(folder)  # can be gone on with
-    check_rows(folder, "method", (row.method for row in rows), methods)
-    return {**settings, "methods": methods}
 
 
 def _completed(choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -259,15 +259,7 @@ def _fill(
                         scores = scored(*jury, image, layout.layout)
                         write(_row(name, layout, batch.seed, scores, cost))
                         progress.update()
-    for name, of_method in faults.items():
-        if of_method:
-            warnings.warn(
-                sentence(
-                    f"{excerpt(name)} failed at {len(of_method)} of its pictures, which are "
-                    f"missing; the next run tries them again. {of_method[0]}"
-                ),
-                stacklevel=3,
-            )
+    _warn_of(faults)
 
 
 def _drawn_batch(
@@ -293,6 +285,15 @@ def _drawn_batch(
             faults.append(f"Layout {part.layouts[0].name}, seed {part.seed}: {error}")
             continue
         yield from zip(part.layouts, *pictures, strict=True)
+
+
+def _warn_of(faults: Mapping[str, Sequence[str]]) -> None:
+    """A sentence for each contender that failed: how often, and the first fault."""
+    for name, of_method in faults.items():
+        if of_method:
+            remark = f"{excerpt(name)} failed at {len(of_method)} of its pictures, which are "
+            remark += f"missing; the next run tries them again. {of_method[0]}"
+            warnings.warn(sentence(remark), stacklevel=4)
 
 
 def _of_ours(method: Contender) -> bool:

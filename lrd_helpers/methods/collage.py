@@ -3,6 +3,20 @@
 The collage is noised and denoised with the caption, as in SDEdit (Meng et al. 2022) and Collage
 Diffusion (Sarukkai et al. 2023). Here the model itself makes the parts: in a few quick steps each
 layer is drawn alone, to the end; its object is found in that picture, and stretched into its box.
+
+A layer with an opacity is pasted by it, and its object is kept as pasted, with what shines through
+it: at each of the last steps its cells are put back to the collage, as in blended latent diffusion
+(Avrahami et al. 2023). So nothing improves it. Finished like the rest it is not translucent: the
+model has seen no such thing and makes an opaque object of it, or none. Of the way from the picture
+without the object to the opaque one, colours go so far (six layouts, 25 steps, least to most):
+
+| opacity | kept | finished |
+|---|---|---|
+| .25 | .09 to .23 | .03 to .22 |
+| .50 | .39 to .57 | .16 to .95 |
+| .75 | .69 to .83 | .81 to .99 |
+
+The caption still names an object that is hardly seen, and the last steps may draw it elsewhere.
 """
 
 from __future__ import annotations
@@ -11,10 +25,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
 
 from lrd_helpers.layout import Layer
+from lrd_helpers.mask import Box
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.guidance import painted, prepared
 from lrd_helpers.methods.placement import object_pixels, pasted
@@ -38,14 +54,19 @@ def collage_of_sketches(run: Run, choices: Choices) -> Iterator[State]:
     x = painted(run, plan) if choices.guide != "steps" else run.x_T[regions.picture]
     sketches = yield from sketched(run, sketch_run, plan, x)
     relevance = relevance_of_prompts(sketch_run, sketches, regions)
-    images = placed(run, sketches, relevance, regions, choices)
+    images, glass = placed(run, sketches, relevance, regions, choices)
     clean = run.model.encode(2 * images - 1)
     noise = run.noise(clean.shape) if begin < len(run.steps) else None  # nothing is left to do
     x = run.steps.begin_at(begin, clean, noise)
     t = run.steps.timesteps[begin - 1]
     state = State(begin - 1, t, x, regions, sketch=True, xi=plan.xi, collage=clean)
     yield state
-    yield from general_denoising(run, state.x, start=begin)
+    kept = functional.adaptive_max_pool2d(glass, run.size) > 0.5
+    finishing = general_denoising(run, state.x, start=begin)
+    for state in finishing:
+        if kept.any():
+            state.x = torch.where(kept, run.steps.noised(clean, noise, state.i + 1), state.x)
+        yield state
 
 
 def sketched(run: Run, sketch_run: Run, plan: Plan, x: Rows) -> Iterator[State]:
@@ -112,21 +133,22 @@ def placed(
     relevance: Float[Tensor, "rows height width"],
     regions: Regions,
     choices: Choices,
-) -> Float[Tensor, "pictures 3 height_ width_"]:
-    """Each canvas, or background, in [0, 1], with the layers' objects in their places."""
+) -> tuple[Float[Tensor, "pictures 3 height_ width_"], Float[Tensor, "pictures 1 height_ width_"]]:
+    """Each canvas, or background, in [0, 1], with the layers' objects in their places.
+
+    And 1 where the frontmost object is translucent, else 0.
+    """
     decoded = (run.model.decode(sketches) / 2 + 0.5).clamp(0, 1)
     size = decoded.shape[-2:]
     entries = regions.entries
     backgrounds = {e.picture: decoded[n] for n, e in enumerate(entries) if not e.layer}
     empty = dict(backgrounds) if run.canvas is None else dict(enumerate(run.canvas.to(decoded)))
-    images = dict(empty)
+    images, glass = dict(empty), {n: torch.zeros_like(each[:1]) for n, each in empty.items()}
     for row in _back_to_front(run, regions, choices, size):
         picture, layer = entries[row].picture, _layer(run, regions, row)
-        if layer.bounding_box == FULL:  # what fills the canvas is in its place
-            mask = torch.ones(size, dtype=torch.bool, device=decoded.device)
-        else:
-            mask = object_pixels(decoded[row], backgrounds[picture], relevance[row])
-        where = mask, layer.bounding_box, layer.cells(*size).to(decoded.device)
+        where = _from_and_to(layer, decoded[row], backgrounds[picture], relevance[row])
+        is_glass = torch.full_like(glass[picture], layer.opacity < 1)
+        glass[picture] = pasted(glass[picture], is_glass, *where)
         if choices.overlap in ("mean", "weighted"):
             share = run.layouts[picture].masks(*size, overlap=choices.overlap)
             alone = pasted(empty[picture], decoded[row], *where)
@@ -134,7 +156,22 @@ def placed(
             images[picture] = images[picture] + part
         else:
             images[picture] = pasted(images[picture], decoded[row], *where, layer.opacity)
-    return torch.stack([images[number] for number in range(regions.pictures)])
+    pictures = range(regions.pictures)
+    return torch.stack([images[n] for n in pictures]), torch.stack([glass[n] for n in pictures])
+
+
+def _from_and_to(
+    layer: Layer,
+    picture: Float[Tensor, "3 height width"],
+    background: Float[Tensor, "3 height width"],
+    relevance: Float[Tensor, "cell_rows cell_columns"],
+) -> tuple[Bool[Tensor, "height width"], Box, Bool[Tensor, "height width"]]:
+    """Where a layer's object is in its picture, and the box and cells that it belongs into."""
+    if layer.bounding_box == FULL:  # what fills the canvas is in its place
+        mask = torch.ones_like(picture[0], dtype=torch.bool)
+    else:
+        mask = object_pixels(picture, background, relevance)
+    return mask, layer.bounding_box, layer.cells(*mask.shape).to(mask.device)
 
 
 def _back_to_front(run: Run, regions: Regions, choices: Choices, size: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -21,6 +22,7 @@ from lrd_helpers.methods.regions import (
     check_texts,
     every_region,
 )
+from lrd_helpers.naming import WordError, named_by
 from lrd_helpers.sampling.regions import batched
 from lrd_helpers.sampling.run import Method, Run, State
 
@@ -31,19 +33,17 @@ class LaRender(Method):
 
         R = (1/S) Σ_i T_i (1 − e^{−σ_i}) M_i R_i,    T_i = exp(−Σ_{j in front of i} σ_j M_j)
 
-    R_i is the answer to layer i's prompt, M_i its box times its object's attention (`presences`),
-    and S what the R_i are multiplied by, all together. The density falls over the N steps, so that
-    what is in front hides all behind it first (their "inverse_proportional"):
+    R_i is the answer to layer i's prompt (the background is furthest back), M_i its box times its
+    object's attention (`presences`), S the sum of what the R_i are multiplied by. The density falls
+    over the N steps ("inverse_proportional" in their script): at first what is in front hides all.
 
         σ = −ln(1 − α) · N/(k + 1)            at step k = 0 … N − 1
         σ_i = −ln(1 − o_i (1 − e^{−σ}))       for a layer's opacity o_i (`densities`)
 
     The constants are those of their script, for XL; the guidance scale is the run's, not their 7.
     Theirs has an α for each object, which N/(k + 1) makes nearly opaque in the first steps; here an
-    opacity of 0.3 is 0.3 in every step.
-    Ours is that M = 1 for the background, the layer furthest back: theirs falls to 0 somewhere, and
-    R with it. They also take the attention's mean over the rows without a prompt. The caption is
-    read only by XL's pooled text, and of negative prompts only the picture's.
+    opacity of 0.3 is 0.3 in every step. They also average the attention over rows without a prompt.
+    The caption is read by XL's pooled text alone, and of negative prompts only the picture's.
 
     Attributes:
         alpha: α: how much of what is behind it a layer hides in the last step, between 0 and 1.
@@ -72,6 +72,7 @@ class LaRender(Method):
         layers, regions, x = run.layout.layers, captions(run), run.x_T
         texts = [region.prompt for region in every_region(run)]
         objects = [tokens_of_object(run, number, layer) for number, layer in enumerate(layers)]
+        objects = [tokens_of_background(run), *objects]
 
         @cache
         def cells(*size: int) -> Bool[Tensor, "layers _ _"]:
@@ -89,7 +90,7 @@ class LaRender(Method):
                 present = presences(attention, cells(*attention.shape[1:]))
                 return rendered(answers, present, sigmas)
 
-            with run.model.composed(run.layout.caption, texts, compose, columns=[[], *objects]):
+            with run.model.composed(run.layout.caption, texts, compose, columns=objects):
                 state = caption_step(run, regions, i, t, x)
             yield state
             x = state.x
@@ -100,17 +101,26 @@ def densities(sigma: float, opacities: Sequence[float]) -> list[float]:
     return [sigma if o == 1 else -math.log1p(o * math.expm1(-sigma)) for o in opacities]
 
 
+def tokens_of_background(run: Run) -> list[int]:
+    """Which tokens of the background's prompt are its object; none where it names none."""
+    background = run.layout.background
+    if background:
+        with suppress(WordError):
+            return run.model.tokens(background).positions(named_by(background).word)
+    return []
+
+
 def presences(
     attention: Float[Tensor, "texts height width"], cells: Bool[Tensor, "layers height width"]
 ) -> Float[Tensor, "texts height width"]:
-    """M: of a layer its cells times (A − min A) / (max A − min A), of the background, the first, 1.
+    """M = (A − min A) / (max A − min A), of a layer only in its cells; the background is first.
 
-    A map that is the same everywhere says nothing: then M is 1 in the layer's cells.
+    A map that is the same everywhere says nothing: then M is 1. The background is never quite 0, so
+    that it is what is seen where nothing else is; in the authors' script nothing is.
     """
-    maps = attention[1:]
-    least, most = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    maps = torch.where(most > least, (maps - least) / (most - least), 1.0)
-    return torch.cat([torch.ones_like(attention[:1]), cells * maps])
+    least, most = attention.amin(dim=(1, 2), keepdim=True), attention.amax(dim=(1, 2), keepdim=True)
+    maps = torch.where(most > least, (attention - least) / (most - least), 1.0)
+    return torch.cat([maps[:1].clamp(min=1e-6), cells * maps[1:]])
 
 
 def rendered(
@@ -118,7 +128,7 @@ def rendered(
     present: Float[Tensor, "texts height width"],
     densities: Sequence[float],
 ) -> Float[Tensor, "height width features"]:
-    """R = (1/S) Σ_i T_i (1 − e^{−σ_i}) M_i R_i; the first text is furthest back (M = 1)."""
+    """R = (1/S) Σ_i T_i (1 − e^{−σ_i}) M_i R_i; the first text is furthest back."""
     sigma = present.new_tensor(densities)[:, None, None]
     depths = sigma * present
     in_front = depths.flip(0).cumsum(dim=0).flip(0) - depths

@@ -91,13 +91,13 @@ def moved(
 
 
 def pasted(
-    canvas: Float[Tensor, "3 height width"],
-    picture: Float[Tensor, "3 height width"],
+    canvas: Float[Tensor, "channels height width"],
+    picture: Float[Tensor, "channels height width"],
     mask: Bool[Tensor, "height width"],
     box: Box,
     cells: Bool[Tensor, "height width"],
     opacity: float = 1.0,
-) -> Float[Tensor, "3 height width"]:
+) -> Float[Tensor, "channels height width"]:
     """The canvas with a picture's object on it, stretched into a box.
 
     Args:

@@ -308,7 +308,18 @@ class Steps:
             self.scheduler.set_begin_index(start)
             self.scheduler._step_index = None  # it may have been asked for the first step's unit
         self._first_is_late = True
-        t = self.timesteps[start]
+        return self.noised(clean, noise, start)
+
+    def noised(
+        self,
+        clean: Float[Tensor, "pictures channels height width"],
+        noise: Float[Tensor, "pictures channels height width"],
+        i: int,
+    ) -> Float[Tensor, "pictures channels height width"]:
+        """Clean latents with the noise that step `i`, the next, begins with; at the end, none."""
+        if i == len(self):
+            return clean
+        t = self.timesteps[i]
         alpha, sigma = self.coefficients(t)
         return (alpha * clean + sigma * noise) / self.unit(t)
 

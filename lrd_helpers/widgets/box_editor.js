@@ -191,6 +191,7 @@ class Masks {
 // ------------------------------------------------------------------ 4 the document as text
 
 const isShown = (layer) => !layer.hidden;
+const percentOf = (layer) => Math.round(100 * (layer.opacity ?? 1));
 
 function defaultCaption(doc) {
   const prompts = doc.layers.filter(isShown).map((layer) => layer.prompt.trim()).filter(Boolean);
@@ -449,11 +450,22 @@ class Editor {
         onchange: () => this.settle(),
       }),
       auto: h("button", { type: "button", class: "auto", onclick: () => this.change(id, { colour: undefined }) }, "×"),
+      opacity: h("input", {
+        type: "range", min: 0, max: 100, title: "Opacity: how much of what lies behind it hides",
+        oninput: () => {
+          const opacity = parts.opacity.value / 100;
+          this.change(id, { opacity: opacity < 1 ? opacity : undefined }, `opacity ${id}`, 300);
+        },
+        onchange: () => this.settle(),
+      }),
+      percent: h("span"),
       hide: button("eye", "", () => change((layer) => ({ hidden: !layer.hidden }))),
       lock: button("unlocked", "", () => change((layer) => ({ locked: !layer.locked }))),
     };
-    const element = h("li", { "data-layer": id, onclick: () => this.select(id) }, ...Object.values(parts));
-    return { element, ...parts };
+    const { opacity, percent, ...above } = parts;
+    const glass = h("label", { class: "glass" }, "Opacity", opacity, percent);
+    const element = h("li", { "data-layer": id, onclick: () => this.select(id) }, ...Object.values(above), glass);
+    return { element, glass, ...parts };
   }
 
   // ---------------------------------------------------------------- draw: after every change
@@ -551,7 +563,7 @@ class Editor {
       parts.push(
         h("mask", { id, maskUnits: "userSpaceOnUse", x: 0, y: 0, width: w, height: t },
           h("image", { href: layer.mask, width: w, height: t, preserveAspectRatio: "none" })),
-        h("g", { transform: place, filter: `url(#${this.name}-outline)` },
+        h("g", { transform: place, filter: `url(#${this.name}-outline)`, class: "shape" },
           h("rect", { width: w, height: t, fill: colour, mask: `url(#${id})` })));
       if (selected) parts.push(h("rect", { ...this.rect(box), class: "frame" }));
     } else {
@@ -561,16 +573,18 @@ class Editor {
     parts.push(this.drawTag(layer, index, box, colour));
     return h("g", {
       "data-layer": layer.id,
+      style: `--opacity:${layer.opacity ?? 1}`,
       class: ["layer", selected && "selected", layer.locked && "fixed", this.notice.mark.includes(layer.id) && "marked"].filter(Boolean).join(" "),
     }, ...parts);
   }
 
   drawTag(layer, index, box, colour) {
     const { x, y, width } = this.rect(box);
-    const room = Math.max(0, Math.floor((width - 26) / 6.6));
+    const share = layer.opacity < 1 ? ` ${percentOf(layer)} %` : "";
+    const room = Math.max(0, Math.floor((width - 26) / 6.6) - share.length);
     const prompt = layer.prompt.trim();
     const shown = prompt.length > room ? (room > 2 ? `${prompt.slice(0, room - 1)}…` : "") : prompt;
-    const text = `${index + 1} ${shown}`.trim();
+    const text = `${index + 1} ${shown}`.trim() + share;
     const [red, green, blue] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
     const dark = 0.3 * red + 0.6 * green + 0.1 * blue < 110;
     return h("g", { class: "tag" },
@@ -646,6 +660,12 @@ class Editor {
     row.colour.classList.toggle("none", !own);
     label(row.auto, "Take the colour from the prompt again");
     row.auto.hidden = !layer.colour;
+    const percent = percentOf(layer);
+    row.opacity.value = percent;
+    row.percent.textContent = `${percent} %`;
+    row.opacity.setAttribute("aria-label", `Opacity: ${name}`);
+    row.opacity.setAttribute("aria-valuetext", `${percent} %`);
+    row.glass.hidden = percent === 100 && layer.id !== this.selected;
   }
 
   // ---------------------------------------------------------------- pointer

@@ -29,7 +29,7 @@ from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.layout_json import VERSION
 from lrd_helpers.mask import Box
 from lrd_helpers.pictures import picture_of, reduced_data_uri
-from lrd_helpers.plotting import BOX_COLOURS
+from lrd_helpers.plotting import BOX_COLOURS, layer_label
 
 DOCUMENT_ONLY = ("id", "hidden", "locked")
 """What a layer of the editor has and a `Layer` has not."""
@@ -321,7 +321,7 @@ def layout_svg(
     if picture:
         parts = [f'<image href="{_xml(picture)}" {whole} style="image-rendering:auto"/>']
     for number, layer in enumerate(layers):
-        colour = BOX_COLOURS[number % len(BOX_COLOURS)]
+        colour, opacity = BOX_COLOURS[number % len(BOX_COLOURS)], layer.get("opacity", 1.0)
         x, y = 6.0, 6.0 + 18 * number
         if "mask" in layer:
             mask = f'<image href="{_xml(layer["mask"])}" {whole} preserveAspectRatio="none"/>'
@@ -329,7 +329,8 @@ def layout_svg(
             name = "mask-" + hashlib.sha256(mask.encode()).hexdigest()[:12]
             parts += [
                 f'<mask id="{name}">{mask}</mask>',
-                f'<rect {whole} fill="{colour}" fill-opacity="0.5" mask="url(#{name})"/>',
+                f'<rect {whole} fill="{colour}" fill-opacity="{0.2 + 0.3 * opacity:.2g}" '
+                f'mask="url(#{name})"/>',
             ]
         else:
             x, y = layer["box"][0] * width, layer["box"][1] * height
@@ -344,7 +345,7 @@ def layout_svg(
                     f'<rect {corner(found[number])} fill="none" stroke="{stroke}" '
                     f'stroke-width="2"{dash}/>'
                 )
-        text = f"{number + 1} {layer['prompt']}"
+        text = layer_label(number, layer["prompt"], opacity)
         # A letter is about 7.5 wide: what would be cut off at the right edge ends there instead.
         room = x + 5 + 7.5 * len(text) <= width
         x, anchor = (x + 5, "start") if room else (width - 5, "end")
