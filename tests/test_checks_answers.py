@@ -4,7 +4,6 @@ The mistakes that a check names are not here: `test_checks.py` tries each of the
 answers without a name, and mistakes that are written in another way than the check does.
 """
 
-import bisect
 import math
 
 import numpy
@@ -191,13 +190,9 @@ def iou_on_a_grid(a, b):
     return (inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum()
 
 
-def precision_from_the_right(right, asked):
-    """As COCO's own code does it."""
-    hits = numpy.cumsum(right)
-    precision = hits / numpy.arange(1, len(right) + 1)
-    best = numpy.maximum.accumulate(precision[::-1])[::-1]
-    places = [bisect.bisect_left(hits / asked, level / 100) for level in range(101)]
-    return sum(best[place] for place in places if place < len(right)) / 101
+def share_by_counting(ious, count):
+    wrong = [any(iou < 0.5 for iou in picture) for picture in ious if len(picture) == count]
+    return wrong.count(False) / len(wrong)
 
 
 def p_by_trying(wins, losses):
@@ -260,7 +255,7 @@ RIGHT = [
     (layered_rendering.check_composed, composed_by_choice),
     (layered_rendering.check_algorithm_1, algorithm_in_two_parts),
     (evaluation.check_iou, iou_on_a_grid),
-    (evaluation.check_average_precision, precision_from_the_right),
+    (evaluation.check_share_right, share_by_counting),
     (evaluation.check_p_value, p_by_trying),
     (editing.check_kept, kept_by_weights),
     (editing.check_ddim_move, ddim_along_epsilon),
@@ -304,11 +299,7 @@ WRONG = [
         "ask wants a batch",
     ),
     (evaluation.check_iou, lambda a, b: 1 - iou_on_a_grid(a, b), "from the area"),
-    (
-        evaluation.check_average_precision,
-        lambda right, asked: 0.5,
-        "from the mean over the recalls",
-    ),
+    (evaluation.check_share_right, lambda ious, count: 0.5, "from among the pictures with"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case).round(), "at least half"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case) > 0.5, "at least half"),
 ]

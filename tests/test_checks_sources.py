@@ -5,7 +5,6 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, RePaintScheduler
 from diffusers.models.attention_processor import Attention
-from PIL import Image
 
 from lrd_helpers.benchmark import estimate
 from lrd_helpers.checks import (
@@ -17,8 +16,6 @@ from lrd_helpers.checks import (
     vision_guidance,
 )
 from lrd_helpers.editing import Edited
-from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.measure import Detection, average_precision
 from lrd_helpers.pictures import picture_of
 
 STABLE_DIFFUSION = {
@@ -104,22 +101,6 @@ def test_the_solution_of_kept_is_the_figure_of_the_package(monkeypatch):
     changed = torch.zeros(8, 8, dtype=torch.bool)
     changed[2:5, 3:] = True
     assert solutions[0](before, after, changed) == pytest.approx(kept(before, after, changed))
-
-
-def test_the_area_under_the_curve_is_what_coco_computes():
-    pytest.importorskip("pycocotools")
-    box, elsewhere = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
-    right = [True, False, True, False, True]
-
-    def detector(image, prompts):
-        number = image.getpixel((0, 0))[0]
-        return [[Detection(box if right[number] else elsewhere, 0.9 - 0.1 * number, None)]]
-
-    layout = Layout("a car", layers=[Layer("a car", box)])
-    images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(len(right))]
-    coco = average_precision(detector, [(image, layout) for image in images])
-    area = evaluation.area_under_curve(right, len(right))
-    assert coco["AP50"] == pytest.approx(area, abs=0.011)
 
 
 def test_the_interval_is_what_the_report_computes():

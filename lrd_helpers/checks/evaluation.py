@@ -1,9 +1,10 @@
-"""The exercises of notebook 09: IoU, average precision, a bootstrap interval, the sign test."""
+"""The exercises of notebook 09: IoU, picture success, a bootstrap interval, the sign test."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function
 from lrd_helpers.mask import Box
-from lrd_helpers.measure import box_iou
+from lrd_helpers.measure import box_iou, picture_success
 from lrd_helpers.widgets.side_by_side import sign_test
 
 
@@ -79,75 +80,54 @@ def check_iou(function: Callable[..., Any]) -> None:
     )
 
 
-def _curve(right: Sequence[bool], asked: float) -> tuple[Tensor, Tensor]:
-    """Precision and recall after each detection."""
-    hits = torch.tensor(right, dtype=torch.float64).cumsum(0)
-    return hits / torch.arange(1, len(right) + 1), hits / asked
+def check_share_right(function: Callable[..., Any]) -> None:
+    """Exercise 2, `share_right(ious, count)`: picture success of pictures with `count` layers."""
 
-
-def area_under_curve(right: Sequence[bool], asked: int) -> float:
-    """COCO's average precision at one threshold: the curve from its right end, at 101 recalls."""
-    precision, recall = _curve(right, asked)
-    return float(
-        torch.stack([(precision * (recall >= level / 100)).max() for level in range(101)]).mean()
-    )
-
-
-def check_average_precision(function: Callable[..., Any]) -> None:
-    """Exercise 2, `average_precision(right, asked)`: the mean of the best precisions."""
-
-    def first_only(right: Sequence[bool], asked: int) -> float:
-        precision, recall = _curve(right, asked)
-        reached = [precision[recall >= level / 100] for level in range(101)]
-        return sum(float(there[0]) for there in reached if len(there)) / 101
-
-    def reached_only(right: Sequence[bool], asked: int) -> float:
-        _, recall = _curve(right, asked)
-        levels = sum(bool(recall[-1] >= level / 100) for level in range(101))
-        return area_under_curve(right, asked) * 101 / levels
-
-    def at_hits(right: Sequence[bool], asked: int) -> float:
-        precision, _ = _curve(right, asked)
-        return float(precision[torch.tensor(right)].sum()) / asked
+    def right(ious: list[list[float]], count: int) -> float:
+        return fmean(picture_success(each) for each in ious if len(each) == count)
 
     check_function(
         function,
-        area_under_curve,
+        right,
         [
-            ([True, False, True, False], 3),
-            ([False, True, True, True, False, True], 7),
-            ([True, True, False, True], 6),
-            ([False, False, True], 3),
+            ([[0.9, 0.8], [0.9, 0.05], [0.3], [0.7, 0.5], [0.2, 0.1]], 2),
+            ([[0.6, 0.9, 0.1], [0.9], [0.5, 0.8, 0.7], [0.4, 0.9, 0.3]], 3),
+            ([[0.2], [0.8], [0.9, 0.9], [0.5], [0.51], [0.6, 0.1]], 1),
         ],
-        expected="the mean over the recalls 0, .01, … 1 of the best precision at that recall or "
-        "a larger one; 0 where no recall is that large",
-        hint="after k detections: precision = hits/k, recall = hits/asked; then for each of the "
-        "101 levels the largest precision among those with recall ≥ level",
+        expected="among the pictures with `count` layers the share of those whose layers all have "
+        "an IoU of at least 0.5",
+        hint="first [picture for picture in ious if len(picture) == count], then min(picture) >= "
+        "0.5 for each of them",
         mistakes=[
             Mistake(
-                "at each level the first precision that reaches it, not the best one",
-                "the curve has teeth; COCO takes the best precision at this recall *or a larger "
-                "one*: max",
-                first_only,
+                "the share of the layers that succeed, not of the pictures",
+                "a picture counts once, and only if every layer of it succeeds: min(picture)",
+                lambda ious, count: fmean(iou >= 0.5 for p in ious if len(p) == count for iou in p),
             ),
             Mistake(
-                "what was asked for and never found is left out",
-                "recall is hits/asked, and a level that is never reached counts as 0 among the 101",
-                reached_only,
+                "a picture counts if any of its layers succeeds",
+                "all of them must: min(picture) or all(…), not max or any",
+                lambda ious, count: fmean(max(p) >= 0.5 for p in ious if len(p) == count),
             ),
             Mistake(
-                "the mean precision at the hits, over all that was asked",
-                "a fair definition too, but COCO's reads the curve at 101 recalls, the best "
-                "precision to the right of each",
-                at_hits,
+                "a picture counts if the mean of its IoUs is at least 0.5",
+                "a mean forgives what is missing; the worst layer decides: min(picture)",
+                lambda ious, count: fmean(fmean(p) >= 0.5 for p in ious if len(p) == count),
             ),
             Mistake(
-                "the precision of all detections together",
-                "that is one point of the curve, its end; the ranking plays no part in it",
-                lambda right, asked: sum(right) / len(right),
+                "an IoU of exactly 0.5 does not count",
+                "from 0.5 on: >=, not >",
+                lambda ious, count: fmean(min(p) > 0.5 for p in ious if len(p) == count),
+            ),
+            Mistake(
+                "the share is of all pictures, whatever their number of layers",
+                "divide by the number of pictures with `count` layers",
+                lambda ious, count: (
+                    right(ious, count) * fmean(len(picture) == count for picture in ious)
+                ),
             ),
         ],
-        tolerance=1e-3,
+        tolerance=1e-6,
     )
 
 
