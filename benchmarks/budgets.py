@@ -82,14 +82,15 @@ def main() -> None:
     )
     whole = statistics.median(seconds(picture) for _ in range(5))
     print(f"a re-render ({STEPS} steps, 3 layers): {whole:.2f} s (budget 3)")
-    ratios = [
-        seconds(lambda: picture("collage", 25)) / seconds(lambda: picture("plain", 25))
-        for _ in range(5)
-    ]
-    print(
-        "collage, 3 layers, 25 steps, over the plain caption: "
-        f"{statistics.median(ratios):.2f}× (budget 1.80)"
-    )
+    for method, budget in {"collage": 1.8, "lrdiff": 2.2}.items():
+        ratios = [
+            seconds(lambda name=method: picture(name, 25)) / seconds(lambda: picture("plain", 25))
+            for _ in range(5)
+        ]
+        print(
+            f"{method}, 3 layers, 25 steps, over the plain caption: "
+            f"{statistics.median(ratios):.2f}× (budget {budget:.2f})"
+        )
 
 
 if __name__ == "__main__":
