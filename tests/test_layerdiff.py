@@ -1,0 +1,192 @@
+"""The layered model: layers as latents, the layered U-Net, its training."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from lrd_helpers.layerdiff.alpha import decode_layers, encode_layers, grown, over, straightened
+from lrd_helpers.layerdiff.unet import (
+    COMPOSITE,
+    MOST_LAYERS,
+    LayeredUNet2DConditionModel,
+    slot_identities,
+)
+from lrd_helpers.measure.layers import alpha_sad, blended_psnr, colour_error, soft_iou
+
+WIDTH = 16
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def a_vae() -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.5,
+        mid_block_add_attention=False,
+    ).eval()
+
+
+def a_unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        cross_attention_dim=WIDTH,
+    ).eval()
+
+
+def talking(model: LayeredUNet2DConditionModel) -> LayeredUNet2DConditionModel:
+    """The model with weights in place of all zeros, as training would make them."""
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            if not weight.any():
+                weight.copy_(0.3 * noise(*weight.shape, seed=number))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> LayeredUNet2DConditionModel:
+    return talking(LayeredUNet2DConditionModel.grown(a_unet()))
+
+
+def a_stack(slots: int = 4, batch: int = 2) -> dict[str, Tensor]:
+    return {
+        "sample": noise(batch, slots, 4, 8, 8),
+        "timestep": torch.arange(batch * slots).reshape(batch, slots) * 100,
+        "text": noise(batch, slots, 5, WIDTH, seed=1),
+        "caption": noise(batch, 5, WIDTH, seed=2),
+    }
+
+
+# ------------------------------------------------------------------ layers as latents
+
+
+def test_a_layer_over_a_ground() -> None:
+    layer = torch.tensor([1.0, 0.5, 0.0, 0.25]).reshape(1, 4, 1, 1)
+    assert over(layer, 1.0).flatten().tolist() == [1.0, 0.875, 0.75]
+    assert torch.allclose(straightened(over(layer, 0.5), layer[:, 3:]), layer)
+
+
+def test_the_grown_autoencoder_treats_opaque_pictures_as_the_shipped_one() -> None:
+    vae, opaque = a_vae(), torch.rand(2, 4, 16, 16)
+    opaque[:, 3] = 1
+    rgba = grown(vae)
+    latents = encode_layers(rgba, opaque)
+    assert torch.equal(latents, vae.encode(2 * opaque[:, :3] - 1).latent_dist.mean * 0.5)
+    made = decode_layers(rgba, latents)
+    assert torch.equal(made[:, 3], opaque[:, 3])
+    plain = (vae.decode(latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
+    assert torch.equal(made[:, :3], plain)
+
+
+def test_masks_are_pictures_beside_the_colours() -> None:
+    vae, layers = a_vae(), torch.rand(2, 4, 16, 16)
+    latents = encode_layers(vae, layers)
+    masks = vae.encode(2 * layers[:, 3:].expand(-1, 3, -1, -1) - 1).latent_dist.mean
+    assert latents.shape == (2, 8, 8, 8)
+    assert torch.allclose(latents[:, 4:], masks * 0.5, atol=1e-6)
+    decoded = (vae.decode(masks).sample / 2 + 0.5).clamp(0, 1).mean(1)
+    assert torch.allclose(decode_layers(vae, latents)[:, 3], decoded, atol=1e-5)
+
+
+def test_scores_of_layers() -> None:
+    true = torch.zeros(2, 4, 10, 10)
+    true[0, :, :4] = 1.0  # 40 white pixels; the second layer is empty
+    made = true.clone()
+    made[0, 3, 2:6] = 0.5  # half of the alpha in 20 of its pixels, and in 20 beside it
+    made[0, 0, :4] = 0.7
+    assert soft_iou(made, true).tolist() == pytest.approx([30 / 50, 1.0])
+    assert alpha_sad(made, true).tolist() == pytest.approx([0.02, 0.0])
+    assert float(colour_error(made, true)[0]) == pytest.approx(0.1)
+    assert float(blended_psnr(true, true)[0]) == pytest.approx(100)
+    inverted = true[:1].clone()
+    inverted[:, 3] = 0  # on white, black, grey: errors 0, 1, 1/4 of the 40 %; on a colour 2/3
+    mean = 0.4 * (0 + 1 + 1 / 4 + 1 / 3 + 2 / 3) / 5
+    expected = -10 * torch.tensor(mean).log10()
+    assert float(blended_psnr(inverted, true[:1])[0]) == pytest.approx(float(expected), abs=1e-3)
+
+
+# ------------------------------------------------------------------ the layered U-Net
+
+
+def test_untrained_it_is_the_plain_model_in_every_slot() -> None:
+    unet, stack = a_unet(), a_stack()
+    model = LayeredUNet2DConditionModel.grown(unet).eval()
+    noises = model(**stack).sample
+    rows = [stack[name].flatten(0, 1) for name in ("sample", "timestep", "text")]
+    assert torch.equal(noises, unet(*rows).sample.unflatten(0, (2, 4)))
+
+
+def test_every_new_weight_learns(model: LayeredUNet2DConditionModel) -> None:
+    model(**a_stack()).sample.square().sum().backward()
+    silent = [name for name, w in model.named_parameters() if w.grad is None or not w.grad.any()]
+    model.zero_grad()
+    assert silent == []
+
+
+def test_slots_hear_each_other(model: LayeredUNet2DConditionModel) -> None:
+    stack, other = a_stack(), a_stack()
+    other["sample"][:, 1] += 1
+    change = (model(**stack).sample - model(**other).sample).abs().amax((2, 3, 4))
+    assert (change > 1e-4).all()
+
+
+def test_padded_slots_change_nothing(model: LayeredUNet2DConditionModel) -> None:
+    stack = a_stack(5)
+    identities = torch.tensor([0, 1, COMPOSITE, 3, 4])
+    present = torch.tensor([[True, True, True, False, False], [True] * 5])
+    noises = model(**stack, identities=identities, present=present).sample
+    alone = {name: value[:1, :3] for name, value in stack.items() if name != "caption"}
+    without = model(**alone, caption=stack["caption"][:1], identities=identities[:3]).sample
+    assert torch.allclose(noises[0, :3], without[0], atol=1e-5)
+    assert not noises[0, 3:].any()
+    everyone = model(**stack, identities=identities).sample
+    assert torch.allclose(noises[1], everyone[1], atol=1e-5)
+    assert not torch.allclose(noises[0, :3], everyone[0, :3], atol=1e-3)
+
+
+def test_permuted_layers_with_their_embeddings_permute_the_answer(
+    model: LayeredUNet2DConditionModel,
+) -> None:
+    stack, order = a_stack(), [2, 0, 3, 1]
+    identities = slot_identities(2)
+    permuted = {name: x if name == "caption" else x[:, order] for name, x in stack.items()}
+    there = model(**permuted, identities=identities[order]).sample
+    here = model(**stack, identities=identities).sample[:, order]
+    assert torch.allclose(there, here, atol=1e-4)
+    # Without their embeddings they are other layers.
+    assert not torch.allclose(model(**permuted).sample, here, atol=1e-3)
+
+
+def test_each_slot_has_its_noise_level(model: LayeredUNet2DConditionModel) -> None:
+    stack = a_stack()
+    same = {**stack, "timestep": 300}
+    assert torch.equal(
+        model(**same).sample, model(**{**stack, "timestep": torch.full((2, 4), 300)}).sample
+    )
+    assert not torch.allclose(model(**same).sample, model(**stack).sample, atol=1e-3)
+
+
+def test_it_loads_as_it_was_saved(model: LayeredUNet2DConditionModel, tmp_path) -> None:
+    model.save_pretrained(tmp_path)
+    again = LayeredUNet2DConditionModel.from_pretrained(tmp_path).eval()
+    assert torch.equal(again(**a_stack()).sample, model(**a_stack()).sample)
+
+
+@pytest.mark.parametrize("layers", [-1, MOST_LAYERS + 1])
+def test_as_many_layers_as_it_was_trained_for(layers: int) -> None:
+    with pytest.raises(ValueError, match=f"^{layers} layers: .* 0 to 4$"):
+        slot_identities(layers)
