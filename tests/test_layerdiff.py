@@ -10,9 +10,20 @@ from lrd_helpers.layerdiff.unet import (
     COMPOSITE,
     MOST_LAYERS,
     LayeredUNet2DConditionModel,
+    LayeredUNetOutput,
     slot_identities,
 )
 from lrd_helpers.measure.layers import alpha_sad, blended_psnr, colour_error, soft_iou
+from lrd_helpers.storybook import StorybookDataset, seeded
+from lrd_helpers.training.layerdiff import (
+    LayerDiffOptions,
+    LayerDiffTraining,
+    StackBatch,
+    encoded_stacks,
+    sample_given,
+    sample_prompts,
+)
+from lrd_helpers.training.rgba_autoencoder import mixed, rgba_losses
 
 WIDTH = 16
 
@@ -190,3 +201,88 @@ def test_it_loads_as_it_was_saved(model: LayeredUNet2DConditionModel, tmp_path) 
 def test_as_many_layers_as_it_was_trained_for(layers: int) -> None:
     with pytest.raises(ValueError, match=f"^{layers} layers: .* 0 to 4$"):
         slot_identities(layers)
+
+
+# ------------------------------------------------------------------ its training
+
+
+def test_a_batch_of_the_rgba_autoencoder_begins_with_whole_scenes() -> None:
+    batch = StorybookDataset(8, sticker_shares=[0, 0, 1, 0, 0], size=32).batch(0)
+    rgba, opaque = mixed(batch, seeded(1))
+    assert (opaque, len(rgba)) == (2, 8)
+    assert (rgba[:2, 3] == 1).all()
+    for row in range(2, 8):
+        assert any(torch.equal(rgba[row], layer) for layer in batch.rgba[row])
+
+
+def test_a_wrong_alpha_costs_on_some_ground() -> None:
+    truth = torch.rand(2, 4, 8, 8)
+    assert all(float(loss) == 0 for loss in rgba_losses(truth, truth, seeded(0)).values())
+    opaque = torch.cat([over(truth, 0.5), torch.ones_like(truth[:, :1])], 1)
+    assert all(float(loss) > 0.1 for loss in rgba_losses(opaque, truth, seeded(0)).values())
+
+
+def test_what_is_given() -> None:
+    nothing = sample_given([1, 0, 0], 50, 5, seeded(0))
+    assert not nothing.any()
+    composite = sample_given([0, 1, 0], 50, 5, seeded(0))
+    assert composite.sum() == 50
+    assert composite[:, -1].all()
+    some = sample_given([0, 0, 1], 200, 5, seeded(0))
+    assert not some[:, -1].any()
+    assert sorted(set(some.sum(1).tolist())) == [1, 2, 3, 4]
+
+
+def test_prompts_of_slots() -> None:
+    (scene,) = StorybookDataset(1, sticker_count=2).scenes(0)
+    seen = [sample_prompts(scene, 3, seeded(number)) for number in range(200)]
+    assert {len(prompts) for prompts in seen} == {5}
+    full = [prompts for prompts in seen if prompts[0] and prompts[-1]]
+    assert len(full) > 100
+    for background, first, second, empty, caption in full:
+        assert (background, empty) == (scene.place, "")
+        for placed, layer in zip(scene.stickers, (first, second), strict=True):
+            assert placed.sticker in layer
+            assert placed.sticker in caption
+    assert 10 < sum(not any(prompts) for prompts in seen) < 35  # for guidance
+    assert 25 < sum(not any(prompts[:-1]) and bool(prompts[-1]) for prompts in seen) < 55
+
+
+def test_stacks_are_background_layers_and_composite() -> None:
+    vae = grown(a_vae())
+    rendering = StorybookDataset(4, sticker_shares=[1, 1, 1, 0, 0], size=32).batch(0)
+    stacks = encoded_stacks(vae, rendering)
+    for row, scene in enumerate(rendering.scenes):
+        count = len(scene.stickers)
+        opaque = torch.ones(1, 32, 32)
+        slots = [
+            torch.cat([rendering.backgrounds[row], opaque]),
+            *rendering.rgba[row, :count],
+            *[torch.zeros(4, 32, 32)] * (MOST_LAYERS - count),
+            torch.cat([rendering.images[row], opaque]),
+        ]
+        with torch.no_grad():
+            assert torch.allclose(stacks[row], encode_layers(vae, torch.stack(slots)), atol=1e-4)
+
+
+def test_what_is_given_is_clean_and_costs_nothing() -> None:
+    trainee = LayerDiffTraining(LayerDiffOptions()).eval()
+    z = noise(2, 3, 4, 16, 16)
+    clean = torch.tensor([[True, True, False], [False, True, True]])
+    batch = StackBatch(
+        z, [["on grass", "a red car", "a red car on grass"]] * 2, slot_identities(1), clean
+    )
+    heard = {}
+
+    def answer(sample: Tensor, timestep: Tensor, *others: Tensor) -> LayeredUNetOutput:
+        heard.update(sample=sample, timestep=timestep)
+        return LayeredUNetOutput(sample=torch.zeros_like(sample))
+
+    trainee.model.forward = answer
+    losses = trainee(batch, seeded(0))
+    assert torch.equal(heard["sample"][clean], z[clean])
+    assert not torch.equal(heard["sample"][~clean], z[~clean])
+    assert torch.equal(heard["timestep"] == 0, clean)
+    assert float(losses["layers"]) == 0
+    assert float(losses["background"]) == pytest.approx(1, abs=0.2)  # its noise's square
+    assert float(losses["composite"]) == pytest.approx(1, abs=0.2)

@@ -66,6 +66,7 @@ TASKS = ("text", "image", "inpainting")
 CAPTION_ALONE = 0.2  # of the stacks: prompts of layers are left out, as layers="auto" does
 PROMPTS_ALONE = 0.05
 EMPTY_SLOTS = 0.15  # of the batches: one slot more than there are layers, to stay empty
+WEIGHTS = {"min-snr": min_snr, "root-snr": root_snr}
 SHEET_STEPS = 15
 GUIDANCE = 4.0
 
@@ -187,9 +188,9 @@ class LayerDiffTraining(nn.Module):
             z_t.to(device), times.to(device), text, text[:, -1], batch.identities.to(device)
         ).sample.float()
         squares = (guess - noise.to(device)).square().flatten(2).mean(2)
-        weigh = root_snr if self.options.weighting == "root-snr" else min_snr
         drawn = (~clean).to(squares)
-        errors = drawn * weigh(compute_snr(self.scheduler, t))[:, None].to(squares) * squares
+        weights = WEIGHTS[self.options.weighting](compute_snr(self.scheduler, t)).to(squares)
+        errors = drawn * weights[:, None] * squares
         loss = errors.sum() / drawn.sum()
         return {"loss": loss, **by_kind(squares, drawn)}
 
@@ -249,12 +250,12 @@ def sample_prompts(scene: Scene, layers: int, generator: torch.Generator) -> lis
 def sample_given(
     shares: list[float], count: int, slots: int, generator: torch.Generator
 ) -> Bool[Tensor, "count slots"]:
-    """Which slots are given: none, the composite, or some of the others (but never all)."""
+    """Which slots are given: none, the composite, or some of the others (all: it is to compose)."""
     tasks = torch.multinomial(torch.tensor(shares), count, True, generator=generator)
     given = torch.zeros(count, slots, dtype=torch.bool)
     given[:, -1] = tasks == TASKS.index("image")
     for row in (tasks == TASKS.index("inpainting")).nonzero().flatten().tolist():
-        kept = int(torch.randint(1, slots - 1, (), generator=generator)) if slots > 2 else 1
+        kept = int(torch.randint(1, slots, (), generator=generator))
         given[row, torch.randperm(slots - 1, generator=generator)[:kept]] = True
     return given
 
@@ -291,9 +292,13 @@ class StackCache(SceneCache):
         rows = [self.rows[layers][pick] for pick in picks.tolist()]
         if layers < MOST_LAYERS and torch.rand((), generator=generator) < EMPTY_SLOTS:
             layers += 1
-        identities = slot_identities(layers)
+        slots = slot_identities(layers)
+        identities = slots.clone()
+        # Any of the layers' identities, in order: so all of them learn what a layer is.
+        some = torch.randperm(MOST_LAYERS, generator=generator)[:layers] + 1
+        identities[1:-1] = some.sort().values
         return StackBatch(
-            self.kept["stacks"][rows][:, identities].float(),
+            self.kept["stacks"][rows][:, slots].float(),
             [sample_prompts(self.scenes[row], layers, generator) for row in rows],
             identities,
             sample_given(self.options.tasks, len(rows), len(identities), generator),
@@ -308,19 +313,20 @@ def drawn_stacks(
     trainee: LayerDiffTraining,
     prompts: list[list[str]],
     generator: torch.Generator,
-    given: Stacks | None = None,
-    clean: Bool[Tensor, "batch slots"] | None = None,
+    given: Stacks,
+    clean: Bool[Tensor, "batch slots"],
 ) -> Stacks:
-    """Scaled latents of stacks, by DDIM with classifier-free guidance, for the sheets."""
+    """Scaled latents of stacks, by DDIM with classifier-free guidance, for the sheets.
+
+    Args:
+        given: the slots that are not drawn, where `clean`.
+    """
     slots, device = len(prompts[0]), trainee.model.device
     identities = slot_identities(slots - 2).to(device)
     text = trainee.encoded_text([*prompts, *[[""] * slots] * len(prompts)])
     scheduler = noise_schedule()
     scheduler.set_timesteps(SHEET_STEPS)
-    side = trainee.model.unet.config.sample_size
-    z = torch.randn(len(prompts), slots, 4, side, side, generator=generator).to(device)
-    if clean is None:
-        clean, given = torch.zeros(len(prompts), slots, dtype=torch.bool), z
+    z = torch.randn(given.shape, generator=generator).to(device)
     clean, given = clean.to(device), given.to(device)
     for t in scheduler.timesteps.tolist():
         z = torch.where(clean[:, :, None, None, None], given, z)
@@ -362,10 +368,8 @@ def sample_sheet(trainee: LayerDiffTraining, vae: AutoencoderKL, layers: int, pa
 
 
 @torch.no_grad()
-def evaluate(
-    trainee: LayerDiffTraining, vae: AutoencoderKL, batches: int = 32
-) -> dict[str, object]:
-    """The loss of each task on held-out stacks of the same kind, all prompts given."""
+def evaluate(trainee: LayerDiffTraining, vae: AutoencoderKL, batches: int = 8) -> dict[str, object]:
+    """The loss of each task on held-out stacks of the same kind, with prompts as in training."""
     stream = StorybookDataset(
         CACHE_BATCH, seed=loop.HELD_OUT_SEED, sticker_shares=trainee.options.sticker_shares
     )
