@@ -141,6 +141,16 @@ def test_untrained_it_is_the_plain_model_in_every_slot() -> None:
     assert torch.equal(noises, unet(*rows).sample.unflatten(0, (2, 4)))
 
 
+def test_masks_beside_colours_leave_the_colours_as_they_are() -> None:
+    unet, stack = a_unet(), a_stack()
+    plain = LayeredUNet2DConditionModel.grown(unet).eval()(**stack).sample
+    model = LayeredUNet2DConditionModel.grown(unet, channels=8).eval()
+    stack["sample"] = torch.cat([stack["sample"], noise(2, 4, 4, 8, 8, seed=3)], 2)
+    noises = model(**stack).sample
+    assert torch.allclose(noises[:, :, :4], plain, atol=1e-6)
+    assert not noises[:, :, 4:].any()
+
+
 def test_every_new_weight_learns(model: LayeredUNet2DConditionModel) -> None:
     model(**a_stack()).sample.square().sum().backward()
     silent = [name for name, w in model.named_parameters() if w.grad is None or not w.grad.any()]

@@ -25,7 +25,9 @@ from lrd_helpers.training import (
     autoencoder,
     clip,
     latent_diffusion,
+    layerdiff,
     loop,
+    rgba_autoencoder,
     segmenter,
     style,
     upsampler,
@@ -495,6 +497,8 @@ def test_options_that_cannot_work_exit_with_2(capsys, arguments, message):
         (latent_diffusion, {"--minutes": 180.0, "--warmup": 300, "--data": None, "--ghosts": 0.0}),
         (style, {"--kl-weight": 0.0001, "--cache": 16000}),
         (upsampler, {"--noise-level": 0.05, "--cache": 12000}),
+        (rgba_autoencoder, {"--masks": False, "--batch-size": 4}),
+        (layerdiff, {"--weighting": "root-snr", "--cache": 16000}),
     ],
 )
 def test_help_names_every_option_with_its_default(capsys, module, defaults):
@@ -520,6 +524,8 @@ def test_help_names_every_option_with_its_default(capsys, module, defaults):
         ),
         (style, "config.json diffusion_pytorch_model.safetensors unet.safetensors"),
         (upsampler, "config.json scheduler/scheduler_config.json"),
+        (rgba_autoencoder, "config.json diffusion_pytorch_model.safetensors"),
+        (layerdiff, "unet/config.json vae/config.json text_encoder/config.json"),
     ],
 )
 def test_each_training_runs_and_exports_a_loadable_folder(
@@ -531,6 +537,7 @@ def test_each_training_runs_and_exports_a_loadable_folder(
     monkeypatch.setattr(module, "evaluate", quick)  # the real ones look at hundreds of scenes
     monkeypatch.setattr(latent_diffusion, "SHEET_STEPS", 1)
     monkeypatch.setattr(style, "SHEET_STEPS", 1)
+    monkeypatch.setattr(layerdiff, "SHEET_STEPS", 1)
     # A step on small and a step on whole pictures; a cache of one batch of scenes.
     autoencoder_folder = ["--autoencoder", str(tiny_folder / "vae"), "--cache", "64"]
     more, first = {
@@ -538,6 +545,8 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         latent_diffusion: (autoencoder_folder, ["--text-encoder", str(text_encoder)]),
         upsampler: (autoencoder_folder, []),
         style: (["--pipeline", str(tiny_folder), "--cache", "64"], []),
+        rgba_autoencoder: (autoencoder_folder[:2], ["--from", str(tiny_folder / "vae")]),
+        layerdiff: ([*autoencoder_folder, "--pipeline", str(tiny_folder)], []),
     }.get(module, ([], []))
     options = ["--steps", "2", "--batch-size", "4", "--mixed-precision", "no"]
     options += ["--log-every", "1", "--output", str(tmp_path / "out"), *more]
@@ -555,9 +564,9 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         image = pipe("a red car", num_inference_steps=1, output_type="pt").images
         assert image.shape == (1, 3, 128, 128)
         assert_what_is_kept_is_exported(options, tmp_path)
-    elif module in (style, upsampler):
+    elif module in (style, upsampler, rgba_autoencoder, layerdiff):
         module.main([*options, "--run", str(tmp_path / "second"), "--from", str(tmp_path / "out")])
-    if module in (latent_diffusion, style, upsampler):
+    if module in (latent_diffusion, style, upsampler, rgba_autoencoder, layerdiff):
         assert_a_second_run_went_on(tmp_path)
 
 

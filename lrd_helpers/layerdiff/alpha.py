@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrd_helpers.quiet import quiet_libraries
 
@@ -42,7 +42,16 @@ def straightened(
     return torch.cat([colour, alpha], 1).clamp(0, 1)
 
 
-@torch.no_grad()
+def widened(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The weights in the shapes that `model` has, with zeros for the channels that are new."""
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    wide = {}
+    for name, weight in weights.items():
+        wide[name] = weight.new_zeros(shapes[name])
+        wide[name][tuple(slice(length) for length in weight.shape)] = weight
+    return wide
+
+
 def grown(vae: AutoencoderKL) -> AutoencoderKL:
     """An RGBA autoencoder that sees and decodes opaque pictures as `vae` does, weight for weight.
 
@@ -50,15 +59,10 @@ def grown(vae: AutoencoderKL) -> AutoencoderKL:
     """
     config = {name: x for name, x in vae.config.items() if not name.startswith("_")}
     rgba = AutoencoderKL.from_config(config | {"in_channels": 4, "out_channels": 4})
-    weights = vae.state_dict()
-    for name, before in weights.items():
-        now = rgba.state_dict()[name]
-        if now.shape != before.shape:
-            now.fill_(1.0 if name == "decoder.conv_out.bias" else 0.0)
-            now[tuple(slice(length) for length in before.shape)] = before
-            weights[name] = now
+    weights = widened(vae.state_dict(), rgba)
+    weights["decoder.conv_out.bias"][3] = 1.0
     rgba.load_state_dict(weights)
-    return rgba.to(vae.dtype)
+    return rgba
 
 
 def pictures_of(vae: AutoencoderKL, rgba: RGBA) -> Float[Tensor, "pictures channels height width"]:

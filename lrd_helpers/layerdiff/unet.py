@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lrd_helpers.layerdiff.alpha import widened
 from lrd_helpers.quiet import quiet_libraries
 
 with quiet_libraries():
@@ -172,17 +173,29 @@ class LayeredUNet2DConditionModel(ModelMixin, ConfigMixin):
         )
 
     @classmethod
-    def grown(cls, unet: UNet2DConditionModel) -> LayeredUNet2DConditionModel:
-        """The layered model that is, in every slot, this U-Net, weight for weight."""
-        model = cls({name: x for name, x in unet.config.items() if not name.startswith("_")})
+    def grown(
+        cls, unet: UNet2DConditionModel, channels: int | None = None
+    ) -> LayeredUNet2DConditionModel:
+        """The layered model that is, in every slot, this U-Net, weight for weight.
+
+        Args:
+            channels: of the latents, if more than the U-Net's: 4 + 4 for masks beside colours. It
+                does not look at the new ones at first, and predicts 0 for them.
+
+        Raises:
+            ValueError: the U-Net has parts that a layered one does not know.
+        """
+        config = {name: x for name, x in unet.config.items() if not name.startswith("_")}
+        if channels is not None:
+            config |= {"in_channels": channels, "out_channels": channels}
+        model = cls(config)
         weights = {
             re.sub(r"(attentions\.\d+)\.", r"\1.plain.", name): weight
             for name, weight in unet.state_dict().items()
         }
-        missing, unexpected = model.unet.load_state_dict(weights, strict=False)
-        new = [name for name in missing if ".talk." not in name]
-        if unexpected or new != ["class_embedding.weight"]:
-            raise ValueError(f"no layered model grows from this U-Net: {(unexpected or new)[0]}")
+        if unknown := weights.keys() - model.unet.state_dict().keys():
+            raise ValueError(f"no layered model grows from a U-Net with {min(unknown)}")
+        model.unet.load_state_dict(widened(weights, model.unet), strict=False)
         return model
 
     def forward(
@@ -230,6 +243,8 @@ def _silent_attention(channels: int, heads: int) -> Attention:
 
 
 def _let_talk(block: nn.Module, *, everywhere: bool) -> None:
+    if not hasattr(block, "attentions"):
+        return  # a block of convolutions alone
     block.attentions = nn.ModuleList(
         CollaborativeTransformer(plain, everywhere=everywhere) for plain in block.attentions
     )

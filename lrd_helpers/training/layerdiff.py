@@ -70,7 +70,7 @@ WEIGHTS = {"min-snr": min_snr, "root-snr": root_snr}
 SHEET_STEPS = 15
 GUIDANCE = 4.0
 
-Stacks = Float[Tensor, "batch slots 4 height width"]
+Stacks = Float[Tensor, "batch slots channels height width"]
 
 
 class StackBatch(NamedTuple):
@@ -103,7 +103,8 @@ class LayerDiffOptions(CacheOptions, SceneOptions):
         default=ASSETS / "storybook", help="folder of the pipeline whose U-Net the model grows from"
     )
     autoencoder: Path = HfArg(
-        default=Path("runs/rgba-autoencoder/model"), help="folder of the finished RGBA autoencoder"
+        default=Path("runs/rgba-autoencoder/model"),
+        help="folder of a finished RGBA autoencoder; one of three channels has masks as pictures",
     )
     tasks: list[float] = HfArg(
         default_factory=lambda: [1.0, 0.0, 0.0],
@@ -134,9 +135,13 @@ class LayerDiffOptions(CacheOptions, SceneOptions):
 
 
 class LayerDiffTraining(nn.Module):
-    """The layered U-Net with its loss, and the frozen text encoder that it reads."""
+    """The layered U-Net with its loss, and the frozen text encoder that it reads.
 
-    def __init__(self, options: LayerDiffOptions) -> None:
+    Args:
+        channels: of a layer's latents: 4, or 4 + 4 where masks are pictures of their own.
+    """
+
+    def __init__(self, options: LayerDiffOptions, channels: int = 4) -> None:
         super().__init__()
         folder, self.options, self.scheduler = options.pipeline, options, noise_schedule()
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -149,7 +154,7 @@ class LayerDiffTraining(nn.Module):
             )
         else:
             unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-            self.model = LayeredUNet2DConditionModel.grown(unet)
+            self.model = LayeredUNet2DConditionModel.grown(unet, channels)
         if not torch.cuda.is_available():
             # On CPUs the fused attention's backward pass is slower than the plain one's.
             self.set_attention(AttnProcessor())
@@ -210,7 +215,9 @@ def by_kind(
 
 
 @torch.no_grad()
-def encoded_stacks(vae: AutoencoderKL, rendering: Rendering) -> Float[Tensor, "batch 6 4 _h _w"]:
+def encoded_stacks(
+    vae: AutoencoderKL, rendering: Rendering
+) -> Float[Tensor, "batch 6 channels rows columns"]:
     """Scaled latents of backgrounds, layers (complete behind what hides them) and composites."""
     opaque = torch.ones_like(rendering.images[:, :1])
     stacks = torch.zeros(len(opaque), MOST_LAYERS + 2, 4, *opaque.shape[2:])
@@ -404,7 +411,8 @@ def main(arguments: list[str] | None = None) -> None:
     vae = AutoencoderKL.from_pretrained(options.autoencoder, torch_dtype=torch.float32).eval()
     if torch.cuda.is_available():
         vae.cuda()
-    trainee = LayerDiffTraining(options)
+    pictures = 1 if vae.config.in_channels == 4 else 2  # of a layer: RGBA, or colours and mask
+    trainee = LayerDiffTraining(options, pictures * vae.config.latent_channels)
     usual = max(range(MOST_LAYERS + 1), key=lambda layers: options.sticker_shares[layers])
 
     def batches(start: int, reader: int, readers: int) -> Iterable[StackBatch]:
