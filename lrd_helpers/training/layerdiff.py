@@ -6,8 +6,8 @@ drawn, weighted over the noise levels. Each slot has a noise level of its own: w
 clean and counts nothing. So one model learns three tasks: text → layers (nothing given), image →
 layers (the composite given) and layer inpainting (some slots given).
 
-The stages are runs of their own: --sticker-shares 0.05 0.95 0 0 0, then 0 0 1 0 0, then 0 0.2 0.4
-0.25 0.15 with --tasks 0.7 0.2 0.1, each --from the folder that the run before it has made.
+The stages are runs of their own, each --from the folder that the run before it has made; README.md
+has their options.
 """
 
 import math
