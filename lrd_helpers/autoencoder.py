@@ -91,7 +91,10 @@ def perplexity(codes: Int[Tensor, "*shape"], count: int) -> Float[Tensor, ""]:
 # ------------------------------------------------------------------ losses on pictures
 
 
-def gradient_loss(prediction: Images, target: Images) -> Float[Tensor, ""]:
+def gradient_loss(
+    prediction: Float[Tensor, "batch channels height width"],
+    target: Float[Tensor, "batch channels height width"],
+) -> Float[Tensor, ""]:
     """|∇prediction − ∇target|₁: a blurred edge costs as much as a misplaced one.
 
     The world is drawn with outlines; a plain L1 lets them wash out, since they are few pixels.

@@ -217,7 +217,7 @@ def test_as_many_layers_as_it_was_trained_for(layers: int) -> None:
 
 
 def test_a_batch_of_the_rgba_autoencoder_begins_with_whole_scenes() -> None:
-    batch = StorybookDataset(8, sticker_shares=[0, 0, 1, 0, 0], size=32).batch(0)
+    batch = StorybookDataset(8, sticker_shares=[0.0, 0.0, 1.0, 0.0, 0.0], size=32).batch(0)
     rgba, opaque = mixed(batch, seeded(1))
     assert (opaque, len(rgba)) == (2, 8)
     assert (rgba[:2, 3] == 1).all()
@@ -233,12 +233,12 @@ def test_a_wrong_alpha_costs_on_some_ground() -> None:
 
 
 def test_what_is_given() -> None:
-    nothing = sample_given([1, 0, 0], 50, 5, seeded(0))
+    nothing = sample_given([1.0, 0.0, 0.0], 50, 5, seeded(0))
     assert not nothing.any()
-    composite = sample_given([0, 1, 0], 50, 5, seeded(0))
+    composite = sample_given([0.0, 1.0, 0.0], 50, 5, seeded(0))
     assert composite.sum() == 50
     assert composite[:, -1].all()
-    some = sample_given([0, 0, 1], 200, 5, seeded(0))
+    some = sample_given([0.0, 0.0, 1.0], 200, 5, seeded(0))
     assert not some[:, -1].any()
     assert sorted(set(some.sum(1).tolist())) == [1, 2, 3, 4]
 
@@ -260,7 +260,7 @@ def test_prompts_of_slots() -> None:
 
 def test_stacks_are_background_layers_and_composite() -> None:
     vae = grown(a_vae())
-    rendering = StorybookDataset(4, sticker_shares=[1, 1, 1, 0, 0], size=32).batch(0)
+    rendering = StorybookDataset(4, sticker_shares=[0.4, 0.3, 0.3, 0.0, 0.0], size=32).batch(0)
     stacks = encoded_stacks(vae, rendering)
     for row, scene in enumerate(rendering.scenes):
         count = len(scene.stickers)
