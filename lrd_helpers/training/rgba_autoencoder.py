@@ -206,7 +206,7 @@ def sample_sheet(vae: AutoencoderKL, path: Path) -> None:
     images = StorybookDataset(4, seed=loop.HELD_OUT_SEED).batch(0).images
     rgba = torch.cat([layers, torch.cat([images, torch.ones_like(images[:, :1])], 1)])
     made = decode_layers(vae, encode_layers(vae, rgba.to(vae.device))).cpu()
-    ground = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    ground = torch.tensor([1.0, 0.0, 1.0])[None, :, None, None]
     pairs = torch.stack([over(rgba, ground), over(made, ground)], 1).flatten(0, 1)
     save_sheet(pairs, path, columns=8)
 
