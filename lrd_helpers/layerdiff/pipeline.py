@@ -416,9 +416,7 @@ class LayerDiffPipeline(DiffusionPipeline):
                 painted[row, slot] = vision_guidance(delta, cells, inside, outside)
                 seen[row, slot] = vision_guidance(delta, cells, 0.0, SEEN_AGAIN * outside)
         texts = [each.texts + ("",) * (slots - len(each.texts)) for each in wanted]
-        text = torch.stack(
-            [self._read([[negative] * slots] * len(wanted)), self._read(texts)]
-        )
+        text = torch.stack([self._read([[negative] * slots] * len(wanted)), self._read(texts)])
         painted[given] = seen[given] = 0
         return StackRun(
             unet=self.unet,

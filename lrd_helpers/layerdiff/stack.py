@@ -226,7 +226,9 @@ class LayerStack:
             raise StackError(f"{excerpt(colour)} is no colour name of CSS and no hex") from None
         hsv = numpy.asarray(image.convert("RGB").convert("HSV"), dtype=numpy.float32)
         mean = Image.fromarray(_main_colour(pixels[solid][:, :3])[None, None])
-        old, new = (numpy.asarray(x.convert("HSV"), dtype=numpy.float32)[0, 0] for x in (mean, wanted))
+        old, new = (
+            numpy.asarray(x.convert("HSV"), dtype=numpy.float32)[0, 0] for x in (mean, wanted)
+        )
         hsv = hsv * [1, *(new[1:] / old[1:].clip(min=1))]
         hsv[..., 0] = (hsv[..., 0] + new[0] - old[0]) % 256
         rgb = Image.fromarray(hsv.clip(0, 255).astype(numpy.uint8), "HSV").convert("RGB")
