@@ -27,7 +27,7 @@ from lrd_helpers.measure.layers import (
     soft_iou,
     ssim,
 )
-from lrd_helpers.models import ASSETS, load_pipeline
+from lrd_helpers.models import load_pipeline
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.storybook import Scene, caption_of, render_scenes, sample_scene, seeded
 from lrd_helpers.training.loop import HELD_OUT_SEED

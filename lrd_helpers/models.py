@@ -79,8 +79,8 @@ def load_pipeline(
 
     Args:
         name_or_folder: "storybook" or "storybook-layers" (shipped), a folder of a Stable Diffusion
-            pipeline (1.x, 2.x or XL) or of a `LayerDiffPipeline`, or a name on the Hugging Face hub such as
-            "stable-diffusion-v1-5/stable-diffusion-v1-5" or
+            pipeline (1.x, 2.x or XL) or of a `LayerDiffPipeline`, or a name on the Hugging Face
+            hub such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or
             "stabilityai/stable-diffusion-xl-base-1.0" (at the commit in `REVISIONS`). Only
             safetensors weights are read.
         device: "cuda", "mps", "cpu", …; the best there is by default.
@@ -119,8 +119,9 @@ def load_pipeline(
             check_kind(pipe)
     else:
         raise AssetError(
-            f"there is no model {name!r}: give {' or '.join(map(repr, SHIPPED))}, a folder with a model_index.json, or a "
-            "name on the Hugging Face hub such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+            f"there is no model {name!r}: give {' or '.join(map(repr, SHIPPED))}, a folder with a "
+            "model_index.json, or a name on the Hugging Face hub such as "
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
     with quiet_libraries():
         return pipe.to(device, dtype)

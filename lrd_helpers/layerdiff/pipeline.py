@@ -463,7 +463,7 @@ class LayerDiffPipeline(DiffusionPipeline):
     def _delta(
         self, layer: Layer, empty: Float[Tensor, "channels height width"]
     ) -> Float[Tensor, "channels"]:
-        """δ from an empty layer's latent to that of an opaque one of the layer's colour, or grey."""
+        """δ from an empty layer's latent to an opaque one's of the layer's colour, or grey."""
         colour = layer.colour or colour_of_prompt(layer.prompt) or "grey"
         rgb = torch.tensor(ImageColor.getrgb(colour)[:3]) / 255
         flat = torch.cat([rgb, torch.ones(1)])[None, :, None, None].expand(1, 4, *self.size)

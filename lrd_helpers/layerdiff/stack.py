@@ -86,7 +86,7 @@ class LayerStack:
         caption: the whole picture in words.
         background_prompt: what the background shows.
         composite: the picture that was predicted beside the layers, or that the layers were taken
-            from; None where there is none. Edits leave it as it is: `flatten` is the picture of now.
+            from; None where there is none. Edits leave it as it is: `flatten` is what is now.
     """
 
     background: Image.Image
