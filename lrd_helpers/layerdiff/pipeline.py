@@ -187,7 +187,7 @@ class LayerDiffPipeline(DiffusionPipeline):
             ValueError: an argument that cannot work, before the first U-Net call; or numbers that
                 are not finite.
         """
-        several = [prompt] if isinstance(prompt, (str, Layout)) else list(prompt)
+        several = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
         given = dict(fixed or {}) | ({} if image is None else {"composite": image})
         wanted = [self._wanted(each, layers, background, given) for each in several]
         if not wanted:
@@ -413,8 +413,8 @@ class LayerDiffPipeline(DiffusionPipeline):
             for slot, place in enumerate(each.places, start=1):
                 cells = place.cells(height, width).to(empty)
                 delta = place.strength * self._delta(place, empty)
-                painted[row, slot] = vision_guidance(delta, cells, inside, outside)
-                seen[row, slot] = vision_guidance(delta, cells, 0.0, SEEN_AGAIN * outside)
+                painted[row, slot] = vision_guidance(delta, cells, float(inside), float(outside))
+                seen[row, slot] = vision_guidance(delta, cells, 0.0, SEEN_AGAIN * float(outside))
         texts = [each.texts + ("",) * (slots - len(each.texts)) for each in wanted]
         text = torch.stack([self._read([[negative] * slots] * len(wanted)), self._read(texts)])
         painted[given] = seen[given] = 0

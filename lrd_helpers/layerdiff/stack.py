@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageColor
 
 from lrd_helpers.layout import Layout, checked_text
-from lrd_helpers.mask import Box, Mask, tight_box
+from lrd_helpers.mask import Box, Mask
 from lrd_helpers.messages import excerpt
 from lrd_helpers.pictures import picture_of, upright
 
@@ -65,7 +65,8 @@ class StackLayer:
     @property
     def box(self) -> Box | None:
         """x0, y0, x1, y1 in [0, 1] around `mask`; None where the layer is empty."""
-        return None if self.mask is None else tight_box(self.mask.pixels)
+        mask = self.mask
+        return None if mask is None else mask.box
 
     def shown(self) -> Image.Image:
         """The pixels where they were moved to; what left the canvas is not there."""

@@ -60,6 +60,12 @@ class StackRun:
     self_mask_scale: float = 0.0
     xi: Stacks | None = None
 
+    @property
+    def composites(self) -> tuple[Tensor, Tensor]:
+        """Stack and slot of each composite: the last slot that is present."""
+        last = self.present.sum(1) - 1
+        return torch.arange(len(last), device=last.device), last
+
 
 @dataclass
 class StackState:
@@ -118,7 +124,7 @@ def predicted_noise(
         torch.cat(list(stacks)),
         times.repeat(count, 1),
         torch.cat(list(texts)),
-        torch.cat([text[:, -1] for text in texts]),  # the composite's prompt is the caption
+        torch.cat([text[run.composites] for text in texts]),  # whose prompt is the caption
         run.identities.repeat(count, 1),
         run.present.repeat(count, 1),
     ).sample
@@ -140,7 +146,7 @@ def degraded(run: StackRun, seen: Stacks, noise: Stacks, t: Tensor) -> Stacks:
     alpha, sigma = run.steps.coefficients(t)
     x0 = run.steps.x0(seen, noise, t)
     m = self_mask(x0, run.empty)
-    m[:, [0, -1]] = 0  # background and composite have no mask
+    m[:, 0] = m[run.composites] = 0  # background and composite have no mask
     m = m.where(~run.given[..., None, None, None], 0.0)
     blurred = functional.avg_pool2d(
         x0.flatten(0, 1), BLUR, stride=1, padding=BLUR // 2, count_include_pad=False
