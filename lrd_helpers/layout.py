@@ -130,7 +130,12 @@ def _no_corners(box: Box) -> str:
     return f"{fault}; it should have x0 < x1 and y0 < y1"
 
 
-def _checked_colour(value: Any) -> str:
+def checked_colour(value: Any) -> str:
+    """The name or hex of a colour as it stands.
+
+    Raises:
+        ValueError: no colour; with the nearest names.
+    """
     if not isinstance(value, str):
         raise ValueError(
             f"is {excerpt(value)}, but should be a name like 'red' or a hex like '#ff0000'"
@@ -296,7 +301,7 @@ class Layer:
             "box": _optional(_checked_box),
             "mask": _optional(Mask.of),
             "negative_prompt": _optional(checked_text),
-            "colour": _optional(_checked_colour),
+            "colour": _optional(checked_colour),
             "word": _optional(checked_text),
             "strength": _checked_strength,
             "opacity": _checked_opacity,
