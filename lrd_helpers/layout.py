@@ -44,7 +44,8 @@ LONGEST_TEXT = 2000
 ROUNDING = 1e-5
 """How far a box may lie outside [0, 1]: other programs write six decimals. It is cut off."""
 
-_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, lone surrogates, and what no XML can hold."""
 
 _Class = TypeVar("_Class", bound=type)
 
