@@ -143,13 +143,9 @@ def _assembled(
     caption: str,
     composite: Image.Image | None,
 ) -> LayerStack:
-    """The stack of layers of any size at their places, the furthest back first.
+    """The stack on a canvas of `size`, of layers of any size, the furthest back first.
 
-    Args:
-        size: of the canvas.
-        sheets: read one by one, so that their number of pixels is limited.
-        caption: the picture in words.
-        composite: the picture beside the layers, if there is one.
+    They are read one by one, so that the number of their pixels is limited.
     """
     if not all(type(side) is int and side > 0 for side in size):
         raise StackError(f"its size is {excerpt(size)}, but should be two whole numbers above 0")
