@@ -1,4 +1,4 @@
-"""The command line: `python -m lrd_helpers render LAYOUT.json… --output DIR`, and `benchmark`."""
+"""The command line: `python -m lrd_helpers render LAYOUT.json… --output DIR`, and others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lrd_helpers.messages import excerpt, in_file, sentence
 
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     render.add_argument("--device", help="cuda, mps, cpu (the best there is)")
     render.set_defaults(run=_render)
+    _add_layers(commands)
     _add_benchmark(commands)
     options = parser.parse_args(arguments)
     try:
@@ -78,6 +79,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(str(error))
         raise
     return 0
+
+
+def _add_layers(commands: argparse._SubParsersAction) -> None:
+    layers = commands.add_parser(
+        "layers",
+        help="draw layouts as layers, for other programs",
+        description="Draw the background and each layer of a layout by themselves, with alpha, "
+        "complete behind what hides them; write LAYOUT.psd (or .ora, or a folder of PNGs), and the "
+        "picture of all of them as LAYOUT.png.",
+    )
+    add = layers.add_argument
+    add("layouts", nargs="+", metavar="LAYOUT.json", type=Path)
+    add("--output", required=True, metavar="DIR", type=Path)
+    add(
+        "--format",
+        default="ora",
+        choices=("psd", "ora", "png"),
+        help="Photoshop (needs psd-tools), OpenRaster (Krita, GIMP), or a folder of PNGs "
+        "(%(default)s)",
+    )
+    add("--seed", type=_seed, default=0, help="of the initial noise (%(default)s)")
+    add("--steps", type=int, default=15, help="denoising steps (%(default)s)")
+    add("--guidance-scale", type=_finite, default=4.0, help="γ of the prompts (%(default)s)")
+    add("--model", default="storybook-layers", help="storybook-layers, or a folder (%(default)s)")
+    add("--device", help="cuda, mps, cpu (the best there is)")
+    layers.set_defaults(run=_layers)
 
 
 def _add_benchmark(commands: argparse._SubParsersAction) -> None:
@@ -173,14 +200,11 @@ def _finite(text: str) -> float:
     return number
 
 
-def _render(options: argparse.Namespace) -> None:
-    # Here and not above: --help and a wrong argument need not wait for torch.
-    from tqdm import tqdm
-
-    from lrd_helpers.files import check_folder, write_atomically
+def _layouts(options: argparse.Namespace) -> dict[Path, Layout]:
+    """The layouts by their files: all that can be refused, before anything is drawn or written."""
+    from lrd_helpers.files import check_folder
     from lrd_helpers.layout import Layout
 
-    # All that can be refused is refused before anything is drawn or written.
     layouts = {path: Layout.load(path) for path in options.layouts}
     pictures: dict[str, Path] = {}
     for path in options.layouts:
@@ -190,9 +214,61 @@ def _render(options: argparse.Namespace) -> None:
         check_folder(options.output)
     except NotADirectoryError as error:
         raise _Refused(f"--output {error.strerror}") from None
+    return layouts
 
-    from lrd_helpers.methods import parsed
+
+def _pipe(options: argparse.Namespace, *, layered: bool) -> Any:
+    """The model, of the kind that the command draws with; no progress bar of its own."""
+    from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
     from lrd_helpers.models import load_pipeline
+
+    try:
+        pipe = load_pipeline(options.model, options.device)
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+    if isinstance(pipe, LayerDiffPipeline) != layered:
+        other = "render" if layered else "layers"
+        raise _Refused(f"--model {options.model} is for the command `lrd_helpers {other}`")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _layers(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    layouts = _layouts(options)
+
+    from lrd_helpers.files import write_atomically
+    from lrd_helpers.layerdiff.export import check_format, save_stack
+    from lrd_helpers.pictures import png_of
+
+    suffix = "" if options.format == "png" else f".{options.format}"
+    try:
+        check_format(f"layout{suffix}")
+    except ImportError as error:
+        raise _Refused(f"--format {options.format}: {error}") from None
+    pipe = _pipe(options, layered=True)
+    with tqdm(layouts.items(), unit="layout", leave=False, disable=None) as progress:
+        for path, layout in progress:
+            progress.set_description(path.stem)
+            stack = _drawn(pipe, path, layout, options).stacks[0]
+            options.output.mkdir(parents=True, exist_ok=True)
+            save_stack(stack, options.output / f"{path.stem}{suffix}")
+            write_atomically(options.output / f"{path.stem}.png", png_of(stack.flatten()))
+            shown = ", ".join(
+                layer.prompt if layer.box else f"{layer.prompt} (empty)" for layer in stack.layers
+            )
+            tqdm.write(f"{path.stem}{suffix or '/'}  {shown}", file=sys.stdout)
+
+
+def _render(options: argparse.Namespace) -> None:
+    # Here and not above: --help and a wrong argument need not wait for torch.
+    from tqdm import tqdm
+
+    layouts = _layouts(options)
+
+    from lrd_helpers.files import write_atomically
+    from lrd_helpers.methods import parsed
     from lrd_helpers.pictures import png_of
     from lrd_helpers.plotting import side_by_side
 
@@ -200,19 +276,15 @@ def _render(options: argparse.Namespace) -> None:
         method = parsed(options.method)
     except ValueError as error:
         raise _Refused(f"--method {error}") from None
-    try:
-        pipe = load_pipeline(options.model, options.device)
-    except ValueError as error:
-        raise _Refused(str(error)) from None
-    pipe.set_progress_bar_config(disable=True)
+    pipe = _pipe(options, layered=False)
     measure = _Measure(pipe)
 
-    width = max(len(name) for name in ["layout", *pictures])
+    width = max(len(path.stem) for path in [Path("layout"), *layouts])
     rows = [f"{'layout':{width}}  {'IoU':>5}  {'CLIP':>5}  IoU of each layer"]
     with tqdm(layouts.items(), unit="layout", leave=False, disable=None) as progress:
         for path, layout in progress:
             progress.set_description(path.stem)
-            image = _draw(pipe, path, layout, method, options)
+            image = _drawn(pipe, path, layout, options, method=method).images[0]
             row = f"{path.stem:{width}}  {measure(image, layout)}"
             png = png_of(side_by_side(image, layout))
             options.output.mkdir(parents=True, exist_ok=True)
@@ -283,13 +355,10 @@ def _benchmark(options: argparse.Namespace) -> None:
         print(report(options.output, layouts, metrics=metrics))
 
 
-def _draw(
-    pipe: LayeredRenderingPipeline,
-    path: Path,
-    layout: Layout,
-    method: Method,
-    options: argparse.Namespace,
-) -> Image.Image:
+def _drawn(
+    pipe: Any, path: Path, layout: Layout, options: argparse.Namespace, **more: Method
+) -> Any:
+    """What a pipeline makes of a layout; its warnings go to stderr with the file's name."""
     import torch
 
     # On the CPU whatever the device: the same seed is the same noise everywhere.
@@ -297,19 +366,19 @@ def _draw(
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always", UserWarning)
         try:
-            image = pipe(
+            made = pipe(
                 layout,
-                method=method,
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance_scale,
                 generator=generator,
-            ).images[0]
+                **more,
+            )
         except ValueError as error:
             raise _Refused(in_file(path, str(error))) from None
     for remark in remarks:
         if issubclass(remark.category, UserWarning):
             print(sentence(f"warning: {in_file(path, str(remark.message))}"), file=sys.stderr)
-    return image
+    return made
 
 
 class _Measure:

@@ -15,6 +15,10 @@ from PIL import Image
 import lrd_helpers
 from lrd_helpers import __main__ as command_line
 from lrd_helpers import measure, models, plotting
+from lrd_helpers.layerdiff import export
+from lrd_helpers.layerdiff.alpha import grown
+from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
+from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 
@@ -38,6 +42,16 @@ def folder(tmp_path: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(measure, "clip_score", lambda clip, image, text: 31.44)
     LAYOUT.save(tmp_path / "car.json")
     return tmp_path
+
+
+@pytest.fixture
+def layered(folder: Path, tiny, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, with a tiny layered model."""
+    parts = {name: tiny.components[name] for name in ("text_encoder", "tokenizer", "scheduler")}
+    unet = LayeredUNet2DConditionModel.grown(tiny.unet).eval()
+    pipe = LayerDiffPipeline(vae=grown(tiny.vae).eval(), unet=unet, **parts)
+    monkeypatch.setattr(models, "load_pipeline", lambda name, device: pipe)
+    return folder
 
 
 def run(*arguments: object) -> int:
@@ -272,3 +286,35 @@ def test_the_demo(storybook_folder: Path, tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 2
     assert done.stderr == ""
     assert os.listdir(tmp_path) == ["1_one_object.png"]
+
+
+# ------------------------------------------------------------------ layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "written"), [("psd", "car.psd"), ("ora", "car.ora"), ("png", "car")]
+)
+def test_layers_are_written_for_other_programs(layered, capsys, kind, written) -> None:
+    out = layered / "out"
+    arguments = ["layers", layered / "car.json", "--output", out, "--format", kind, "--steps", 1]
+    assert command_line.main([*map(str, arguments)]) == 0
+    assert sorted(os.listdir(out)) == sorted([written, "car.png"])
+    stack = export.load_stack(out / written)
+    assert [layer.prompt for layer in stack.layers] == ["a red car"]
+    with Image.open(out / "car.png") as picture:
+        assert picture.convert("RGB") == stack.flatten()
+    assert "a red car" in capsys.readouterr().out
+
+
+def test_a_command_refuses_the_other_kind_of_model(layered, capsys) -> None:
+    assert run(layered / "car.json", "--output", layered / "out") == 2
+    assert "is for the command `lrd_helpers layers`" in capsys.readouterr().err
+    assert not (layered / "out").exists()
+
+
+def test_a_format_whose_library_is_missing_is_refused_first(layered, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "psd_tools", None)
+    arguments = ["layers", layered / "car.json", "--output", layered / "out", "--format", "psd"]
+    assert command_line.main([*map(str, arguments)]) == 2
+    assert "pip install psd-tools" in capsys.readouterr().err
+    assert not (layered / "out").exists()

@@ -113,6 +113,17 @@ def load_stack(path: str | os.PathLike[str]) -> LayerStack:
     raise StackError(in_file(path, fault))
 
 
+def check_format(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that `save_stack` has no format for, before anything is drawn.
+
+    Raises:
+        StackError: another suffix.
+        ImportError: a .psd, and psd-tools is not installed.
+    """
+    if _suffix(path) == ".psd":
+        _psd_image()
+
+
 def _suffix(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in (".psd", ".ora", ""):
