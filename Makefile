@@ -11,7 +11,7 @@ INSTALLED = $(VENV)/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lab notebooks address figures targets benchmark bench clean \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
-        train-style train-upsampler
+        train-style train-upsampler train-rgba-autoencoder train-layerdiff
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -83,11 +83,18 @@ train-style: $(INSTALLED)  ## train style from a reference picture (needs the U-
 train-upsampler: $(INSTALLED)  ## train super-resolution in latents (needs the autoencoder)
 	$(RUN) -m lrd_helpers.training.upsampler $(ARGS)
 
+train-rgba-autoencoder: $(INSTALLED)  ## train the autoencoder of layers (needs the autoencoder)
+	$(RUN) -m lrd_helpers.training.rgba_autoencoder $(ARGS)
+
+train-layerdiff: $(INSTALLED)  ## train the layered model (needs the autoencoder of layers)
+	$(RUN) -m lrd_helpers.training.layerdiff $(ARGS)
+
 figures: $(INSTALLED)  ## draw the pictures in figures/ again
 	$(RUN) benchmarks/figures.py
 
 targets: $(INSTALLED)  ## measure how good the shipped models are
 	$(RUN) benchmarks/targets.py
+	$(RUN) benchmarks/layers.py
 
 benchmark: $(INSTALLED)  ## measure all methods on 220 layouts: hours; goes on where it was cut (ARGS="--limit 26")
 	$(RUN) -m lrd_helpers benchmark $(ARGS)
