@@ -19,69 +19,24 @@ import sys
 import tempfile
 import time
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy
 import pytest
-from install_browser import MISSING, browser_path
+from widget_page import SCREENSHOTS, load
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.widgets.box_editor import BoxEditor
 
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-WIDGETS = ROOT / "lrd_helpers" / "widgets"
-SCREENSHOTS = ROOT / "outputs" / "screenshots"
-ADDRESS = "http://localhost/"  # the clipboard is for trusted pages only
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-PAGE = """<!doctype html><html><head><meta charset="utf-8"><link rel="icon" href="data:,">
-<link rel="stylesheet" href="box_editor.css"><style>body { margin: 16px; font-family: sans-serif }
-</style></head><body><div id="cell"></div><script type="module">
-import editor from "./box_editor.js";
-const listeners = {};
-window.sent = [];       // the documents that Python would get
-window.messages = [];
-window.answers = true;  // whether Python is there
-window.state = STATE;
-window.model = {
-  get: (name) => state[name],
-  set(name, value) {
-    if (state[name] === value) return;
-    state[name] = value;
-    (listeners["change:" + name] ?? []).forEach((listener) => listener());
-  },
-  send(message) {
-    messages.push(message);
-    if (message.kind === "edit") sent.push(structuredClone(message.document));
-    const answer = { kind: "received", number: message.number };
-    if (answers) setTimeout(() => fromPython(answer), 5);
-  },
-  on: (name, listener) => (listeners[name] ??= []).push(listener),
-  off: (name, listener) => { listeners[name] = listeners[name].filter((l) => l !== listener); },
-};
-window.fromPython = (message) =>
-  (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
-const widget = editor();
-widget.initialize({ model });
-window.show = (el, of = widget) => of.render({ model, el });
-window.close_ = show(document.getElementById("cell"));
-window.ready = true;
-</script></body></html>"""
+# How Python answers, and which documents it gets.
+PYTHON = 'fromPython({ kind: "received", number: message.number })'
+SENT = 'messages.filter(({ kind }) => kind === "edit").map(({ document }) => document)'
 
 TWO = Layout(
     caption="a yellow house and a purple cat on snow",
@@ -93,18 +48,6 @@ TWO = Layout(
 )
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = browser_path()
-    if path is None:
-        warnings.warn(MISSING, stacklevel=1)  # a skip alone is easily overlooked
-        pytest.skip(MISSING)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
 class Page:
     """A page with one editor, and what a test does to it."""
 
@@ -113,20 +56,7 @@ class Page:
         self.errors: list[str] = []
         self.page.on("pageerror", self._note_error)
         self.page.on("console", self._note)
-        names = [n for n in editor.keys if not n.startswith("_") or n in ("_picture", "_palette")]
-        state = {name: getattr(editor, name) for name in names if editor.has_trait(name)}
-        state = {n: v for n, v in state.items() if isinstance(v, (dict, list, str, int, bool))}
-        text = PAGE.replace("STATE", json.dumps(state))
-        self.page.route(
-            ADDRESS + "**",
-            lambda route: (
-                route.fulfill(path=WIDGETS / Path(urlsplit(route.request.url).path).name)
-                if "." in Path(urlsplit(route.request.url).path).name
-                else route.fulfill(body=text, content_type="text/html")
-            ),
-        )
-        self.page.goto(ADDRESS)
-        self.page.wait_for_function("window.ready")
+        load(page, editor, PYTHON)
 
     def close(self) -> None:
         """Leave the browser's page to the next test."""
@@ -145,7 +75,7 @@ class Page:
     @property
     def document(self) -> dict[str, Any]:
         """What Python got last."""
-        return self.page.evaluate("sent.at(-1) ?? state.document")
+        return self.page.evaluate(f"{SENT}.at(-1) ?? state.document")
 
     @property
     def boxes(self) -> list[list[float]]:
@@ -153,7 +83,7 @@ class Page:
 
     @property
     def syncs(self) -> int:
-        return self.page.evaluate("sent.length")
+        return self.page.evaluate(f"{SENT}.length")
 
     @property
     def status(self) -> str:
@@ -582,7 +512,7 @@ def test_two_editors_of_a_page_share_no_name(opened):
     page = opened(Layout(caption="c", layers=[Layer("a star", mask=[[0, 1], [1, 1]])]))
     page.page.evaluate(  # anywidget loads the module anew for each editor
         """async () => {
-           const { default: editor } = await import("./box_editor.js?again");
+           const { default: editor } = await import("./widget.js?again");
            const other = editor();
            other.initialize({ model });
            show(document.body.appendChild(document.createElement("div")), other);

@@ -1,12 +1,12 @@
-// The page of BoxEditor (box_editor.py): one ES module, no dependencies, nothing to build.
+// The page of BoxEditor (box_editor.py), after elements.js: one ES module, nothing to build.
 //
-// In reading order: 1 elements · 2 geometry · 3 masks · 4 the document as text · 5 its history ·
+// In reading order: 1 icons · 2 geometry · 3 masks · 4 the document as text · 5 its history ·
 // 6 the editor: build, draw, pointer, keyboard, edits, Python · 7 what anywidget calls.
 //
 // The document is a value: {caption, background, layers: [{id, prompt, box | mask, …}]}, back to
 // front. An edit makes a new one, so undo is a list of old ones and Python never sees half of one.
 
-// ------------------------------------------------------------------ 1 elements
+// ------------------------------------------------------------------ 1 icons
 
 const ICONS = {
   box: "M4 6h16v12H4zM4 6h.01M20 6h.01M4 18h.01M20 18h.01",
@@ -29,26 +29,7 @@ const ICONS = {
   download: "M12 4v11M7 10l5 5 5-5M4 20h16",
   upload: "M12 16V5M7 9l5-5 5 5M4 20h16",
 };
-const SVG_TAGS = "svg g rect circle path text image mask polyline line pattern defs filter".split(" ");
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
-
-/** An element. `on…` are listeners, other attributes are left out where null or false. */
-function h(tag, attributes = {}, ...children) {
-  const element = SVG_TAGS.includes(tag)
-    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value != null && value !== false) element.setAttribute(name, value);
-  }
-  // Notebooks take single keys for themselves (x cuts the cell) unless the focused element itself
-  // says no.
-  if (["button", "input", "textarea"].includes(tag) || "tabindex" in attributes) {
-    element.setAttribute("data-lm-suppress-shortcuts", "true");
-  }
-  element.append(...children.filter((child) => child != null && child !== false));
-  return element;
-}
 
 function icon(name) {
   return h("svg", { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true" },
@@ -60,16 +41,6 @@ function button(name, label, onclick, attributes = {}) {
   return h("button",
     { type: "button", title: label, "aria-label": text ? null : label, onclick, ...rest },
     icon(name), text);
-}
-
-/** Whether what lies behind `element` is dark, whatever the notebook calls its themes. */
-function standsOnDark(element) {
-  for (let node = element; node; node = node.parentElement) {
-    const [red, green, blue, alpha = 1] = (getComputedStyle(node).backgroundColor.match(/[\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
-    if (alpha > 0.5) return 0.3 * red + 0.6 * green + 0.1 * blue < 128;
-  }
-  const named = document.documentElement.getAttribute("theme"); // Colab's
-  return named ? named === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 // ------------------------------------------------------------------ 2 geometry
@@ -401,12 +372,11 @@ class Editor {
     this.lost = h("div", { class: "lost", role: "alert", hidden: "" });
     this.buildDrawer();
     this.root = h("div", {
-      class: "lrd-editor", role: "group", "aria-label": "Box editor",
+      class: "lrd-widget lrd-editor", role: "group", "aria-label": "Box editor",
       onkeydown: (event) => this.keyDown(event),
     }, toolbar, this.lost, this.drawer, h("div", { class: "body" }, this.svg, side), this.status);
     this.el.append(this.root);
-    this.paintTheme = () => { this.root.dataset.theme = standsOnDark(this.el.parentElement ?? this.el) ? "dark" : "light"; };
-    requestAnimationFrame(this.paintTheme); // the page shows `el` a moment later
+    this.leaveTheme = followTheme(this.root, this.el);
   }
 
   /** Around a mask: its own colour, all of it at the rim and a third within. */
@@ -1046,8 +1016,6 @@ class Editor {
       comm_live_update: () => this.ask({ kind: "hello" }, 500), // ipywidgets 8: the kernel went away
     };
     for (const [name, listener] of Object.entries(this.heard)) model.on(name, listener);
-    this.themes = new MutationObserver(this.paintTheme);
-    for (const node of [document.documentElement, document.body]) this.themes.observe(node, { attributes: true });
   }
 
   /** Python gets the draft by a message. ipywidgets holds a second `save_changes` back until the
@@ -1080,7 +1048,7 @@ class Editor {
   close() {
     if (this.timer) this.send();
     clearTimeout(this.patience);
-    this.themes.disconnect();
+    this.leaveTheme();
     for (const [name, listener] of Object.entries(this.heard)) this.model.off(name, listener);
   }
 }

@@ -19,7 +19,6 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -30,6 +29,7 @@ from lrd_helpers.layout_json import VERSION
 from lrd_helpers.mask import Box
 from lrd_helpers.pictures import picture_of, reduced_data_uri
 from lrd_helpers.plotting import BOX_COLOURS, layer_label
+from lrd_helpers.widgets.page import page_text
 
 DOCUMENT_ONLY = ("id", "hidden", "locked")
 """What a layer of the editor has and a `Layer` has not."""
@@ -57,8 +57,8 @@ class BoxEditor(anywidget.AnyWidget):
             f after each change. Replace it, never change it in place.
     """
 
-    _esm = Path(__file__).with_name("box_editor.js")
-    _css = Path(__file__).with_name("box_editor.css")
+    _esm = page_text("elements.js", "box_editor.js")
+    _css = page_text("theme.css", "box_editor.css")
 
     # Not echoed: the page may have gone on meanwhile.
     document = traitlets.Dict().tag(sync=True, echo_update=False)
