@@ -34,8 +34,8 @@ window.model = {
   on: (name, listener) => (listeners[name] ??= []).push(listener),
   off: (name, listener) => { listeners[name] = listeners[name].filter((l) => l !== listener); },
 };
-window.fromPython = (message) =>
-  (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
+window.fromPython = (message, buffers = []) =>
+  (listeners["msg:custom"] ?? []).forEach((listener) => listener(message, buffers));
 const widget = typeof definition === "function" ? definition() : definition;
 widget.initialize?.({ model });
 window.show = (el, of = widget) => of.render({ model, el });
