@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrd_helpers.attention import capture_attention
+    from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
+    from lrd_helpers.layerdiff.stack import LayerStack
     from lrd_helpers.layout import Layer, Layout, LayoutError
     from lrd_helpers.methods import METHODS, LayeredRendering, Method
     from lrd_helpers.methods.guidance import vision_guidance
@@ -20,6 +22,8 @@ _MODULES = {
     "METHODS": "methods",
     "AssetError": "models",
     "BoxEditor": "widgets",
+    "LayerDiffPipeline": "layerdiff.pipeline",
+    "LayerStack": "layerdiff.stack",
     "LayeredRendering": "methods",
     "LayeredRenderingPipeline": "pipeline",
     "LayeredRenderingXLPipeline": "pipeline",
@@ -38,6 +42,8 @@ __all__ = [
     "METHODS",
     "AssetError",
     "BoxEditor",
+    "LayerDiffPipeline",
+    "LayerStack",
     "LayeredRendering",
     "LayeredRenderingPipeline",
     "LayeredRenderingXLPipeline",

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
+from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
 from lrd_helpers.pipeline import (
     LayeredRenderingMixin,
     LayeredRenderingPipeline,
@@ -43,6 +45,9 @@ __all__ = [
 ASSETS = Path(__file__).parent / "assets"
 """Where the shipped models lie, a folder each."""
 
+SHIPPED = ("storybook", "storybook-layers")
+"""The pipelines among them."""
+
 REVISIONS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
@@ -52,6 +57,7 @@ REVISIONS = {
 TRAINED_BY = {
     "storybook": "latent_diffusion",
     "storybook-clip": "clip",
+    "storybook-layers": "layerdiff",
     "storybook-segmenter": "segmenter",
     "storybook-style": "style",
     "storybook-upsampler": "upsampler",
@@ -68,13 +74,13 @@ def load_pipeline(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
-) -> LayeredRenderingPipeline | LayeredRenderingXLPipeline:
+) -> LayeredRenderingPipeline | LayeredRenderingXLPipeline | LayerDiffPipeline:
     """The model as a layered pipeline, ready to draw: in eval mode, no safety checker.
 
     Args:
-        name_or_folder: "storybook" (shipped), a folder of a Stable Diffusion pipeline (1.x, 2.x or
-            XL), or a name on the Hugging Face hub such as
-            "stable-diffusion-v1-5/stable-diffusion-v1-5" or
+        name_or_folder: "storybook" or "storybook-layers" (shipped), a folder of a Stable Diffusion
+            pipeline (1.x, 2.x or XL) or of a `LayerDiffPipeline`, or a name on the Hugging Face
+            hub such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or
             "stabilityai/stable-diffusion-xl-base-1.0" (at the commit in `REVISIONS`). Only
             safetensors weights are read.
         device: "cuda", "mps", "cpu", …; the best there is by default.
@@ -91,15 +97,16 @@ def load_pipeline(
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
     name = os.fspath(name_or_folder)
-    if name == "storybook" or Path(name).is_dir():
-        folder = ASSETS / name if name == "storybook" else Path(name)
+    if name in SHIPPED or Path(name).is_dir():
+        folder = ASSETS / name if name in SHIPPED else Path(name)
         with _one_sentence(folder), _no_progress_bars():
             index = LayeredRenderingPipeline.load_config(str(folder))
             cls, options = _pipeline_of(index)
             for part in ("unet", "vae", *_text_encoders(index)):
-                options[part] = _load_part(folder / part, *index[part], variant)
+                options[part] = _load_part(folder / part, index[part][1], variant)
             pipe = cls.from_pretrained(str(folder), **options)
-            check_kind(pipe)
+            if cls is not LayerDiffPipeline:
+                check_kind(pipe)
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         revision = REVISIONS.get(name)
         with _one_sentence(name):
@@ -112,8 +119,9 @@ def load_pipeline(
             check_kind(pipe)
     else:
         raise AssetError(
-            f"there is no model {name!r}: give 'storybook', a folder with a model_index.json, or a "
-            "name on the Hugging Face hub such as 'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+            f"there is no model {name!r}: give {' or '.join(map(repr, SHIPPED))}, a folder with a "
+            "model_index.json, or a name on the Hugging Face hub such as "
+            "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
         )
     with quiet_libraries():
         return pipe.to(device, dtype)
@@ -192,7 +200,9 @@ def _checked_device(device: torch.device | str) -> torch.device:
     return device
 
 
-def _pipeline_of(index: dict[str, Any]) -> tuple[type[LayeredRenderingMixin], dict[str, Any]]:
+def _pipeline_of(
+    index: dict[str, Any],
+) -> tuple[type[LayeredRenderingMixin] | type[LayerDiffPipeline], dict[str, Any]]:
     """The class for what a model_index.json describes, and its options.
 
     Raises:
@@ -208,6 +218,8 @@ def _pipeline_of(index: dict[str, Any]) -> tuple[type[LayeredRenderingMixin], di
     parts = ("unet", "vae", "scheduler", "tokenizer", *_text_encoders(index))
     if absent := [part for part in parts if (index.get(part) or [None])[0] is None]:
         raise ValueError(f"model_index.json names no {', '.join(absent)}")
+    if index.get("_class_name") == LayerDiffPipeline.__name__:
+        return LayerDiffPipeline, {}
     if "text_encoder_2" in index:
         return LayeredRenderingXLPipeline, {}
     return LayeredRenderingPipeline, {"safety_checker": None, "requires_safety_checker": False}
@@ -217,9 +229,10 @@ def _text_encoders(index: dict[str, Any]) -> list[str]:
     return ["text_encoder", *(part for part in index if part == "text_encoder_2")]
 
 
-def _load_part(folder: Path, library: str, kind: str, variant: str | None) -> nn.Module:
-    """A model of a pipeline's folder, as its model_index.json says."""
-    cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+def _load_part(folder: Path, kind: str, variant: str | None) -> nn.Module:
+    """A model of a pipeline's folder, of the class that its model_index.json says."""
+    ours = {LayeredUNet2DConditionModel.__name__: LayeredUNet2DConditionModel}
+    cls = ours.get(kind) or getattr(diffusers, kind, None) or getattr(transformers, kind)
     return _load_weights(cls, folder, variant or _variant_in(folder))
 
 

@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.hf_argparser import HfArg
 
 from lrd_helpers.layerdiff.alpha import decode_layers, encode_layers, over
+from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
 from lrd_helpers.layerdiff.unet import (
     COMPOSITE,
     MOST_LAYERS,
@@ -65,7 +66,7 @@ from lrd_helpers.training.sheets import save_sheet
 TASKS = ("text", "image", "inpainting")
 CAPTION_ALONE = 0.2  # of the stacks: prompts of layers are left out, as layers="auto" does
 PROMPTS_ALONE = 0.05
-EMPTY_SLOTS = 0.15  # of the batches: one slot more than there are layers, to stay empty
+EMPTY_SLOTS = 0.15  # of the batches: more slots than there are layers, which stay empty
 WEIGHTS = {"min-snr": min_snr, "root-snr": root_snr}
 SHEET_STEPS = 15
 GUIDANCE = 4.0
@@ -298,7 +299,7 @@ class StackCache(SceneCache):
         )
         rows = [self.rows[layers][pick] for pick in picks.tolist()]
         if layers < MOST_LAYERS and torch.rand((), generator=generator) < EMPTY_SLOTS:
-            layers += 1
+            layers = int(torch.randint(layers + 1, MOST_LAYERS + 1, (), generator=generator))
         slots = slot_identities(layers)
         identities = slots.clone()
         # Any of the layers' identities, in order: so all of them learn what a layer is.
@@ -430,6 +431,9 @@ def main(arguments: list[str] | None = None) -> None:
         for part in ("text_encoder", "tokenizer", "scheduler"):
             shutil.copytree(options.pipeline / part, folder / part)
         shutil.copytree(options.autoencoder, folder / "vae")
+        LayerDiffPipeline(
+            vae, trainee.text_encoder, trainee.tokenizer, trainee.model, trainee.scheduler
+        ).save_config(folder)
 
 
 if __name__ == "__main__":
