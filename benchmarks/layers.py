@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from lrd_helpers.layerdiff.alpha import over
 from lrd_helpers.layerdiff.pipeline import LEAST, LayerDiffPipeline
+from lrd_helpers.layerdiff.unet import PARTS, switched_off
 from lrd_helpers.measure import StorybookDetector
 from lrd_helpers.measure.layers import (
     colour_error,
@@ -191,6 +193,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=["text", "image", "auto", "speed"])
     parser.add_argument("--self-mask-scale", type=float, default=0.0)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--without", choices=PARTS, help="a part that is switched off")
     parser.add_argument("--json", type=Path, help="keep every score in this file, for pairs")
     options = parser.parse_args()
     pipe = load_pipeline(options.model, "cpu")
@@ -198,19 +201,21 @@ def main() -> None:
     scenes = scenes_of(options.stacks, options.layers)
     given = {"guidance_scale": options.guidance_scale}
     scores: dict[str, list[float]] = {}
-    if "text" in options.parts:
-        detector = StorybookDetector()
-        more = given | {"self_mask_scale": options.self_mask_scale}
-        scores |= from_text(pipe, detector, scenes, **more)
-    if "image" in options.parts:
-        scores |= from_image(pipe, scenes, **given)
-    if "auto" in options.parts:
-        mixed = [s for n in (1, 2, 3) for s in scenes_of(-(-options.stacks // 3), n)]
-        scores |= auto(pipe, mixed, **given)
-    if "speed" in options.parts:
-        plain = StableDiffusionPipeline.from_pipe(load_pipeline("storybook", "cpu"))
-        plain.set_progress_bar_config(disable=True)
-        scores |= ratio_of_four(pipe, plain)
+    off = switched_off(pipe.unet, options.without) if options.without else nullcontext()
+    with off:
+        if "text" in options.parts:
+            detector = StorybookDetector()
+            more = given | {"self_mask_scale": options.self_mask_scale}
+            scores |= from_text(pipe, detector, scenes, **more)
+        if "image" in options.parts:
+            scores |= from_image(pipe, scenes, **given)
+        if "auto" in options.parts:
+            mixed = [s for n in (1, 2, 3) for s in scenes_of(-(-options.stacks // 3), n)]
+            scores |= auto(pipe, mixed, **given)
+        if "speed" in options.parts:
+            plain = StableDiffusionPipeline.from_pipe(load_pipeline("storybook", "cpu"))
+            plain.set_progress_bar_config(disable=True)
+            scores |= ratio_of_four(pipe, plain)
     print("| what | target | measured | n |", "|---|---|---|---|", sep="\n")
     for name, values in scores.items():
         sign, target = TARGETS[name]

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -76,9 +77,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise OSError(errno.EINVAL, f"it is {kind}, but should be a file")
         target = Path(os.path.realpath(path))
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-        _sweep(target.parent)
-        # Not the whole name: it may be as long as names can be.
-        temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.lrd.tmp")
+        temporary = _beside(target)
         try:
             # Never more open than the old file, not even for a moment.
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
@@ -92,6 +91,42 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty temporary folder beside `path`, which takes that name in the end.
+
+    What stood at `path` is removed last. No system call puts a folder in the place of a full one:
+    for a moment neither is there, and a process killed then leaves the old one as ".NAME.….old".
+
+    Raises:
+        OSError: as `replacing` does; also where `path` is a file.
+    """
+    with _naming(path):
+        kind = "a file" if os.path.isfile(path) else _kind(path)
+        if kind not in ("", "a folder"):
+            raise OSError(errno.ENOTDIR, f"it is {kind}, but should be a folder")
+        target = Path(os.path.realpath(path))
+        temporary = _beside(target)
+        old = temporary.with_suffix(".old")
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.iterdir():
+                with open(file, "rb+") as written:
+                    os.fsync(written.fileno())
+            if target.exists():
+                target.rename(old)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_folder(folder: Path) -> None:
@@ -155,6 +190,13 @@ def _is_stream(path: str | os.PathLike[str]) -> bool:
     return folder == "/dev" or folder.startswith("/proc/")
 
 
+def _beside(target: Path) -> Path:
+    """A temporary name in the folder of `target`; what killed processes left there is removed."""
+    _sweep(target.parent)
+    # Not the whole name: it may be as long as names can be.
+    return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.lrd.tmp")
+
+
 @functools.lru_cache(maxsize=1024)
 def _sweep(folder: Path) -> None:
     """Remove what killed processes left in `folder`: once for each process that writes there."""
@@ -162,4 +204,7 @@ def _sweep(folder: Path) -> None:
         for file in folder.iterdir():
             ours = re.fullmatch(r"\..+\.[0-9a-f]{8}\.lrd\.tmp", file.name)
             if ours and time.time() - file.stat().st_mtime > _DEAD_AFTER:
-                file.unlink()
+                if file.is_dir():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink()

@@ -44,7 +44,8 @@ LONGEST_TEXT = 2000
 ROUNDING = 1e-5
 """How far a box may lie outside [0, 1]: other programs write six decimals. It is cut off."""
 
-_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, lone surrogates
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, lone surrogates, and what no XML can hold."""
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -130,7 +131,12 @@ def _no_corners(box: Box) -> str:
     return f"{fault}; it should have x0 < x1 and y0 < y1"
 
 
-def _checked_colour(value: Any) -> str:
+def checked_colour(value: Any) -> str:
+    """The name or hex of a colour as it stands.
+
+    Raises:
+        ValueError: no colour; with the nearest names.
+    """
     if not isinstance(value, str):
         raise ValueError(
             f"is {excerpt(value)}, but should be a name like 'red' or a hex like '#ff0000'"
@@ -296,7 +302,7 @@ class Layer:
             "box": _optional(_checked_box),
             "mask": _optional(Mask.of),
             "negative_prompt": _optional(checked_text),
-            "colour": _optional(_checked_colour),
+            "colour": _optional(checked_colour),
             "word": _optional(checked_text),
             "strength": _checked_strength,
             "opacity": _checked_opacity,

@@ -158,14 +158,32 @@ def picture_of(picture: Picture) -> Image.Image:
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
     image = upright(picture)
     alpha = alpha_of(image)
-    if is_deep(image):
-        numbers = numpy.asarray(image).astype(numpy.float32)
-        numbers *= 255 / top_of(numpy.asarray(image), "the picture ")
-        image = Image.fromarray(numbers.clip(0, 255).round().astype(numpy.uint8))
-    image = image.convert("RGB")
+    image = _of_bytes(image).convert("RGB")
     if alpha is None:
         return image
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
+
+
+def rgba_of(image: Image.Image) -> Image.Image:
+    """An upright RGBA image; colours stay under what is transparent.
+
+    Raises:
+        ValueError: as for `pixels_of`.
+    """
+    image = upright(image)
+    rgba = _of_bytes(image).convert("RGBA")
+    if (alpha := alpha_of(image)) is not None:
+        rgba.putalpha(alpha)
+    return rgba
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """An image of more than 8 bits with 8; another as it is."""
+    if not is_deep(image):
+        return image
+    numbers = numpy.asarray(image).astype(numpy.float32)
+    numbers *= 255 / top_of(numpy.asarray(image), "the picture ")
+    return Image.fromarray(numbers.clip(0, 255).round().astype(numpy.uint8))
 
 
 # ------------------------------------------------------------------ numbers

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lrd_helpers import files
-from lrd_helpers.files import checked_file, replacing, write_atomically
+from lrd_helpers.files import checked_file, replacing, replacing_folder, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -164,3 +164,66 @@ def test_a_mistake_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
         temporary.write_bytes("half")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_text() == "old"
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("far")
+    with replacing_folder(tmp_path / "link") as folder:
+        (folder / "new").write_bytes(b"new")
+        assert os.listdir(tmp_path / "link") == ["old"]
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "far") == ["new"]
+    assert sorted(os.listdir(tmp_path)) == ["far", "link"]
+
+
+@pytest.mark.parametrize("step", ["fill", "first rename", "second rename"])
+def test_a_folder_that_cannot_be_replaced_stays(step, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    (path / "old").write_bytes(b"old")
+    renames = []
+
+    def rename(self: Path, target: Path) -> None:
+        renames.append(target)
+        if len(renames) == ["fill", "first rename", "second rename"].index(step):
+            raise OSError(5, "Input/output error")
+        os.rename(self, target)
+
+    def replace() -> None:
+        with replacing_folder(path) as folder:
+            if step == "fill":
+                raise OSError(5, "Input/output error")
+            (folder / "new").touch()
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        replace()
+    assert caught.value.filename == str(path)
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.listdir(path) == ["old"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("file", "a file"), ("pipe", "a pipe")])
+def test_a_file_is_no_folder(name, kind, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    wanted = f"it is {kind}, but should be a folder"
+    with pytest.raises(OSError, match=wanted), replacing_folder(tmp_path / name):
+        pass
+    assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    old, new = (tmp_path / f".a.{digit * 8}.lrd.tmp" for digit in "01")
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "half").touch()
+    os.utime(old, (0, 0))
+    with replacing_folder(tmp_path / "a"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [new.name, "a"]

@@ -9,9 +9,12 @@ from lrd_helpers.layerdiff.alpha import decode_layers, encode_layers, grown, ove
 from lrd_helpers.layerdiff.unet import (
     COMPOSITE,
     MOST_LAYERS,
+    PARTS,
     LayeredUNet2DConditionModel,
     LayeredUNetOutput,
+    Slots,
     slot_identities,
+    switched_off,
 )
 from lrd_helpers.measure.layers import alpha_sad, blended_psnr, colour_error, soft_iou
 from lrd_helpers.storybook import StorybookDataset, seeded
@@ -297,3 +300,43 @@ def test_what_is_given_is_clean_and_costs_nothing() -> None:
     assert float(losses["layers"]) == 0
     assert float(losses["background"]) == pytest.approx(1, abs=0.2)  # its noise's square
     assert float(losses["composite"]) == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_switched_off_comes_back(model, part):
+    stack = a_stack()
+    before = model(**stack).sample
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def asked_and_broken() -> None:
+        with switched_off(model, part):
+            assert not torch.allclose(model(**stack).sample, before)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        asked_and_broken()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_without_attention_and_embedding_slots_are_strangers(model):
+    """With its own text a slot is then what the plain U-Net draws."""
+    stack = a_stack(slots=3, batch=1)
+    with switched_off(model, PARTS[0]), switched_off(model, PARTS[1]):
+        with switched_off(model, PARTS[2]):
+            together = model(**stack).sample
+        alone = [
+            model.unet(
+                stack["sample"][:, slot],
+                stack["timestep"][:, slot],
+                stack["text"][:, slot],
+                class_labels=torch.tensor([0]),
+                cross_attention_kwargs={"slots": Slots(1, None)},
+            ).sample
+            for slot in range(3)
+        ]
+    assert torch.allclose(together, torch.stack(alone, 1), atol=1e-5)
+
+
+def test_only_parts_that_are_there_can_be_switched_off(model):
+    with pytest.raises(ValueError, match="is no part"), switched_off(model, "composite"):
+        pass

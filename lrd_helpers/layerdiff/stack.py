@@ -7,6 +7,8 @@ restacked, hidden or made translucent stay what they are, also where the canvas 
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -14,17 +16,26 @@ import numpy
 import torch
 from PIL import Image, ImageColor
 
-from lrd_helpers.layout import Layout, checked_text
+from lrd_helpers.layout import Layout, checked_colour, checked_text
 from lrd_helpers.mask import Box, Mask
-from lrd_helpers.messages import excerpt
-from lrd_helpers.pictures import picture_of, upright
+from lrd_helpers.messages import excerpt, sentence
+from lrd_helpers.pictures import picture_of, rgba_of
 
 SEEN = 128
 """From this alpha on a pixel counts as part of its layer."""
 
+FURTHEST = 2**24
+"""Pixels that a layer may be away from where it was made: all file formats can hold it."""
+
+GREY = 32
+"""Below this saturation, of 255, a colour has no hue."""
+
 
 class StackError(ValueError):
     """A stack that cannot be, or an edit that cannot be made: one sentence with the layer."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(sentence(text))
 
 
 @dataclass(frozen=True)
@@ -47,14 +58,31 @@ class StackLayer:
     hidden: bool = False
 
     def __post_init__(self) -> None:
+        called = _called(self.prompt)
         if not isinstance(self.image, Image.Image):
-            raise StackError(f"{_called(self.prompt)} has no image of PIL")
-        checked_text(self.prompt)
-        if not 0 <= self.opacity <= 1:
+            raise StackError(f"{called}: image is {excerpt(self.image)}, but should be one of PIL")
+        if not _is_number(self.opacity) or not 0 <= self.opacity <= 1:
             raise StackError(
-                f"{_called(self.prompt)}: opacity is {self.opacity}, but should be 0 to 1"
+                f"{called}: opacity is {excerpt(self.opacity)}, but should be a number from 0 to 1"
             )
-        object.__setattr__(self, "image", upright(self.image).convert("RGBA"))
+        if not _is_offset(self.offset):
+            raise StackError(
+                f"{called}: offset is {excerpt(self.offset)}, but should be two whole numbers of "
+                f"pixels, at most {FURTHEST} away"
+            )
+        if not isinstance(self.hidden, bool | numpy.bool_):
+            raise StackError(
+                f"{called}: hidden is {excerpt(self.hidden)}, but should be True or False"
+            )
+        x, y = self.offset
+        checked = {"opacity": float(self.opacity), "offset": (int(x), int(y))}
+        checked |= {"prompt": _text("prompt", self.prompt), "hidden": bool(self.hidden)}
+        try:
+            checked["image"] = _bare(rgba_of(self.image))
+        except ValueError as error:  # 16 bits or floats that no format has
+            raise StackError(f"{called}: {error}") from None
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     @property
     def mask(self) -> Mask | None:
@@ -65,8 +93,7 @@ class StackLayer:
     @property
     def box(self) -> Box | None:
         """x0, y0, x1, y1 in [0, 1] around `mask`; None where the layer is empty."""
-        mask = self.mask
-        return None if mask is None else mask.box
+        return None if (mask := self.mask) is None else mask.box
 
     def shown(self) -> Image.Image:
         """The pixels where they were moved to; what left the canvas is not there."""
@@ -82,12 +109,13 @@ class LayerStack:
     """A background, layers in front of it, and the picture that the model made of them.
 
     Attributes:
-        background: opaque, RGB.
+        background: opaque, RGB; laid on white where it is transparent.
         layers: the furthest back first.
         caption: the whole picture in words.
         background_prompt: what the background shows.
         composite: the picture that was predicted beside the layers, or that the layers were taken
-            from; None where there is none. Edits leave it as it is: `flatten` is what is now.
+            from, RGB; None where there is none. Edits leave it as it is: `flatten` is the picture
+            of now.
     """
 
     background: Image.Image
@@ -98,16 +126,29 @@ class LayerStack:
     composite: Image.Image | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "background", picture_of(self.background))
+        for name in ("background", "composite"):
+            if name == "background" or self.composite is not None:
+                try:
+                    picture = _bare(picture_of(getattr(self, name)))
+                except ValueError as error:
+                    raise StackError(f"{name}: {error}") from None
+                object.__setattr__(self, name, picture)
         object.__setattr__(self, "layers", tuple(self.layers))
-        for layer in self.layers:
-            if layer.image.size != self.background.size:
-                raise StackError(
-                    f"{_called(layer.prompt)} is {_size(layer.image)}, but the background is "
-                    f"{_size(self.background)}; resize it"
-                )
+        for number, layer in enumerate(self.layers):
+            if not isinstance(layer, StackLayer):
+                raise StackError(f"layer {number} is {excerpt(layer)}, but should be a StackLayer")
+            self._check_size(_called(layer.prompt), layer.image)
+        if self.composite is not None:
+            self._check_size("composite", self.composite)
         for name in ("caption", "background_prompt"):
-            checked_text(getattr(self, name))
+            object.__setattr__(self, name, _text(name, getattr(self, name)))
+
+    def _check_size(self, called: str, image: Image.Image) -> None:
+        if image.size != self.size:
+            raise StackError(
+                f"{called} is {image.width} × {image.height}, but the background is "
+                f"{self.background.width} × {self.background.height}; resize it"
+            )
 
     # -------------------------------------------------------------- looking
 
@@ -136,9 +177,9 @@ class LayerStack:
             LayoutError: there is no such layer, or no caption.
         """
         layers = [
-            {"prompt": layer.prompt, "box": layer.box, "opacity": layer.opacity}
+            {"prompt": layer.prompt, "box": box, "opacity": layer.opacity}
             for layer in self.layers
-            if layer.box is not None and layer.prompt and not layer.hidden
+            if layer.prompt and not layer.hidden and (box := layer.box) is not None
         ]
         return Layout(self.caption, background=self.background_prompt, layers=layers)
 
@@ -148,10 +189,10 @@ class LayerStack:
         Raises:
             StackError: there is none, or several have this prompt.
         """
-        if isinstance(layer, int) and not isinstance(layer, bool):
+        if isinstance(layer, numbers.Integral) and not isinstance(layer, bool):
             if not -len(self.layers) <= layer < len(self.layers):
                 raise StackError(f"there is no layer {layer}; the stack has {self._numbers()}")
-            return layer % len(self.layers)
+            return int(layer) % len(self.layers)
         prompts = [each.prompt for each in self.layers]
         if prompts.count(layer) != 1:
             if layer in prompts:
@@ -178,11 +219,20 @@ class LayerStack:
         """One layer moved to the right and downwards, in shares of the canvas.
 
         By whole pixels, so that the layer's pixels stay equal: moved back, it is what it was.
+
+        Raises:
+            StackError: not two finite numbers, or too far (`FURTHEST`).
         """
         number = self.number(layer)
-        steps = [round(share * side) for share, side in zip(by, self.size, strict=True)]
-        x, y = self.layers[number].offset
-        return self.changed(number, offset=(x + steps[0], y + steps[1]))
+        if not _is_pair(by) or not all(_is_number(share) and math.isfinite(share) for share in by):
+            raise StackError(
+                f"by is {excerpt(by)}, but should be two numbers, (0.1, 0) for example"
+            )
+        x, y = (
+            start + round(share * side)
+            for start, share, side in zip(self.layers[number].offset, by, self.size, strict=True)
+        )
+        return self.changed(number, offset=(x, y))
 
     def restacked(self, order: Sequence[int | str]) -> LayerStack:
         """The layers in another order, the furthest back first.
@@ -201,40 +251,60 @@ class LayerStack:
         return replace(self, layers=self.layers[:number] + self.layers[number + 1 :])
 
     def added(self, layer: StackLayer, at: int | None = None) -> LayerStack:
-        """One layer more, in front of all or as number `at`."""
+        """One layer more, in front of all or as number `at`, counted from 0 (the furthest back).
+
+        Raises:
+            StackError: another size, or no such place.
+        """
         at = len(self.layers) if at is None else at
+        if at not in range(len(self.layers) + 1):
+            raise StackError(f"at is {excerpt(at)}, but should be 0 to {len(self.layers)}")
         return replace(self, layers=(*self.layers[:at], layer, *self.layers[at:]))
 
     def recoloured(self, layer: int | str, colour: str) -> LayerStack:
         """One layer in another colour: outlines, shades and alpha stay.
 
-        In HSV: each pixel's hue turns as far as from the layer's mean colour to `colour`, and its
-        saturation and value are multiplied by the ratio of theirs. Black stays black.
+        In HSV: each pixel's hue turns as far as from the layer's main colour to `colour`, and its
+        saturation and value are multiplied by the ratio of theirs. Of a grey or white layer the
+        grey pixels take hue and saturation of `colour`. Black stays black.
 
         Args:
-            layer: not empty.
+            layer: not empty, its main colour not black.
             colour: a CSS name, or a hex like "#ff8800".
+
+        Raises:
+            StackError: an empty or black layer, or no colour.
         """
         number = self.number(layer)
-        image = self.layers[number].image
+        image, called = self.layers[number].image, _called(self.layers[number].prompt)
         pixels = numpy.asarray(image)
         solid = pixels[..., 3] >= SEEN
         if not solid.any():
-            raise StackError(f"{_called(self.layers[number].prompt)} is empty: it has no colour")
+            raise StackError(f"{called} is empty: it has no colour")
         try:
-            wanted = Image.new("RGB", (1, 1), ImageColor.getrgb(colour)[:3])
-        except ValueError:
-            raise StackError(f"{excerpt(colour)} is no colour name of CSS and no hex") from None
-        hsv = numpy.asarray(image.convert("RGB").convert("HSV"), dtype=numpy.float32)
-        mean = Image.fromarray(_main_colour(pixels[solid][:, :3])[None, None])
-        old, new = (
-            numpy.asarray(x.convert("HSV"), dtype=numpy.float32)[0, 0] for x in (mean, wanted)
-        )
-        hsv = hsv * [1, *(new[1:] / old[1:].clip(min=1))]
-        hsv[..., 0] = (hsv[..., 0] + new[0] - old[0]) % 256
-        rgb = Image.fromarray(hsv.clip(0, 255).astype(numpy.uint8), "HSV").convert("RGB")
+            wanted = ImageColor.getrgb(checked_colour(colour))[:3]
+        except ValueError as error:
+            raise StackError(f"colour {error}") from None
+        hsv, old, new = map(_hsv, (pixels[..., :3], _main_colour(pixels[solid][:, :3]), wanted))
+        if old[2] < GREY / 2:
+            raise StackError(f"{called} is black, and black stays black in every other colour")
+        if old[1] < GREY:
+            hsv[hsv[..., 1] < GREY, :2] = new[:2]
+        else:
+            hsv[..., 0] += new[0] - old[0]
+            hsv[..., 1] *= new[1] / old[1]
+        hsv[..., 2] *= new[2] / old[2]
+        hsv[..., 0] %= 256
+        rgb = Image.fromarray(hsv.round().clip(0, 255).astype(numpy.uint8), "HSV").convert("RGB")
         rgb.putalpha(image.getchannel("A"))
         return self.changed(number, image=rgb)
+
+
+def _hsv(colours: object) -> numpy.ndarray:
+    """Hue, saturation and value, 0 to 255, in the shape of the RGB colours (…, 3)."""
+    rgb = numpy.asarray(colours, dtype=numpy.uint8)
+    image = Image.fromarray(numpy.ascontiguousarray(rgb.reshape(-1, 1, 3))).convert("HSV")
+    return numpy.asarray(image, dtype=numpy.float32).reshape(rgb.shape)
 
 
 def _main_colour(pixels: numpy.ndarray) -> numpy.ndarray:
@@ -247,5 +317,30 @@ def _called(prompt: object) -> str:
     return f"layer {excerpt(prompt, 24)}" if prompt else "a layer"
 
 
-def _size(image: Image.Image) -> str:
-    return f"{image.width} × {image.height}"
+def _text(name: str, value: object) -> str:
+    try:
+        return checked_text(value)
+    except ValueError as error:
+        raise StackError(f"{name} {error}") from None
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Without what the image's file said beside the pixels: equal pixels are equal images."""
+    image.info = {}
+    return image
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def _is_offset(value: object) -> bool:
+    whole = numbers.Integral
+    return _is_pair(value) and all(
+        isinstance(step, whole) and not isinstance(step, bool) and abs(step) <= FURTHEST
+        for step in value
+    )

@@ -14,6 +14,8 @@ Every new block ends in a projection of zeros: untrained, the model is the plain
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -232,6 +234,40 @@ class LayeredUNet2DConditionModel(ModelMixin, ConfigMixin):
         if bias is not None:
             noise = noise * present[:, :, None, None, None]
         return LayeredUNetOutput(sample=noise)
+
+
+PARTS = ("attention between slots", "layer embedding", "prompt enhancer")
+"""What the layered model has beyond the plain one."""
+
+
+@contextmanager
+def switched_off(model: LayeredUNet2DConditionModel, part: str) -> Iterator[None]:
+    """Inside, the model is without one of its `PARTS`; after it, come what may, it has it again.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if part not in PARTS:
+        raise ValueError(f"{part!r} is no part of a layered model; these are: {', '.join(PARTS)}")
+    if part == PARTS[0]:
+        talks = [
+            module.attention for module in model.modules() if isinstance(module, SlotAttention)
+        ]
+        silenced = [weight for talk in talks for weight in talk.to_out[0].parameters()]
+    elif part == PARTS[1]:
+        silenced = [model.unet.class_embedding.weight, model.enhancer.identity.weight]
+    else:
+        both = (model.enhancer.among, model.enhancer.to_caption)
+        silenced = [weight for each in both for weight in each.to_out[0].parameters()]
+    kept = [weight.detach().clone() for weight in silenced]
+    with torch.no_grad():
+        for weight in silenced:
+            weight.zero_()
+        try:
+            yield
+        finally:
+            for weight, before in zip(silenced, kept, strict=True):
+                weight.copy_(before)
 
 
 def _silent_attention(channels: int, heads: int) -> Attention:

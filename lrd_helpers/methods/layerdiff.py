@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from lrd_helpers.layerdiff.unet import COMPOSITE
 from lrd_helpers.sampling.model import checked_finite
 from lrd_helpers.sampling.steps import Steps
 
@@ -62,9 +63,8 @@ class StackRun:
 
     @property
     def composites(self) -> tuple[Tensor, Tensor]:
-        """Stack and slot of each composite: the last slot that is present."""
-        last = self.present.sum(1) - 1
-        return torch.arange(len(last), device=last.device), last
+        """Stack and slot of each composite."""
+        return (self.identities == COMPOSITE).nonzero(as_tuple=True)
 
 
 @dataclass
