@@ -479,6 +479,7 @@ def test_a_layer_made_anew_and_a_harmonised_picture(opened: Callable) -> None:
     page.click(*CAT)
     page.page.keyboard.press("Enter")
     page.page.keyboard.type("!")  # not yet sent: the button sends it first
+    assert page.status == "Re-generate makes the layer anew from its new prompt."
     pipe.go_on.clear()
     redraw.click()
     old = page.stack

@@ -1,8 +1,9 @@
 // The page of StackEditor (stack_editor.py), behind layer_editor.js.
 //
-// Each layer has a `picture` (its name in `_pictures`), an `offset` in pixels of the stack, `hidden`,
-// and an `opacity` where it is not 1. The page itself lays the layers over each other, so that what
-// is dragged is seen at once; Python only hears where it was left.
+// Each layer has a `picture` (its name in `_pictures`), `made` (the prompt it was made from), an
+// `offset` in pixels of the stack, `hidden`, and an `opacity` where it is not 1. The page itself lays
+// the layers over each other, so that what is dragged is seen at once; Python only hears where it
+// was left.
 
 const SOLID = 128; // from this alpha on a pixel belongs to its layer, as in Python
 const STEP = 1, FAR = 8; // pixels that an arrow key moves a layer; with Shift
@@ -161,7 +162,9 @@ class StackEditor extends Editor {
   }
 
   hintText() {
-    return this.looking ? "The harmonised picture; an edit goes back to the layers." : super.hintText();
+    if (this.looking) return "The harmonised picture; an edit goes back to the layers.";
+    const edited = this.layer && this.layer.prompt !== this.layer.made && this.model.get("_can_draw");
+    return edited ? "Re-generate makes the layer anew from its new prompt." : super.hintText();
   }
 
   offsetNow(layer) {
