@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lrd_helpers.methods.guidance import vision_guidance
     from lrd_helpers.models import AssetError, load_pipeline
     from lrd_helpers.pipeline import LayeredRenderingPipeline, LayeredRenderingXLPipeline
-    from lrd_helpers.widgets import BoxEditor, LayoutStudio
+    from lrd_helpers.widgets import BoxEditor, LayoutStudio, StackEditor
 
 # Public name → its module, imported when the name is first asked for (PEP 562): importing the
 # package must not wait for torch.
@@ -32,6 +32,7 @@ _MODULES = {
     "LayoutError": "layout",
     "LayoutStudio": "widgets",
     "Method": "methods",
+    "StackEditor": "widgets",
     "capture_attention": "attention",
     "load_pipeline": "models",
     "vision_guidance": "methods.guidance",
@@ -51,6 +52,7 @@ __all__ = [
     "LayoutError",
     "LayoutStudio",
     "Method",
+    "StackEditor",
     "capture_attention",
     "load_pipeline",
     "vision_guidance",

@@ -1,13 +1,16 @@
-"""Pictures for people: rows of images, layouts drawn over them, figures and films in a notebook.
+"""Pictures for people: rows of images, layouts drawn over them, stacks taken apart, figures, films.
 
 A layer has the same number and colour wherever it is drawn.
 """
+
+from __future__ import annotations
 
 import base64
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 from IPython.display import display
@@ -21,6 +24,9 @@ from torch import Tensor
 from lrd_helpers.layout import Layout
 from lrd_helpers.pictures import Picture, picture_of, png_of
 
+if TYPE_CHECKING:
+    from lrd_helpers.layerdiff.stack import LayerStack, StackLayer
+
 BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """Okabe and Ito (2008): told apart with any kind of colour vision; an eighth layer starts again."""
 
@@ -28,6 +34,8 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7f7f7f"
 """For lines and points: from the same set, and a grey."""
 
 CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
+CHECKS = ("#ffffff", "#cccccc")
+"""Of the ground that shows through a layer, as picture editors draw it."""
 
 
 def show_images(
@@ -131,7 +139,7 @@ def layer_label(number: int, prompt: str, opacity: float = 1.0) -> str:
         prompt: of the layer.
         opacity: likewise; named only where something shines through.
     """
-    return f"{number + 1} {prompt}" + (f" {100 * opacity:.0f} %" if opacity < 1 else "")
+    return f"{number + 1} {prompt}".rstrip() + (f" {100 * opacity:.0f} %" if opacity < 1 else "")
 
 
 def side_by_side(
@@ -164,6 +172,50 @@ def side_by_side(
         align="center",
     )
     return sheet
+
+
+def draw_stack(*stacks: LayerStack, width: float = 1.5) -> Figure:
+    """Stacks taken apart, a row each: background, layers back to front, flattened, composite.
+
+    Layers stand on a checkerboard where they were moved to, under their number and prompt; hidden
+    ones are named so. A stack with fewer layers than the others has room left before the last two.
+
+    Args:
+        stacks: at least one.
+        width: of a picture, in inches.
+
+    Raises:
+        ValueError: no stacks.
+    """
+    if not stacks:
+        raise ValueError("there are no stacks to draw")
+    most = max(len(stack.layers) for stack in stacks)
+    pictures: list[Image.Image] = []
+    titles: list[str] = []
+    for stack in stacks:
+        blank = Image.new("RGB", stack.size, CAPTION_PAPER)
+        room = most - len(stack.layers)
+        pictures += [stack.background, *map(on_checks, stack.layers), *[blank] * room]
+        pictures += [stack.flatten(), stack.composite or blank]
+        titles += [stack.background_prompt or "background"]
+        titles += [
+            layer_label(number, layer.prompt, layer.opacity) + " (hidden)" * layer.hidden
+            for number, layer in enumerate(stack.layers)
+        ]
+        titles += [""] * room + ["flattened", "composite" if stack.composite else "no composite"]
+    return show_images(pictures, titles, columns=most + 3, width=width)
+
+
+def on_checks(layer: StackLayer, cell: int = 8) -> Image.Image:
+    """A layer's pixels where they were moved to, on a checkerboard of squares of `cell` pixels."""
+    image = layer.shown()
+    ground = Image.new("RGB", image.size, CHECKS[0])
+    draw = ImageDraw.Draw(ground)
+    for y in range(0, image.height, cell):
+        for x in range(y % (2 * cell), image.width, 2 * cell):
+            draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=CHECKS[1])
+    ground.paste(image, mask=image.getchannel("A"))
+    return ground
 
 
 # ------------------------------------------------------------------ in a notebook

@@ -1,16 +1,19 @@
-"""What the tests share: a tiny random Stable Diffusion (and XL), and the shipped models.
+"""What the tests share: a tiny random Stable Diffusion (and XL), the shipped models, a browser.
 
-Torch and diffusers are imported in the fixtures: the process that hands the tests out to the others
-(see run_all.py) reads this file, too, and needs none of them.
+Torch, diffusers and Playwright are imported in the fixtures: the process that hands the tests out
+to the others (see run_all.py) reads this file, too, and needs none of them.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
+from install_browser import MISSING, browser_path
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -225,3 +228,28 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainee.text_encoder.save_pretrained(folder)
     trainee.tokenizer.save_pretrained(folder)
     return folder
+
+
+BROWSER_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser; without one the test is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = browser_path()
+    if path is None:
+        warnings.warn(MISSING, stacklevel=1)  # a skip alone is easily overlooked
+        pytest.skip(MISSING)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_OPTIONS)
+        yield browser
+        browser.close()

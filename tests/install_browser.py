@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = "NO BROWSER: test_widgets_browser.py is SKIPPED, so the page of the widgets is NOT tested"
+MISSING = "NO BROWSER: its tests are SKIPPED, so the pages of the widgets are NOT tested"
 
 
 def browser_path() -> str | None:

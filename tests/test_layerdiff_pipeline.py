@@ -17,6 +17,7 @@ from lrd_helpers.layerdiff.stack import LayerStack, StackLayer
 from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
 from lrd_helpers.methods.layerdiff import degraded, self_mask
 from lrd_helpers.models import load_pipeline
+from lrd_helpers.widgets import StackEditor
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -277,6 +278,21 @@ def test_harmonising_goes_from_the_flattened_picture_to_a_new_one(layers, stack)
 
 
 # ------------------------------------------------------------------ as a pipeline of diffusers
+
+
+def test_the_editor_of_layers_draws_with_it(layers, stack):
+    editor, shares = StackEditor(stack, layers, seed=3), []
+    editor.observe(lambda change: shares.append(change["new"].get("share")), "_job")
+    editor.redraw("a yellow star")
+    editor.wait()
+    made = layers.redraw(stack, 1, generator=seeded(3))
+    assert same(editor.stack.layers[1].image, made.layers[1].image)
+    assert same(editor.stack.composite, made.composite)
+    assert same(editor.stack.layers[0].image, stack.layers[0].image)
+    assert shares[1:-1] == pytest.approx([step / 15 for step in range(1, 16)])
+    editor.harmonise()
+    editor.wait()
+    assert same(editor.harmonised, layers.harmonise(made, generator=seeded(4)))
 
 
 def test_a_saved_pipeline_loads_with_load_pipeline(layers, tmp_path):

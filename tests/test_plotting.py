@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from PIL import Image, ImageColor, ImageFont
 
 from lrd_helpers import plotting
+from lrd_helpers.layerdiff.stack import LayerStack, StackLayer
 from lrd_helpers.layout import Layer, Layout
 
 GREY = Image.new("RGB", (128, 128), (128, 128, 128))
@@ -222,6 +223,49 @@ def test_titles_are_no_formulas(title, written, monkeypatch, displayed):
 def test_show_images_says_what_is_wrong(images, titles, columns, message):
     with pytest.raises(ValueError, match=message):
         plotting.show_images(images, titles, columns=columns)
+
+
+# ------------------------------------------------------------------ stacks
+
+
+def half_red(**changes: Any) -> StackLayer:
+    """Red on the left, empty on the right."""
+    image = Image.new("RGBA", (32, 32))
+    image.paste("#ff0000ff", (0, 0, 16, 32))
+    return StackLayer("a red wall", image, **changes)
+
+
+def test_a_layer_stands_on_a_checkerboard_where_it_was_moved_to():
+    drawn = plotting.on_checks(half_red(offset=(8, 0)))
+    light, dark = (ImageColor.getrgb(colour) for colour in plotting.CHECKS)
+    columns = [drawn.getpixel((x, 4)) for x in (4, 12, 20, 28)]
+    assert columns == [dark, (255, 0, 0), (255, 0, 0), light]
+    assert [drawn.getpixel((x, 12)) for x in (4, 28)] == [light, dark]
+    half = plotting.on_checks(StackLayer("x", Image.new("RGBA", (32, 32), "#ff000080")))
+    assert half.getpixel((12, 4)) == pytest.approx((255, 127, 127), abs=1)
+
+
+def test_stacks_are_taken_apart_a_row_each():
+    composite = Image.new("RGB", (32, 32), "yellow")
+    ground = Image.new("RGB", (32, 32), "blue")
+    one = LayerStack(ground, (half_red(),), background_prompt="at sea", composite=composite)
+    hidden = half_red(hidden=True, opacity=0.5)
+    other = LayerStack(ground, (half_red(offset=(16, 0)), hidden))
+    figure = plotting.draw_stack(one, other)
+    titles = [axis.get_title().replace("\n", " ") for axis in figure.axes]
+    assert titles == [
+        *("at sea", "1 a red wall", "", "flattened", "composite"),
+        *("background", "1 a red wall", "2 a red wall 50 % (hidden)", "flattened", "no composite"),
+    ]
+    pixels = [axis.images[0].get_array()[8, 24].tolist() for axis in figure.axes]
+    red, blue, yellow, white = [255, 0, 0], [0, 0, 255], [255, 255, 0], [255, 255, 255]
+    assert pixels[0] == pixels[3] == pixels[5] == blue
+    assert pixels[6] == pixels[8] == red  # moved to the right, in front of the blue ground
+    assert pixels[4] == yellow
+    assert pixels[2] == pixels[9] == white
+    pyplot.close(figure)
+    with pytest.raises(ValueError, match="no stacks"):
+        plotting.draw_stack()
 
 
 # ------------------------------------------------------------------ in a notebook

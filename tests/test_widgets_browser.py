@@ -12,76 +12,30 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+import editor_page
 import numpy
 import pytest
-from install_browser import MISSING, browser_path
+from editor_page import Page, near, touch
+from widget_page import SCREENSHOTS
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.widgets.box_editor import BoxEditor
 
-sync_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-WIDGETS = ROOT / "lrd_helpers" / "widgets"
-SCREENSHOTS = ROOT / "outputs" / "screenshots"
-ADDRESS = "http://localhost/"  # the clipboard is for trusted pages only
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-PAGE = """<!doctype html><html><head><meta charset="utf-8"><link rel="icon" href="data:,">
-<link rel="stylesheet" href="box_editor.css"><style>body { margin: 16px; font-family: sans-serif }
-</style></head><body><div id="cell"></div><script type="module">
-import editor from "./box_editor.js";
-const listeners = {};
-window.sent = [];       // the documents that Python would get
-window.messages = [];
-window.answers = true;  // whether Python is there
-window.state = STATE;
-window.model = {
-  get: (name) => state[name],
-  set(name, value) {
-    if (state[name] === value) return;
-    state[name] = value;
-    (listeners["change:" + name] ?? []).forEach((listener) => listener());
-  },
-  send(message) {
-    messages.push(message);
-    if (message.kind === "edit") sent.push(structuredClone(message.document));
-    const answer = { kind: "received", number: message.number };
-    if (answers) setTimeout(() => fromPython(answer), 5);
-  },
-  on: (name, listener) => (listeners[name] ??= []).push(listener),
-  off: (name, listener) => { listeners[name] = listeners[name].filter((l) => l !== listener); },
-};
-window.fromPython = (message) =>
-  (listeners["msg:custom"] ?? []).forEach((listener) => listener(message));
-const widget = editor();
-widget.initialize({ model });
-window.show = (el, of = widget) => of.render({ model, el });
-window.close_ = show(document.getElementById("cell"));
-window.ready = true;
-</script></body></html>"""
+tab, shown = editor_page.tab, editor_page.shown  # pytest has them by these names
 
 TWO = Layout(
     caption="a yellow house and a purple cat on snow",
@@ -93,143 +47,16 @@ TWO = Layout(
 )
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    path = browser_path()
-    if path is None:
-        warnings.warn(MISSING, stacklevel=1)  # a skip alone is easily overlooked
-        pytest.skip(MISSING)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
-        yield browser
-        browser.close()
-
-
-class Page:
-    """A page with one editor, and what a test does to it."""
-
-    def __init__(self, page: Any, editor: BoxEditor) -> None:
-        self.page, self.context = page, page.context
-        self.errors: list[str] = []
-        self.page.on("pageerror", self._note_error)
-        self.page.on("console", self._note)
-        names = [n for n in editor.keys if not n.startswith("_") or n in ("_picture", "_palette")]
-        state = {name: getattr(editor, name) for name in names if editor.has_trait(name)}
-        state = {n: v for n, v in state.items() if isinstance(v, (dict, list, str, int, bool))}
-        text = PAGE.replace("STATE", json.dumps(state))
-        self.page.route(
-            ADDRESS + "**",
-            lambda route: (
-                route.fulfill(path=WIDGETS / Path(urlsplit(route.request.url).path).name)
-                if "." in Path(urlsplit(route.request.url).path).name
-                else route.fulfill(body=text, content_type="text/html")
-            ),
-        )
-        self.page.goto(ADDRESS)
-        self.page.wait_for_function("window.ready")
-
-    def close(self) -> None:
-        """Leave the browser's page to the next test."""
-        self.page.remove_listener("pageerror", self._note_error)
-        self.page.remove_listener("console", self._note)
-        self.page.unroute_all()
-        assert self.errors == []
-
-    def _note_error(self, error: Any) -> None:
-        self.errors.append(str(error))
-
-    def _note(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.errors.append(message.text)
-
-    @property
-    def document(self) -> dict[str, Any]:
-        """What Python got last."""
-        return self.page.evaluate("sent.at(-1) ?? state.document")
-
-    @property
-    def boxes(self) -> list[list[float]]:
-        return [layer["box"] for layer in self.document["layers"]]
-
-    @property
-    def syncs(self) -> int:
-        return self.page.evaluate("sent.length")
-
-    @property
-    def status(self) -> str:
-        return self.page.locator(".status").inner_text()
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """A place on the canvas, in [0, 1], as a place on the screen."""
-        box = self.page.locator(".canvas").first.bounding_box()
-        return box["x"] + x * box["width"], box["y"] + y * box["height"]
-
-    def drag(
-        self, start: tuple[float, float], end: tuple[float, float], *, up: bool = True
-    ) -> None:
-        mouse = self.page.mouse
-        mouse.move(*self.at(*start))
-        mouse.down()
-        mouse.move(*self.at(*((a + b) / 2 for a, b in zip(start, end, strict=True))))
-        mouse.move(*self.at(*end))
-        if up:
-            mouse.up()
-
-    def click(self, x: float, y: float) -> None:
-        self.page.mouse.click(*self.at(x, y))
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def button(self, name: str) -> Any:
-        return self.page.get_by_role("button", name=re.compile(name)).first
-
-    def prompt(self, number: int) -> Any:
-        return self.page.get_by_label(f"Prompt of layer {number}", exact=True).first
-
-    def screenshot(self, name: str) -> None:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-VIEWPORT = {"width": 900, "height": 640}
-
-
-@pytest.fixture(scope="module")
-def tab(chromium: Any) -> Iterator[Any]:
-    """A page of the browser that tests load anew: a new page takes longer than most of them."""
-    context = chromium.new_context(viewport=VIEWPORT)
-    yield context.new_page()
-    context.close()
-
-
 @pytest.fixture
-def opened(chromium: Any, tab: Any) -> Iterator[Any]:
-    """Opens an editor; at the end its page may not have complained of anything.
-
-    With options of a `context` the page is a new page.
-    """
-    pages: list[Page] = []
+def opened(shown: Callable[..., Page]) -> Callable[..., Page]:
+    """Opens an editor; with options of a `context` in a new page."""
 
     def open_page(
         layout: Layout | None = None, *, context: dict | None = None, **given: Any
     ) -> Page:
-        page = chromium.new_context(viewport=VIEWPORT, **context).new_page() if context else tab
-        page.set_default_timeout(10_000)
-        page.set_viewport_size(VIEWPORT)
-        pages.append(Page(page, BoxEditor(layout, **given)))
-        return pages[-1]
+        return shown(BoxEditor(layout, **given), context=context)
 
-    yield open_page
-    for page in pages:
-        page.close()
-        if page.page is not tab:
-            page.context.close()
-
-
-def near(*numbers: float) -> Any:
-    return pytest.approx(list(numbers), abs=0.006)
+    return open_page
 
 
 # ------------------------------------------------------------------ drawing
@@ -582,7 +409,7 @@ def test_two_editors_of_a_page_share_no_name(opened):
     page = opened(Layout(caption="c", layers=[Layer("a star", mask=[[0, 1], [1, 1]])]))
     page.page.evaluate(  # anywidget loads the module anew for each editor
         """async () => {
-           const { default: editor } = await import("./box_editor.js?again");
+           const { default: editor } = await import("./widget.js?again");
            const other = editor();
            other.initialize({ model });
            show(document.body.appendChild(document.createElement("div")), other);
@@ -608,18 +435,6 @@ def test_the_wheel_scrolls_the_page_whatever_the_tool(opened):
         page.page.mouse.wheel(0, 100)
         page.page.wait_for_function("scrollY === 100")
     assert page.syncs == 0
-
-
-def touch(page: Page, *places: tuple[tuple[float, float], ...]) -> None:
-    """Put fingers on the canvas, move them from place to place, and lift them."""
-    session = page.context.new_cdp_session(page.page)
-    # Measured once: where two fingers scroll the page, the canvas moves with it.
-    screen = [[page.at(*finger) for finger in fingers] for fingers in places]
-    for number, fingers in enumerate(screen):
-        points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(fingers)]
-        kind = "touchMove" if number else "touchStart"
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
 def test_one_finger_draws_and_moves_and_two_scroll(opened):

@@ -1,11 +1,13 @@
 """What one touches in a notebook.
 
-`BoxEditor` (draw a layout), `LayoutStudio` (render it), `SideBySide` (judge pictures blindly).
+`BoxEditor` (draw a layout), `LayoutStudio` (render it), `StackEditor` (move and restack layers),
+`SideBySide` (judge pictures blindly).
 """
 
 from lrd_helpers.widgets.box_editor import BoxEditor
 from lrd_helpers.widgets.layout_studio import LayoutStudio, Render, Settings, render
 from lrd_helpers.widgets.side_by_side import Pair, SideBySide, shuffled_pairs, sign_test
+from lrd_helpers.widgets.stack_editor import StackEditor
 
 __all__ = [
     "BoxEditor",
@@ -14,6 +16,7 @@ __all__ = [
     "Render",
     "Settings",
     "SideBySide",
+    "StackEditor",
     "render",
     "shuffled_pairs",
     "sign_test",

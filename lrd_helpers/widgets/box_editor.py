@@ -6,7 +6,7 @@ editor.layout                  # a validated Layout of what is drawn now
 editor.layout = other          # shown in the page at once (and can be undone there)
 print(editor.as_code())        # the same layout as Python to paste
 
-The page is `box_editor.js`; here is what checks and keeps what it sends.
+The page is `layer_editor.js` and `box_editor.js`; here is what checks and keeps what it sends.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ import hashlib
 import html
 import json
 import re
-import threading
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import traitlets
 
 from lrd_helpers.layout import Layer, Layout, LayoutError
@@ -30,12 +26,14 @@ from lrd_helpers.layout_json import VERSION
 from lrd_helpers.mask import Box
 from lrd_helpers.pictures import picture_of, reduced_data_uri
 from lrd_helpers.plotting import BOX_COLOURS, layer_label
+from lrd_helpers.widgets.layer_editor import LayerEditor
+from lrd_helpers.widgets.page import page_text
 
 DOCUMENT_ONLY = ("id", "hidden", "locked")
 """What a layer of the editor has and a `Layer` has not."""
 
 
-class BoxEditor(anywidget.AnyWidget):
+class BoxEditor(LayerEditor):
     """A canvas for boxes and masks, and beside it the list of their prompts.
 
     Everything is undoable and can be done with mouse, finger or keyboard; the page explains itself.
@@ -57,13 +55,8 @@ class BoxEditor(anywidget.AnyWidget):
             f after each change. Replace it, never change it in place.
     """
 
-    _esm = Path(__file__).with_name("box_editor.js")
-    _css = Path(__file__).with_name("box_editor.css")
+    _esm = page_text("elements.js", "layer_editor.js", "box_editor.js")
 
-    # Not echoed: the page may have gone on meanwhile.
-    document = traitlets.Dict().tag(sync=True, echo_update=False)
-    width = traitlets.Int(128).tag(sync=True)
-    height = traitlets.Int(128).tag(sync=True)
     cell = traitlets.Int(8).tag(sync=True)
     snap = traitlets.Bool(False).tag(sync=True, echo_update=False)
     _palette = traitlets.List(list(BOX_COLOURS)).tag(sync=True)
@@ -93,8 +86,6 @@ class BoxEditor(anywidget.AnyWidget):
             snap=snap,
             _picture="" if picture is None else reduced_data_uri(picture),
         )
-        self._answered: dict[str, Callable[[], None]] = {}
-        self.on_msg(self._on_message)
 
     @property
     def layout(self) -> Layout:
@@ -127,38 +118,6 @@ class BoxEditor(anywidget.AnyWidget):
         """
         return layout_code(self.layout)
 
-    def notify(self, text: str, *, mark: Sequence[str] = ()) -> None:
-        """Show a sentence in the page until the next edit.
-
-        Args:
-            text: the sentence.
-            mark: the `id` of layers whose prompts are to be marked.
-        """
-        self.send({"kind": "notice", "text": text, "mark": list(mark)})
-
-    def when_drawn(self, then: Callable[[], None], *, patience: float = 1.0) -> None:
-        """Call `then` when Python has all that is drawn in the page.
-
-        Edits and clicks come by different ways, and a click may overtake the edit before it. So
-        the page is asked for its draft, and its answer is waited for.
-
-        Args:
-            then: called once, when the page has answered or `patience` is over.
-            patience: seconds to wait; there may be no page at all.
-        """
-        question = uuid.uuid4().hex
-        timer = threading.Timer(patience, lambda: self._go_on(question))
-        self._answered[question] = then
-        timer.daemon = True
-        timer.start()
-        self.send({"kind": "ask", "question": question})
-
-    def _go_on(self, question: str | None) -> None:
-        # Taken out in one go: the answer and the end of patience may come at once.
-        then = self._answered.pop(question, None)
-        if then is not None:
-            then()
-
     def static_svg(self) -> str:
         """The draft as an SVG picture: what is seen where no widget can run."""
         shown = [layer for layer in self.document["layers"] if not layer.get("hidden")]
@@ -168,20 +127,11 @@ class BoxEditor(anywidget.AnyWidget):
         names = ", ".join(json.dumps(layer["prompt"]) for layer in self.document["layers"])
         return f"BoxEditor({self.width} × {self.height}, layers: {names or 'none yet'})"
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**options)
-        if bundle is not None:
-            bundle[0]["image/svg+xml"] = self.static_svg()
-        return bundle
+    def _static(self) -> dict[str, str]:
+        return {"image/svg+xml": self.static_svg()}
 
-    def _on_message(self, _: Any, message: Mapping[str, Any], __: Any) -> None:
-        # First of all: what observers do with an edit may take long, or fail.
-        self.send({"kind": "received", "number": message.get("number")})
-        if message.get("kind") == "edit":
-            # As if it had come by ipywidgets' own way, which does not send it back to the page.
-            self.set_state({"document": message["document"], "snap": message["snap"]})
-            self._go_on(message.get("question"))
-        elif message.get("kind") == "load":
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        if message.get("kind") == "load":
             try:
                 self.layout = Layout.from_json(str(message.get("text", "")))
             except LayoutError as error:
