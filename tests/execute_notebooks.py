@@ -10,6 +10,8 @@ this script lives with the tests.
 
 The picture of a cell with the tag `title-picture` is also copied into the title, where the text
 shows it as an attachment: the first thing one sees is what the notebook really draws.
+
+The source of a cell with the tag `hide-input` is folded in Jupyter and Colab: it holds an answer.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ CELL_METADATA = ("tags", "cellView")
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TITLE_PICTURE = "title-picture"
+HIDDEN_SOURCE = "hide-input"  # Jupyter Book's name for it
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # Jupyter's and Colab's
 
 
 class NotSaved(Exception):
@@ -107,6 +111,8 @@ def cleaned(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = nbformat.from_dict(
             {name: cell.metadata[name] for name in CELL_METADATA if name in cell.metadata}
         )
+        if HIDDEN_SOURCE in cell.metadata.get("tags", []):
+            cell.metadata.update(nbformat.from_dict(FOLDED))
         for output in cell.get("outputs", []):
             # Without the state, which is not saved, its place would show an error.
             output.get("data", {}).pop(WIDGET, None)

@@ -96,6 +96,16 @@ def test_a_title_picture_needs_one_picture_and_one_place(pictures, attachments):
         cleaned(notebook)
 
 
+def test_a_source_that_holds_an_answer_is_folded_and_no_other():
+    cells = [new_code_cell("", id="a"), new_code_cell("", id="b")]
+    cells[0].metadata = {"tags": ["hide-input"]}
+    cells[1].metadata = {"jupyter": {"source_hidden": True}}  # in somebody's window
+    hidden, shown = cleaned(new_notebook(cells=cells)).cells
+    folded = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+    assert hidden.metadata == {"tags": ["hide-input"], **folded}
+    assert shown.metadata == {}
+
+
 def test_all_are_run_and_the_times_are_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execute_notebooks, "FOLDER", tmp_path)
     write(tmp_path / "00_quickstart.ipynb", "1 / 0")

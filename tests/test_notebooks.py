@@ -9,7 +9,7 @@ from collections.abc import Collection
 import nbformat
 import pytest
 import tomllib
-from execute_notebooks import METADATA, NotSaved, cleaned, text_of
+from execute_notebooks import HIDDEN_SOURCE, METADATA, NotSaved, cleaned, text_of
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from public_address import NOTEBOOKS, ROOT, badge, linked, set_up
@@ -89,6 +89,12 @@ def faults(
         found.append("a cell ends in an error")
     if any(o.get("name") == "stderr" for cell in code for o in cell.outputs):
         found.append("a cell prints warnings")
+    found += [
+        f"{cell.id}: the source shows the answer of a Guess; give it the tag {HIDDEN_SOURCE!r}"
+        for cell in code
+        if re.search(r"\bGuess\(", cell.source)
+        and HIDDEN_SOURCE not in cell.metadata.get("tags", [])
+    ]
     if match := MACHINE.search("\n".join([text, printed, *(cell.source for cell in code)])):
         found.append(f"a path of one machine: {match[0]}")
     if size > MOST_BYTES:
@@ -251,6 +257,10 @@ def a_dead_widget(notebook):
     notebook.cells[3].outputs.append(new_output("display_data", data=data))
 
 
+def an_answer_before_the_guess(notebook):
+    notebook.cells[3].source = 'Guess("More?", ["yes", "no"], answer=0, why="So it is.")'
+
+
 def one_id_twice(notebook):
     notebook.cells[3].id = "setup"
 
@@ -279,6 +289,7 @@ def one_id_twice(notebook):
         (a_version, "times, versions, dead widgets"),
         (a_dead_widget, "times, versions, dead widgets"),
         (no_title_picture, "the title shows 0 attachments"),
+        (an_answer_before_the_guess, "show: the source shows the answer of a Guess"),
         (one_id_twice, "two cells have the id setup"),
     ],
 )
