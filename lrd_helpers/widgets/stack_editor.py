@@ -101,27 +101,29 @@ class StackEditor(LayerEditor):
         prompt = before["prompt"]
         stack = self.stack.changed(number, prompt=before["made"])
 
-        def take(made: LayerStack) -> str:
-            document, new = self.document, document_of(made, self._images)
-            self._pictures = self._shown()
-            layers = {each["id"]: each for each in document["layers"]}
-            now, later = layers.get(before["id"]), new["layers"][number] | {"id": before["id"]}
-            if now is None:
-                return f"“{prompt}” was deleted meanwhile, and stays away."
-            # What was done to it meanwhile stays, such as a move.
-            same = [key for key in later if now.get(key) == before.get(key)]
-            layers[before["id"]] = now | {key: later[key] for key in {*same, "made", "picture"}}
-            words = {"composite": new["composite"]}
-            if document["caption"] == stack.caption:
-                words["caption"] = new["caption"]
-            self.document = document | words | {"layers": list(layers.values())}
-            return f"“{prompt}” is new."
-
         self._start(
             f"Making “{prompt}” anew …",
             lambda draws: self.pipe.redraw(stack, number, prompt=prompt, generator=draws),
-            take,
+            lambda made: self._take_layer(number, before, stack.caption, made),
         )
+
+    def _take_layer(
+        self, number: int, before: dict[str, Any], caption: str, made: LayerStack
+    ) -> str:
+        """Put layer `number` of `made` where `before` was; what was done meanwhile stays."""
+        document, new = self.document, document_of(made, self._images)
+        self._pictures = self._shown()
+        layers = {each["id"]: each for each in document["layers"]}
+        now, later = layers.get(before["id"]), new["layers"][number] | {"id": before["id"]}
+        if now is None:
+            return f"“{before['prompt']}” was deleted meanwhile, and stays away."
+        same = [key for key in later if now.get(key) == before.get(key)]
+        layers[before["id"]] = now | {key: later[key] for key in {*same, "made", "picture"}}
+        words = {"composite": new["composite"]}
+        if document["caption"] == caption:
+            words["caption"] = new["caption"]
+        self.document = document | words | {"layers": list(layers.values())}
+        return f"“{before['prompt']}” is new."
 
     def harmonise(self) -> None:
         """Make one coherent picture of the layers, beside the notebook: `harmonised`.
