@@ -253,6 +253,14 @@ def test_one_layer_is_drawn_anew_and_nothing_else(layers, stack):
     assert same(made.background, stack.background)
 
 
+def test_layers_that_nobody_named_stay_beside_one_that_is_drawn_anew(layers, stack):
+    nameless = stack.changed(1, prompt="")
+    made = layers.redraw(nameless, 0, "a blue boat", num_inference_steps=1)
+    assert made.layers[1] is nameless.layers[1]
+    with pytest.raises(ValueError, match="layer 2 has an empty prompt"):
+        layers.redraw(nameless, 1)
+
+
 def test_hidden_layers_are_not_seen_and_stay(layers, stack):
     hidden = stack.changed(1, hidden=True)
     made = layers.redraw(hidden, 0, num_inference_steps=2, generator=seeded())

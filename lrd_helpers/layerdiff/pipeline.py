@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -201,11 +202,11 @@ class LayerDiffPipeline(DiffusionPipeline):
             eta=eta,
             generator=generator,
         )
-        run = self._begin(wanted, steps, checked_text(negative_prompt), inside, outside)
-        run.guidance_scale, run.self_mask_scale = float(guidance_scale), float(self_mask_scale)
-        latents = self._denoised(run, callback_on_step_end)
-        stacks = self._stacks(wanted, latents, output_type)
-        self.maybe_free_model_hooks()
+        with self._drawing():
+            run = self._begin(wanted, steps, checked_text(negative_prompt), inside, outside)
+            run.guidance_scale, run.self_mask_scale = float(guidance_scale), float(self_mask_scale)
+            latents = self._denoised(run, callback_on_step_end)
+            stacks = self._stacks(wanted, latents, output_type)
         return LayerDiffOutput(stacks=stacks) if return_dict else (stacks,)
 
     # -------------------------------------------------------------- with a stack that is there
@@ -268,6 +269,8 @@ class LayerDiffPipeline(DiffusionPipeline):
         caption = f"{prompt} and {stack.caption}" if stack.caption else prompt
         return self.redraw(replace(stack.added(empty, at), caption=caption), at, **options)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def harmonise(
         self,
         stack: LayerStack,
@@ -293,24 +296,24 @@ class LayerDiffPipeline(DiffusionPipeline):
         fixed = {number: _visible(layer) for number, layer in enumerate(shown)}
         texts = tuple(layer.prompt for layer in shown)
         given = {"background": stack.background, **fixed}
-        wanted = self._wanted(stack.caption, texts, stack.background_prompt, given, redrawn=True)
+        wanted = self._wanted(stack.caption, texts, stack.background_prompt, given)
         self._check(num_inference_steps, 1, "pil", generator, 1)
         steps = Steps(
             self.scheduler, num_inference_steps, device=self._execution_device, generator=generator
         )
-        run = self._begin([wanted], steps, "", 0.0, 0.0)
-        run.guidance_scale = float(guidance_scale)
         start = steps.late_start(1 - strength) if strength < 1 else 0
         if start == len(steps):
             return flat
-        if start:
-            clean = run.clean.clone()
-            clean[:, -1] = self._encoded(_opaque(flat))
-            rows = steps.begin_at(start, clean.flatten(0, 1), run.x.flatten(0, 1))
-            run.x = rows.unflatten(0, run.x.shape[:2])
-        latents = self._denoised(run, None, start)
-        self.maybe_free_model_hooks()
-        return self._stacks([wanted], latents, "pil")[0].composite
+        with self._drawing():
+            run = self._begin([wanted], steps, "", 0.0, 0.0)
+            run.guidance_scale = float(guidance_scale)
+            if start:
+                clean = run.clean.clone()
+                clean[:, -1] = self._encoded(_opaque(flat))
+                rows = steps.begin_at(start, clean.flatten(0, 1), run.x.flatten(0, 1))
+                run.x = rows.unflatten(0, run.x.shape[:2])
+            latents = self._denoised(run, None, start)
+            return self._stacks([wanted], latents, "pil")[0].composite
 
     # -------------------------------------------------------------- what is asked for
 
@@ -320,13 +323,8 @@ class LayerDiffPipeline(DiffusionPipeline):
         layers: Sequence[str] | Literal["auto"],
         background: str,
         fixed: Fixed,
-        redrawn: bool = False,
     ) -> StackPrompts:
-        """The prompts of one stack, checked.
-
-        Args:
-            redrawn: the flattened stack is drawn again, so that it may have no layers at all.
-        """
+        """The prompts of one stack, checked; of a layer that is given, it may be empty."""
         if isinstance(prompt, Layout):
             if layers != "auto" or background:
                 raise ValueError(
@@ -345,9 +343,10 @@ class LayerDiffPipeline(DiffusionPipeline):
                 )
             else:
                 texts = tuple(checked_text(text) for text in layers)
-                if not redrawn and (empty := [n for n, text in enumerate(texts) if not text]):
+                nobody = [n for n, text in enumerate(texts) if not text and n not in fixed]
+                if nobody:
                     raise ValueError(
-                        f"layer {empty[0] + 1} has an empty prompt; say what it shows, leave it "
+                        f"layer {nobody[0] + 1} has an empty prompt; say what it shows, leave it "
                         "out, or use layers='auto'"
                     )
             wanted = StackPrompts(
@@ -380,6 +379,14 @@ class LayerDiffPipeline(DiffusionPipeline):
             )
 
     # -------------------------------------------------------------- the run
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """After it, come what may, models that are offloaded are back where they were."""
+        try:
+            yield
+        finally:
+            self.maybe_free_model_hooks()
 
     def _begin(
         self,
