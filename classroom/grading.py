@@ -96,12 +96,10 @@ def _matched(submitted: NotebookNode, released: NotebookNode) -> tuple[list[str]
 def _candidates(cell: NotebookNode, submitted: NotebookNode) -> list[int]:
     """Which submitted cells may be this released one: by the surest sign that any of them has."""
 
-    def grade_id(other: NotebookNode) -> str | None:
-        return other.metadata.get("nbgrader", {}).get("grade_id")
-
+    name = _settings(cell).get("grade_id")
     signs = [lambda other: other.get("id") == cell.id]
-    if grade_id(cell):
-        signs.append(lambda other: grade_id(other) == grade_id(cell))
+    if name:
+        signs.append(lambda other: _settings(other).get("grade_id") == name)
     if is_solution(cell):
         call = cell.source.splitlines()[-1]
         signs.append(lambda other: call in other.source)
@@ -111,14 +109,12 @@ def _candidates(cell: NotebookNode, submitted: NotebookNode) -> list[int]:
     return []
 
 
-def _settings(cell: NotebookNode) -> tuple[dict[str, Any], list[str]]:
-    """What nbgrader and the execution go by."""
-    settings = {
-        name: value
-        for name, value in cell.metadata.get("nbgrader", {}).items()
-        if name != "checksum"
-    }
-    return settings, cell.metadata.get("tags", [])
+def _settings(cell: NotebookNode) -> dict[str, Any]:
+    """What nbgrader and the execution go by; a learner may have put anything there."""
+    settings = cell.metadata.get("nbgrader")
+    settings = dict(settings) if isinstance(settings, dict) else {}
+    settings.pop("checksum", None)
+    return {**settings, "tags": cell.metadata.get("tags", [])}
 
 
 def named(cell: NotebookNode) -> str:
@@ -196,15 +192,18 @@ class Execute(preprocessors.Execute):
                 self._spent += time.monotonic() - start
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, index: int) -> Any:
-        """Drops what a cell prints or shows beyond the limit."""
-        if msg["msg_type"] in ("stream", "display_data", "execute_result"):
-            before = self._printed[index]
-            self._printed[index] += len(str(msg["content"]))
-            if self._printed[index] > self.most_characters:
-                if msg["msg_type"] != "stream" or before >= self.most_characters:
+        """Drops what a cell prints or shows beyond the limit, but a short result never."""
+        most, kind, content = self.most_characters, msg["msg_type"], msg["content"]
+        if kind == "error":
+            content["evalue"] = content["evalue"][:LONGEST_NOTE]
+            content["traceback"] = [part[:most] for part in content["traceback"]]
+        if kind in ("stream", "display_data", "update_display_data", "execute_result"):
+            size, before = len(str(content)), self._printed[index]
+            self._printed[index] += size
+            if before + size > most and not (kind == "execute_result" and size < most):
+                if kind != "stream" or before >= most:
                     return None
-                text = msg["content"]["text"]
-                msg["content"]["text"] = f"{text[: self.most_characters - before]}\n…\n"
+                content["text"] = f"{content['text'][: most - before]}\n…\n"
         return super().process_message(msg, cell, index)
 
     def _notes(self, nb: NotebookNode) -> list[str]:
@@ -301,7 +300,7 @@ def _graded(api: NbGraderAPI, assignment: str, student: str) -> Marks:
     if not done["success"]:
         return Marks(student, None, of, [f"nbgrader fails: {reason(done)}"])
     graded = Path(course.format_path(course.autograded_directory, student, assignment)) / file
-    notes = nbformat.read(graded, as_version=4).metadata[NOTES]
+    notes = nbformat.read(graded, as_version=4).metadata.get(NOTES, [])
     with api.gradebook as gradebook:
         points = gradebook.find_submission(assignment, student).score
     return Marks(student, points, of, notes)

@@ -55,7 +55,7 @@ def released_course(folder: Path, notebooks: dict[str, NotebookNode]) -> NbGrade
     config = Config()
     config.Exchange.root, config.Exchange.cache = str(folder / "exchange"), str(folder / "cache")
     config.Exchange.assignment_dir = str(folder / "student")
-    config.CollectApp.check_owner = False  # one account hands in for all
+    config.ExchangeCollect.check_owner = False  # one account hands in for all
     api = course_api(folder / "course", config)
     for name in notebooks:
         _succeed(api.release_assignment(name))
@@ -126,9 +126,9 @@ def main(arguments: Sequence[str]) -> int:
                 points = (f"{each.student} {each.points:g}" for each in marks.values())
                 print(f"{name:22}", *points, sep="  ", flush=True)
                 faults += [f"{name}: {fault}" for fault in unexpected(marks, exercises)]
+        print(f"{len(notebooks)} assignments, {time.perf_counter() - start:.0f} s")
     except (ValueError, OSError, RuntimeError) as error:
-        faults = [str(error)]
-    print(f"{len(notebooks)} assignments, {time.perf_counter() - start:.0f} s")
+        faults.append(str(error))
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return int(bool(faults))
