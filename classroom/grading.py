@@ -167,11 +167,11 @@ class Execute(preprocessors.Execute):
             super().preprocess(nb, *rest)
         except DeadKernelError:
             notes.append("an answer ended the kernel: what comes after it was not run")
-        notes += self._notes(nb)
         for cell in nb.cells:
             if is_grade(cell) and not _outputs(cell, "execute_result", "error"):
                 error = {"ename": "NoPoints", "evalue": "no number came out of this cell"}
                 cell.outputs = [new_output("error", traceback=[error["evalue"]], **error)]
+        notes += self._notes(nb)
         if notes:
             text = "\n".join(["**Notes from the grading**\n", *(f"- {note}" for note in notes)])
             nb.cells.insert(0, new_markdown_cell(text, id="grading-notes"))

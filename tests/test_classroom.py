@@ -339,6 +339,8 @@ def test_a_class_is_graded_whatever_one_of_it_hands_in(tmp_path, monkeypatch):
                 "an answer ended the kernel: what comes after it was not run",
                 "the points cell of exercise 2 raises NameError: name 'checks' is not defined "
                 "(though it is as released)",
+                "the points cell of exercise 3 raises NoPoints: no number came out of this cell "
+                "(though it is as released)",
             ],
         ),
         "broken": (None, ["01_ddpm.ipynb is not a notebook: NotJSONError"]),
