@@ -4,12 +4,14 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 # What goes wrong is still printed; what takes long is said before.
 INSTALL = $(RUN) -m pip install --quiet --quiet --disable-pip-version-check
-# What is installed already: all that a picture needs; everything.
+# What is installed already: all that a picture needs; everything; nbgrader on top of it.
 PICTURES = $(VENV)/.installed-pictures
 INSTALLED = $(VENV)/.installed
+CLASS = $(VENV)/.installed-class
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lab notebooks address figures targets benchmark bench clean \
+        classroom classroom-check \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler train-rgba-autoencoder train-layerdiff
 
@@ -37,17 +39,23 @@ $(INSTALLED): $(PICTURES)
 	@$(INSTALL) --constraint constraints.txt --editable ".[development,notebooks]"
 	@touch $@
 
+# Not with the rest: it puts its menus into JupyterLab, and makes that start later.
+$(CLASS): $(INSTALLED)
+	@echo "installing nbgrader, for a class and for its tests"
+	@$(INSTALL) --constraint constraints.txt --editable ".[class]"
+	@touch $@
+
 demo: $(PICTURES)  ## render the example layouts into outputs/, with IoU and CLIP score
 	@echo "drawing examples/*.json into outputs/"
 	@$(RUN) -m lrd_helpers render examples/*.json --output outputs
 
-test: $(INSTALLED)  ## ruff and every test, notebooks and browser included
+test: $(CLASS)  ## ruff and every test, notebooks and browser included
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) tests/install_browser.py
 	$(RUN) tests/run_all.py
 
-test-quick: $(INSTALLED)  ## ruff and the quick tests: neither notebooks nor browser nor trainings
+test-quick: $(CLASS)  ## ruff and the quick tests: neither notebooks nor browser nor trainings
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) tests/run_all.py --quick
@@ -58,6 +66,12 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 
 notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="01_ddpm": only that one)
 	$(RUN) tests/execute_notebooks.py $(ARGS)
+
+classroom: $(CLASS)  ## the teaching kit, into outputs/classroom (ARGS="--output FOLDER")
+	$(RUN) classroom/kit.py $(ARGS)
+
+classroom-check: $(CLASS)  ## rehearse all assignments with nbgrader: minutes (ARGS="01_ddpm")
+	$(RUN) classroom/rehearsal.py $(ARGS)
 
 address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of notebooks, where they belong
 	$(RUN) tests/public_address.py

@@ -9,6 +9,7 @@ import ast
 import importlib
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from typing import Any
 import nbformat
 import pytest
 import torch
+from exercises import checks_of as checks_of_notebook
+from exercises import exercises_of
 
 from lrd_helpers import checks
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-CALL = re.compile(r"^checks\.(check_\w+)\((\w+)\)", re.MULTILINE)
 MODULES = [
     importlib.import_module(f"lrd_helpers.checks.{module.name}")
     for module in pkgutil.iter_modules(checks.__path__)
@@ -75,24 +77,16 @@ def exercises_of_notebooks() -> list:
     """Each check that a notebook calls, with its stub's cell and the solution folded above it."""
     exercises = []
     for path in NOTEBOOKS:
-        solution = None
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "markdown" and "<summary>Solution" in cell.source:
-                [solution] = re.findall(
-                    r"<summary>Solution.*?```python\n(.*?)```", cell.source, flags=re.DOTALL
-                )
-            if cell.cell_type == "code" and (call := CALL.search(cell.source)):
-                values = (path, call[1], call[2], cell.source, solution)
-                exercises.append(pytest.param(*values, id=f"{path.stem}-{call[2]}"))
-                solution = None
+        notebook = nbformat.read(path, as_version=4)
+        sources = {cell.id: cell.source for cell in notebook.cells}
+        for each in exercises_of(notebook):
+            values = (path, each.check, each.answer, sources[each.stub], each.solution)
+            exercises.append(pytest.param(*values, id=f"{path.stem}-{each.answer}"))
     return exercises
 
 
 def checks_of(path: Path) -> ModuleType:
-    """The module of a notebook's checks: `from lrd_helpers.checks import … as checks`."""
-    source = path.read_text(encoding="utf-8")
-    [name] = re.findall(r"from lrd_helpers\.checks import (\w+) as checks", source)
-    return importlib.import_module(f"lrd_helpers.checks.{name}")
+    return checks_of_notebook(nbformat.read(path, as_version=4))
 
 
 def imports_of(path: Path) -> dict[str, Any]:
@@ -292,6 +286,39 @@ def test_a_function_may_return_a_number_and_take_a_list(function, message, capsy
     )
     assert message in capsys.readouterr().out
     assert values == [3, 1, 2]
+
+
+def printing(function):
+    """It says "✓" while it works, and warns."""
+
+    def loud(x):
+        print("✓ double: right")
+        print("careful", file=sys.stderr)
+        return function(x)
+
+    return loud
+
+
+@pytest.mark.parametrize(
+    ("function", "worth"),
+    [
+        (double, 2),
+        (printing(double), 2),
+        (lambda x: 3 * x, 0),
+        (printing(lambda x: 3 * x), 0),
+        (lambda x: None, 0),
+        (printing(lambda x: None), 0),
+        (raising(ValueError("✓ double: right")), 0),
+        (raising(ValueError("a\n✓ double: right")), 0),
+    ],
+)
+def test_only_a_right_answer_is_worth_points_and_nothing_is_printed(function, worth, capsys):
+    def check(answer):
+        checks.check_function(answer, double, [(torch.ones(2),)], expected="2·x", hint="x + x")
+
+    assert checks.points(check, function, of=2) == worth
+    assert checks.is_right(check, function) == (worth > 0)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_named_mistake_is_named(capsys):

@@ -1,11 +1,13 @@
 """Checks for the notebooks' exercises: they take your function and say what it computes instead.
 
 A check prints and never raises: on an untouched stub "not implemented yet: …", on a mistake what it
-saw, what it expected and a hint.
+saw, what it expected and a hint. `is_right` and `points` are for programs: they print nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Mistake", "check_function", "explain", "normal"]
+__all__ = ["Mistake", "check_function", "explain", "is_right", "normal", "points"]
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -113,6 +115,23 @@ def check_function(
 def explain(name: str, saw: str, expected: str, hint: str) -> None:
     """Print what is wrong with the answer `name`, each of the three in a line of its own."""
     print(f"✗ {name}\n  saw:      {saw}\n  expected: {expected}\n  hint:     {hint}")
+
+
+def is_right(check: Callable[[Any], None], answer: Any) -> bool:
+    """Whether `check` says ✓ of `answer`. What either of them prints is not shown."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        check(answer)
+    # The verdict comes last, so an answer that prints "✓" itself does not pass by that.
+    return printed.getvalue().splitlines()[-1].startswith("✓ ")
+
+
+def points(check: Callable[[Any], None], answer: Any, *, of: int) -> int:
+    """What an answer is worth in a class: all the points `of` its exercise where it is right, or 0.
+
+    nbgrader takes the number below a cell for its points.
+    """
+    return of if is_right(check, answer) else 0
 
 
 def _wrong_kind(output: Any, right: Tensor | float) -> tuple[str, str] | None:

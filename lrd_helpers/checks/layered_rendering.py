@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lrd_helpers.checks import Mistake, check_function, normal
+from lrd_helpers.checks import Mistake, check_function, is_right, normal
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
 from lrd_helpers.methods.guidance import constant_delta, vision_guidance
@@ -415,9 +413,7 @@ def assembled(*functions: Callable[..., Any]) -> Pieces:
     """
     pieces, yours = {}, []
     for (name, (check, right)), function in zip(_PARTS.items(), functions, strict=True):
-        with contextlib.redirect_stdout(io.StringIO()) as verdict:
-            check(function)
-        if verdict.getvalue().startswith("✓"):
+        if is_right(check, function):
             yours.append(name)
             right = function
         pieces[name] = right
