@@ -9,7 +9,8 @@ PICTURES = $(VENV)/.installed-pictures
 INSTALLED = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lab notebooks address figures targets benchmark bench clean \
+.PHONY: help setup demo test test-quick lab notebooks address site site-look release figures targets \
+        benchmark bench clean \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler
 
@@ -34,7 +35,7 @@ $(PICTURES): pyproject.toml constraints.txt
 
 $(INSTALLED): $(PICTURES)
 	@echo "installing JupyterLab, pytest and the rest of what notebooks and tests need"
-	@$(INSTALL) --constraint constraints.txt --editable ".[development,notebooks]"
+	@$(INSTALL) --constraint constraints.txt --editable ".[development,notebooks,site]"
 	@touch $@
 
 demo: $(PICTURES)  ## render the example layouts into outputs/, with IoU and CLIP score
@@ -61,6 +62,15 @@ notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="
 
 address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of notebooks, where they belong
 	$(RUN) tests/public_address.py
+
+site: $(INSTALLED)  ## build the site from the executed notebooks into outputs/site, without a network
+	$(RUN) site/build_site.py
+
+site-look: $(INSTALLED)  ## open every page of the built site wide, narrow and dark, and ask axe
+	$(RUN) site/look.py
+
+release: $(INSTALLED)  ## build the wheel and the source archive into dist/, and try them
+	$(RUN) tests/release.py
 
 train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of all models)
 	$(RUN) -m lrd_helpers.training.autoencoder $(ARGS)

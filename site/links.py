@@ -37,7 +37,7 @@ class Page(HTMLParser):
 def read(site: Path) -> dict[Path, Page]:
     """The pages of the site in the folder `site`, by their path."""
     pages = {}
-    for path in sorted(site.rglob("*.html")):
+    for path in sorted(site.resolve().rglob("*.html")):
         pages[path] = Page()
         pages[path].feed(path.read_text(encoding="utf-8"))
     return pages
@@ -50,6 +50,7 @@ def checked(site: Path) -> tuple[list[str], dict[str, list[str]]]:
     picture from elsewhere: the site must work without a network.
     """
     pages, faults, outer = read(site), [], defaultdict(list)
+    site = site.resolve()
     for path, page in pages.items():
         name = path.relative_to(site).as_posix()
         for tag, address in page.links:
@@ -63,9 +64,9 @@ def checked(site: Path) -> tuple[list[str], dict[str, list[str]]]:
                 continue
             target = path.parent / unquote(parts.path) if parts.path else path
             target = (target / "index.html" if target.is_dir() else target).resolve()
+            anchors = pages[target].ids if target in pages else None
             if not target.is_file():
                 faults.append(f"{name}: a link to {address}, which is not there")
-            elif parts.fragment and target in pages:
-                if unquote(parts.fragment) not in pages[target].ids:
-                    faults.append(f"{name}: a link to {address}, a page without this anchor")
+            elif parts.fragment and anchors is not None and unquote(parts.fragment) not in anchors:
+                faults.append(f"{name}: a link to {address}, a page without this anchor")
     return faults, dict(outer)

@@ -25,7 +25,7 @@ PARTS = re.compile(
 
 
 def text_of_slide(text: str) -> str:
-    """The first paragraphs of `text`, MOST_WORDS at most, without links; a long one is cut short."""
+    """The first paragraphs of `text`, at most MOST_WORDS, without links; if need be, sentences."""
     text = re.sub(r"(?<!!)\[([^\]]+)\]\([^)]*\)", r"\1", text).strip()
     kept: list[str] = []
     for paragraph in re.split(r"\n\s*\n|\n(?=\d\. |- )", text):
@@ -72,7 +72,8 @@ def slides(notebook: NotebookNode) -> str:
         else:
             formula = part["formula"] and stacked(part["formula"])
             body = part["picture"] or formula or text_of_slide(part["notice"])
-            if not blocks[-1].startswith("#") or "\n" in blocks[-1]:
+            below_picture = part["notice"] and blocks[-1].startswith("![")
+            if not below_picture and (not blocks[-1].startswith("#") or "\n" in blocks[-1]):
                 blocks.append(BREAK)
             blocks.append(body)
     return "\n\n".join([*blocks, ""])

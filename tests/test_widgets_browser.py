@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import numpy
 import pytest
-from install_browser import MISSING, browser_path
+from install_browser import MISSING, OPTIONS, browser_path
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.widgets.box_editor import BoxEditor
@@ -39,15 +39,6 @@ ROOT = Path(__file__).parent.parent
 WIDGETS = ROOT / "lrd_helpers" / "widgets"
 SCREENSHOTS = ROOT / "outputs" / "screenshots"
 ADDRESS = "http://localhost/"  # the clipboard is for trusted pages only
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><link rel="icon" href="data:,">
 <link rel="stylesheet" href="box_editor.css"><style>body { margin: 16px; font-family: sans-serif }

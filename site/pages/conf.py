@@ -10,7 +10,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SLIDES = tags.has("slides")  # noqa: F821 (Sphinx puts it there)
+SLIDES = tags.has("slides")  # Sphinx puts `tags` there
 
 project = "Layered rendering diffusion"
 author = "the lrd_helpers authors"
@@ -47,7 +47,7 @@ if SLIDES:
     extensions += ["sphinx_revealjs"]
     revealjs_style_theme = "white"
     revealjs_css_files = ["slides.css"]
-    revealjs_script_conf = {"hash": True, "center": False, "slideNumber": True, "width": 1200}
+    revealjs_script_conf = {"hash": True, "slideNumber": True, "width": 1200, "height": 750}
 
 # ------------------------------------------------------------------ pages
 
