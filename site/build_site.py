@@ -32,7 +32,7 @@ def sphinx(builder: str, source: Path, site: Path, root: Path, *more: str) -> No
     """Build the pages in `source` into `site`.
 
     Raises:
-        SiteError: Sphinx warned of something; it has said on stderr of what.
+        SiteError: what Sphinx warns of, with the page and its line.
     """
     address = address_in(root)
     settings = {
@@ -43,10 +43,11 @@ def sphinx(builder: str, source: Path, site: Path, root: Path, *more: str) -> No
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
     command += [f"--define={name}={value}" for name, value in settings.items()]
     command += ["--builder", builder, "--doctree-dir", str(site) + "-doctrees", *more]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path])}  # for docstrings.py
-    done = subprocess.run([*command, str(source), str(site)], env=environment, check=False)
+    command += [str(source), str(site)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # for docstrings.py
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SiteError("Sphinx warns of what is said above: mend that, then `make site` again")
+        raise SiteError(f"Sphinx says:\n{done.stderr.replace(f'{source}/', '').strip()}")
 
 
 def build(root: Path, output: Path) -> dict[str, list[str]]:

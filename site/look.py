@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
@@ -28,22 +29,35 @@ WINDOWS = {
 SETTLED = (
     "document.readyState === 'complete' && (!window.MathJax?.startup?.promise || window.typeset)"
 )
+ADDRESS = "http://localhost/"  # answered from the folder: of a file, axe may not read the styles
 TYPESET = "addEventListener('load', () => MathJax?.startup?.promise.then(() => (typeset = true)))"
 SECONDS = 300  # for a page to settle, on a busy machine
 SERIOUS = ("serious", "critical")
 
 
-def faults_of(page: Any, path: Path) -> list[str]:
-    """What is wrong with the page at `path`, opened in the browser's `page`."""
+def answer(route: Any, site: Path) -> None:
+    """A file of the site for a request to ADDRESS; anything else gets nothing."""
+    path = site / unquote(urlsplit(route.request.url).path).lstrip("/")
+    if route.request.url.startswith(ADDRESS) and path.is_file():
+        route.fulfill(path=path)
+    else:
+        route.abort()
+
+
+def faults_of(page: Any, name: str) -> list[str]:
+    """What is wrong with the page `name` of the site, opened in the browser's `page`."""
     found: list[str] = []
     page.on("console", lambda m: m.type in ("error", "warning") and found.append(f"says {m.text}"))
     page.on("pageerror", lambda error: found.append(f"fails: {error}"))
     page.on(
         "request",
-        lambda request: request.url.startswith("http") and found.append(f"fetches {request.url}"),
+        lambda request: (
+            request.url.startswith((ADDRESS, "data:", "blob:"))
+            or found.append(f"fetches {request.url}")
+        ),
     )
     page.add_init_script(TYPESET)
-    page.goto(path.as_uri())
+    page.goto(ADDRESS + name)
     page.wait_for_function(SETTLED)
     wider = page.evaluate("document.documentElement.scrollWidth - innerWidth")
     if wider > 0:
@@ -59,7 +73,7 @@ def faults_of(page: Any, path: Path) -> list[str]:
 
 
 def look(site: Path, shots: Path, pattern: str = "*.html") -> Iterator[str]:
-    """The faults of the pages of `site`, as they are found; screenshots go to the folder `shots`."""
+    """The faults of the pages of `site`, as they are found; screenshots go to `shots`."""
     shots.mkdir(parents=True, exist_ok=True)
     pages = [path for path in sorted(site.rglob(pattern)) if "_static" not in path.parts]
     with sync_playwright() as playwright:
@@ -67,9 +81,10 @@ def look(site: Path, shots: Path, pattern: str = "*.html") -> Iterator[str]:
         for window, (viewport, scheme) in WINDOWS.items():
             context = browser.new_context(viewport=viewport, color_scheme=scheme)
             context.set_default_timeout(SECONDS * 1000)
+            context.route("**/*", lambda route: answer(route, site))
             for path in pages:
                 page, name = context.new_page(), path.relative_to(site).as_posix()
-                yield from (f"{name}, {window}: {fault}" for fault in faults_of(page, path))
+                yield from (f"{name}, {window}: {fault}" for fault in faults_of(page, name))
                 page.screenshot(path=shots / f"{name.replace('/', '-')}-{window}.png")
                 page.close()
         browser.close()

@@ -21,7 +21,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import tomllib
-import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +90,7 @@ def try_installed(wheel: Path, folder: Path) -> None:
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     run(python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel)
     [site_packages] = (folder / "venv").rglob("site-packages")
-    libraries = Path(torch.__file__).parent.parent
+    libraries = Path(yaml.__file__).parent.parent
     (site_packages / "libraries.pth").write_text(f"{libraries}\n", encoding="utf-8")
     (folder / "car.json").write_text(json.dumps(LAYOUT), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -18,6 +18,7 @@ copyright = "2026, the lrd_helpers authors"
 release = metadata.version("lrd_helpers")
 html_title = project
 html_static_path = revealjs_static_path = ["static"]
+html_js_files = revealjs_js_files = ["site.js"]
 html_copy_source = False
 
 # ------------------------------------------------------------------ Markdown and notebooks
