@@ -1,6 +1,6 @@
 """Build the wheel and the source archive, and try them: `make release`.
 
-Both go to `dist/` only after all this held: the version is in CHANGELOG.md and CITATION.cff; the
+It is made of what is committed. Both go to `dist/` only after all this held: the version is in CHANGELOG.md and CITATION.cff; the
 wheel, built from the archive, has every file of the package that is committed and nothing else of
 the repository; and, installed into an empty environment, it draws a picture by its command line.
 There the libraries come from the environment that runs this script, so that nothing is fetched.
@@ -80,6 +80,13 @@ def run(*command: str | Path, **options: object) -> None:
         raise ReleaseError(f"this failed: {' '.join(str(part) for part in command)}")
 
 
+def git(root: Path, *command: str) -> list[str]:
+    """The lines that git answers in the repository at `root`."""
+    command = ("git", "-C", str(root), *command)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 def try_installed(wheel: Path, folder: Path) -> None:
     """Install `wheel` into an empty environment in `folder` and draw a picture with it.
 
@@ -109,8 +116,9 @@ def release(root: Path, output: Path) -> list[Path]:
         ReleaseError: what is wrong; `output` is as it was.
     """
     version = version_of(root)
-    listed = ["git", "-C", str(root), "ls-files", "lrd_helpers"]
-    committed = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()
+    if changed := git(root, "status", "--porcelain"):
+        raise ReleaseError(f"a release is made of what is committed, but {changed[0]!r} is not")
+    committed = git(root, "ls-files", "lrd_helpers")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         source = folder / "source"  # what is committed: no build folder of before gets in

@@ -1,11 +1,12 @@
 """What goes out: versions that agree, a wheel that is whole, a workflow with pinned actions."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from release import FOR_READERS, ReleaseError, version_of, wheel_faults
+from release import FOR_READERS, ReleaseError, release, version_of, wheel_faults
 from test_repository import MAKEFILE, PROJECT, REPOSITORY, ROOT
 
 WORKFLOW = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
@@ -34,6 +35,14 @@ def test_a_version_that_differs_is_named(tmp_path, files, said):
     assert version_of(release_files(tmp_path, changes="## 2.0.0 (today)")) == "2.0.0"
     with pytest.raises(ReleaseError, match=said):
         version_of(release_files(tmp_path, **files))
+
+
+def test_what_is_not_committed_is_named(tmp_path):
+    release_files(tmp_path)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    with pytest.raises(ReleaseError, match=r"what is committed, but '\?\? CHANGELOG.md' is not"):
+        release(tmp_path, tmp_path / "dist")
+    assert not (tmp_path / "dist").exists()
 
 
 def test_a_wheel_that_lacks_or_has_a_file_is_named():
