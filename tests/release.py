@@ -1,9 +1,10 @@
 """Build the wheel and the source archive, and try them: `make release`.
 
-It is made of what is committed. Both go to `dist/` only after all this held: the version is in CHANGELOG.md and CITATION.cff; the
-wheel, built from the archive, has every file of the package that is committed and nothing else of
-the repository; and, installed into an empty environment, it draws a picture by its command line.
-There the libraries come from the environment that runs this script, so that nothing is fetched.
+It is made of what is committed. Both go to `dist/` only after all this held: the version is in
+CHANGELOG.md and CITATION.cff; the wheel, built from the archive, has every file of the package that
+is committed and nothing else of the repository; and, installed into an empty environment, it draws
+a picture by its command line. There the libraries come from the environment that runs this script,
+so that nothing is fetched.
 """
 
 from __future__ import annotations

@@ -58,7 +58,6 @@ else:
     napoleon_attr_annotations = False  # they are in the signature already
     autodoc_member_order = "bysource"
     autodoc_typehints = "signature"
-    python_maximum_signature_line_length = 80
     html_context = {"default_mode": "auto"}
     html_theme = "pydata_sphinx_theme"
     html_css_files = ["site.css"]
