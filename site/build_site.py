@@ -35,10 +35,11 @@ def sphinx(builder: str, source: Path, site: Path, root: Path, *more: str) -> No
         SiteError: what Sphinx warns of, with the page and its line.
     """
     address = address_in(root)
+    first = colab_link(address, notebooks_in(root)[0])
     settings = {
         "html_theme_options.github_url": address,
-        "myst_substitutions.address": address,
-        "myst_substitutions.first_chapter": colab_link(address, notebooks_in(root)[0]),
+        "myst_substitutions.repository": f"[the repository]({address})",
+        "myst_substitutions.first_chapter": f"[Open the first chapter in Colab]({first})",
     }
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
     command += [f"--define={name}={value}" for name, value in settings.items()]

@@ -58,7 +58,8 @@ def checked(site: Path) -> tuple[list[str], dict[str, list[str]]]:
             if parts.scheme in ("data", "mailto", "javascript"):
                 continue
             if parts.scheme or parts.netloc:
-                outer[address].append(name)
+                if name not in outer[address]:
+                    outer[address].append(name)
                 if tag in LOADED:
                     faults.append(f"{name}: <{tag}> fetches {address}, which is elsewhere")
                 continue

@@ -11,7 +11,7 @@ from execute_notebooks import METADATA
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
-from public_address import badge
+from public_address import badge, colab_link
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "site"))
@@ -67,7 +67,9 @@ def repository(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "site" / "pages", pages, ignore=shutil.ignore_patterns("*.md", "api"))
     toctree = "```{toctree}\n:glob:\n\nnotebooks/*\n```"
     include = "```{include} cards.txt\n```\n\n```{include} slides.txt\n```"
-    (pages / "index.md").write_text(f"# The course\n\n{include}\n\n{toctree}\n", encoding="utf-8")
+    (pages / "index.md").write_text(
+        f"# The course\n\n{{{{ first_chapter }}}}\n\n{include}\n\n{toctree}\n", encoding="utf-8"
+    )
     write(notebook("00_quickstart"), tmp_path / "notebooks" / "00_quickstart.ipynb")
     next_to_it = "[before](00_quickstart.ipynb#where)"
     write(notebook("01_ddpm", next_to_it), tmp_path / "notebooks" / "01_ddpm.ipynb")
@@ -82,6 +84,7 @@ def test_a_small_site_is_built_whole_or_not_at_all(repository):
     output = repository / "outputs" / "site"
     outer = build(repository, output)
     assert f"{ADDRESS}/blob/main/lrd_helpers/a.py#L1" in outer
+    assert "index.html" in outer[colab_link(ADDRESS, "00_quickstart")]
     page = (output / "notebooks" / "01_ddpm.html").read_text(encoding="utf-8")
     assert 'alt="A map M_0 of [two] *red* cars, &lt;bright&gt; where the model looks"' in page
     assert "00_quickstart.html#where" in page
