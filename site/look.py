@@ -62,13 +62,13 @@ def faults_of(page: Any, name: str) -> list[str]:
         found.append(f"is {wider} px wider than its window")
     if errors := page.locator("mjx-merror").count():
         found.append(f"has {errors} formulas that MathJax cannot read")
-    found = found.copy()  # what axe itself fetches and says is no fault of the page
+    faults = found.copy()  # what axe itself fetches and says is no fault of the page
     for violation in Axe().run(page).response["violations"]:
         if violation["impact"] in SERIOUS:
             nodes = violation["nodes"]
             first = nodes[0]["html"][:120].replace("\n", " ")
-            found.append(f"axe, {violation['impact']}: {violation['id']}, {len(nodes)} × {first}")
-    return found
+            faults.append(f"axe, {violation['impact']}: {violation['id']}, {len(nodes)} × {first}")
+    return faults
 
 
 def look(site: Path, shots: Path, pattern: str = "*.html") -> Iterator[str]:
