@@ -10,8 +10,8 @@ INSTALLED = $(VENV)/.installed
 CLASS = $(VENV)/.installed-class
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lab notebooks address figures targets benchmark bench clean \
-        classroom classroom-check \
+.PHONY: help setup demo test test-quick lab notebooks address site site-look release figures targets \
+        benchmark bench clean classroom classroom-check \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler train-rgba-autoencoder train-layerdiff
 
@@ -36,7 +36,7 @@ $(PICTURES): pyproject.toml constraints.txt
 
 $(INSTALLED): $(PICTURES)
 	@echo "installing JupyterLab, pytest and the rest of what notebooks and tests need"
-	@$(INSTALL) --constraint constraints.txt --editable ".[development,notebooks]"
+	@$(INSTALL) --constraint constraints.txt --editable ".[development,notebooks,site]"
 	@touch $@
 
 # Not with the rest: it puts its menus into JupyterLab, and makes that start later.
@@ -75,6 +75,15 @@ classroom-check: $(CLASS)  ## rehearse all assignments with nbgrader: minutes (A
 
 address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of notebooks, where they belong
 	$(RUN) tests/public_address.py
+
+site: $(INSTALLED)  ## build the site from the executed notebooks into outputs/site, without a network
+	$(RUN) site/build_site.py
+
+site-look: $(INSTALLED)  ## open every page of the built site wide, narrow and dark, and ask axe
+	$(RUN) site/look.py
+
+release: $(INSTALLED)  ## build the wheel and the source archive into dist/, and try them
+	$(RUN) tests/release.py
 
 train-autoencoder: $(INSTALLED)  ## train the autoencoder (first of all models)
 	$(RUN) -m lrd_helpers.training.autoencoder $(ARGS)

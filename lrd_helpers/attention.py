@@ -1,11 +1,11 @@
 """Looking into cross-attention: where does the model look when it draws "car"?
 
-prompt = "a red car and a blue car"
-with capture_attention(pipe, prompt) as attention:
-    pipe(prompt)
-attention["car"]            # (batch, height, width): mean over steps, layers and heads
-attention["car", 2]         # the second car only
-attention["red car"]        # a phrase
+    prompt = "a red car and a blue car"
+    with capture_attention(pipe, prompt) as attention:
+        pipe(prompt)
+    attention["car"]            # (batch, height, width): mean over steps, layers and heads
+    attention["car", 2]         # the second car only
+    attention["red car"]        # a phrase
 
 A map is what softmax(QKᵀ/√d) gives to the word's tokens: between 0 and 1 at each position, and the
 maps of all tokens ("<start>", the words, "<end>", "<padding>") sum to 1 there.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
-from install_browser import MISSING, browser_path
+from install_browser import MISSING, OPTIONS, browser_path
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -230,17 +230,6 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BROWSER_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser; without one the test is skipped."""
@@ -250,6 +239,6 @@ def chromium() -> Iterator[Any]:
         warnings.warn(MISSING, stacklevel=1)  # a skip alone is easily overlooked
         pytest.skip(MISSING)
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_OPTIONS)
+        browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
         yield browser
         browser.close()

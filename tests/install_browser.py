@@ -15,6 +15,17 @@ from pathlib import Path
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = "NO BROWSER: its tests are SKIPPED, so the pages of the widgets are NOT tested"
 
+OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+"""For a browser that tests drive: no window, no sandbox, nothing fetched by itself."""
+
 
 def browser_path() -> str | None:
     """The path of a Chromium: the system's, or Playwright's."""

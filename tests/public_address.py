@@ -1,9 +1,9 @@
 """The public address of the course, and what is made from it: `make address`.
 
 It stands in pyproject.toml, `[project.urls]`, and nowhere else. This script writes it into every
-notebook (badge, set-up cell, links) and into README.md, whose list of notebooks it writes as well;
-and where a notebook names another one, as in "04 conditioning", it makes that a link or, as long as
-there is no such notebook, plain text.
+notebook (badge, set-up cell, links), into CITATION.cff and into README.md, whose list of notebooks
+it writes as well; and where a notebook names another one, as in "04 conditioning", it makes that a
+link or, as long as there is no such notebook, plain text.
 
 It lives with the tests, which hold the files against what is said here.
 """
@@ -93,11 +93,12 @@ _OWN = re.compile(
     rf"{re.escape(COLAB)}/github/{_REPOSITORY}/blob/"
     rf"|%pip install -q \\?\"git\+https://github\.com/{_REPOSITORY}\.git"
     rf"|git clone (?:--depth 1 )?https://github\.com/{_REPOSITORY}\.git"
+    rf"|repository-code: \"https://github\.com/{_REPOSITORY}\""
 )
 
 
 def readdressed(text: str, address: str) -> str:
-    """`text` (of README.md or of a notebook's file) with `address` for the one that it had.
+    """`text` (of README.md, CITATION.cff or a notebook) with `address` for the one that it had.
 
     What it had is seen from its badges and from its lines that install or clone; then every link to
     there is changed.
@@ -107,7 +108,9 @@ def readdressed(text: str, address: str) -> str:
     """
     had = {next(filter(None, match.groups())) for match in _OWN.finditer(text)}
     if not had:
-        raise ValueError("it has no Colab badge and no line that installs or clones the course")
+        raise ValueError(
+            "it has no Colab badge, no line that installs or clones the course, no repository-code"
+        )
     any_of_them = "|".join(re.escape(one) for one in sorted(had))
     own = _owner_and_name(address)
     not_longer = r"(?![\w-]|\.(?!git\b)\w)"  # lrd-course, but not lrd-course-2 or lrd-course.x
@@ -166,7 +169,8 @@ def rewrite(root: Path) -> list[Path]:
         ValueError: a file in which there is no place for it; nothing is written then.
     """
     address, new = address_in(root), {}
-    for path in [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]:
+    texts = [root / "README.md", root / "CITATION.cff"]
+    for path in [*texts, *sorted((root / "notebooks").glob("*.ipynb"))]:
         text = path.read_text(encoding="utf-8")
         try:
             changed = readdressed(text, address)
@@ -176,7 +180,7 @@ def rewrite(root: Path) -> list[Path]:
                 before, rest = changed.split(START)
                 after = rest.split(END)[1]
                 changed = before + START + list_of_notebooks(root, address) + END + after
-            else:
+            elif path.suffix == ".ipynb":
                 changed = linked(changed, notebooks_in(root))
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None

@@ -27,6 +27,7 @@ LONGEST = (
     "test_methods",
     "test_training",
     "test_attention",
+    "test_site",
 )
 """The test files that take longest, the longest first. They follow the notebooks."""
 

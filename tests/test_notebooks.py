@@ -5,6 +5,7 @@ That their outputs are right is nbval's part: `pytest` replays notebooks/ (see p
 
 import re
 from collections.abc import Collection
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -22,19 +23,41 @@ SHORTEST_ALT = 30
 
 
 def image_faults(cell: NotebookNode) -> list[str]:
-    """Pictures that say nothing to somebody who cannot see them."""
-    faults = [
-        f"{cell.id}: a picture without an alternative text"
-        for alt in re.findall(r"!\[([^\]]*)\]\((?!https://colab)", cell.source)
-        if len(alt) < SHORTEST_ALT
-    ]
+    """Pictures that say nothing to somebody who cannot see them, and tables without a head."""
+    shown, alts = [cell.source] if cell.cell_type == "markdown" else [], []
     for output in cell.get("outputs", []):
-        for kind in output.get("data", {}):
-            if kind.startswith("image/"):
-                alt = output.metadata.get(kind, {}).get("alt", "")
-                if len(alt) < SHORTEST_ALT:
-                    faults.append(f"{cell.id}: a picture without an alternative text")
+        data = output.get("data", {})
+        shown += [data[kind] for kind in ("text/html", "text/markdown") if kind in data]
+        kinds = [kind for kind in data if kind.startswith("image/")]
+        alts += [output.metadata.get(kind, {}).get("alt", "") for kind in kinds]
+    for text in shown:
+        alts += re.findall(r"!\[([^\]]*)\]\((?!https://colab)", text)
+        for tag in re.findall(r"<img\b[^>]*>", text):
+            alts.append("".join(re.findall(r"""\balt=["']([^"']*)""", tag)))
+    faults = [f"{cell.id}: a picture without an alternative text"] * sum(
+        len(alt) < SHORTEST_ALT for alt in alts
+    )
+    if any("<table" in text and "<th" not in text.replace("<thead", "") for text in shown):
+        faults.append(f"{cell.id}: a table without a head")
     return faults
+
+
+def reading_faults(text: str) -> list[str]:
+    """What a screen reader stumbles over: headings that skip a level, links that do not say where.
+
+    Readers of the screen jump from heading to heading, and list the links without their sentences.
+    """
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^(#+) (.+)$", prose, flags=re.MULTILINE)
+    faults = [
+        f"the heading {heading!r} skips a level"
+        for (before, _), (level, heading) in pairwise([("", ""), *headings])
+        if len(level) > len(before) + 1
+    ]
+    links = re.findall(r"(?<!!)\[(here|this|there|link|click here)\]\(", prose, re.IGNORECASE)
+    return faults + [
+        f"a link's text is only {text!r}: it does not say where it leads" for text in links
+    ]
 
 
 def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
@@ -72,7 +95,7 @@ def faults(
         for cell in code
         for output in cell.outputs
     )
-    found = [fault for cell in cells for fault in image_faults(cell)]
+    found = [fault for cell in cells for fault in image_faults(cell)] + reading_faults(text)
     if name in NOTEBOOKS:
         found += link_faults(text, name, there)
     else:
@@ -146,7 +169,7 @@ def test_there_are_notebooks_and_pytest_replays_them():
 
 
 def good() -> NotebookNode:
-    exercise = "### Exercise 1\n" + "".join(
+    exercise = "## Section\n\n### Exercise 1\n" + "".join(
         f"<details><summary>{name}</summary>\n" for name in ("Hint 1", "Hint 2", "Solution")
     )
     picture = new_output(
@@ -176,6 +199,31 @@ def no_alt(notebook):
 
 def no_markdown_alt(notebook):
     notebook.cells[0].source += "\n![](../figures/demo.png)"
+
+
+def no_alt_in_html(notebook):
+    data = {
+        "text/html": '<img src="data:,"><img alt="It is described in a whole sentence." src="">'
+    }
+    notebook.cells[3].outputs.append(new_output("display_data", data=data))
+
+
+def a_short_alt_in_an_output(notebook):
+    data = {"text/markdown": "![a cat](data:,)"}
+    notebook.cells[3].outputs.append(new_output("display_data", data=data))
+
+
+def a_table_without_a_head(notebook):
+    data = {"text/html": "<table><tbody><tr><td>1</td></tr></tbody></table>"}
+    notebook.cells[3].outputs.append(new_output("display_data", data=data))
+
+
+def a_skipped_level(notebook):
+    notebook.cells[2].source = "#### Aside\n\n" + notebook.cells[2].source
+
+
+def a_link_to_somewhere(notebook):
+    notebook.cells[0].source += " [Here](00_quickstart.ipynb)"
 
 
 def no_badge(notebook):
@@ -270,6 +318,11 @@ def one_id_twice(notebook):
     [
         (no_alt, "without an alternative text"),
         (no_markdown_alt, "without an alternative text"),
+        (no_alt_in_html, "without an alternative text"),
+        (a_short_alt_in_an_output, "without an alternative text"),
+        (a_table_without_a_head, "a table without a head"),
+        (a_skipped_level, "the heading 'Aside' skips a level"),
+        (a_link_to_somewhere, "a link's text is only 'Here'"),
         (no_badge, "badge"),
         (two_titles, "exactly one title"),
         (no_set_up, "set-up cell"),

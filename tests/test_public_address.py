@@ -29,9 +29,9 @@ def bare():
 
 @pytest.fixture
 def copy(tmp_path, bare):
-    """pyproject.toml, README.md and bare notebooks, with another address in the first."""
+    """README.md, CITATION.cff and bare notebooks, and pyproject.toml with another address."""
     (tmp_path / "notebooks").mkdir()
-    for path in [ROOT / "pyproject.toml", ROOT / "README.md"]:
+    for path in [ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "CITATION.cff"]:
         shutil.copy(path, tmp_path)
     for name, text in bare.items():
         (tmp_path / "notebooks" / name).write_text(text, encoding="utf-8")
@@ -46,7 +46,11 @@ def readdress(root, address):
 
 
 def texts(root):
-    paths = [root / "README.md", *sorted((root / "notebooks").glob("*.ipynb"))]
+    paths = [
+        root / "README.md",
+        root / "CITATION.cff",
+        *sorted((root / "notebooks").glob("*.ipynb")),
+    ]
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -63,6 +67,7 @@ def test_another_address_is_written_everywhere_and_nothing_else_is_changed(copy)
         if name != "README.md":
             expected = before[name].replace(old.split("github.com/")[1], "ann-lee/Layers.2")
             assert text == expected
+        if name.endswith(".ipynb"):
             cells = nbformat.reads(text, as_version=4).cells
             assert cells[0].source.startswith(badge(OTHER, name.removesuffix(".ipynb")))
             code = [cell for cell in cells if cell.cell_type == "code"]
