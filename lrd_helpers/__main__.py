@@ -172,7 +172,9 @@ def _refusals(options: argparse.Namespace) -> tuple[type[Exception], ...]:
     from lrd_helpers.models import AssetError
 
     if options.run is not _benchmark:
-        return LayoutError, AssetError, _Refused
+        from lrd_helpers.layerdiff.stack import StackError
+
+        return LayoutError, AssetError, StackError, _Refused
     from lrd_helpers.benchmark import BenchmarkError
 
     return LayoutError, AssetError, BenchmarkError, _Refused
@@ -243,8 +245,10 @@ def _layers(options: argparse.Namespace) -> None:
     from lrd_helpers.pictures import png_of
 
     suffix = "" if options.format == "png" else f".{options.format}"
+    files = {path: options.output / f"{path.stem}{suffix}" for path in layouts}
     try:
-        check_format(f"layout{suffix}")
+        for file in files.values():
+            check_format(file)
     except ImportError as error:
         raise _Refused(f"--format {options.format}: {error}") from None
     pipe = _pipe(options, layered=True)
@@ -253,7 +257,7 @@ def _layers(options: argparse.Namespace) -> None:
             progress.set_description(path.stem)
             stack = _drawn(pipe, path, layout, options).stacks[0]
             options.output.mkdir(parents=True, exist_ok=True)
-            save_stack(stack, options.output / f"{path.stem}{suffix}")
+            save_stack(stack, files[path])
             write_atomically(options.output / f"{path.stem}.png", png_of(stack.flatten()))
             shown = ", ".join(
                 layer.prompt if layer.box else f"{layer.prompt} (empty)" for layer in stack.layers

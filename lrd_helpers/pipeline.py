@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,17 +15,22 @@ from PIL import Image
 from torch import Tensor
 
 from lrd_helpers.layout import Layout, checked_text
-from lrd_helpers.messages import excerpt
 from lrd_helpers.methods import Method, check_opacity, named
 from lrd_helpers.methods.regions import Fields, layer_name
-from lrd_helpers.naming import weight_in
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import check_kind, checked_finite
 from lrd_helpers.sampling.regions import Regions, stacked
-from lrd_helpers.sampling.run import Run, State
-from lrd_helpers.sampling.steps import Generators, Steps, check_scheduler
-from lrd_helpers.words import nearest_words, unknown_words
+from lrd_helpers.sampling.run import Run, State, returned_latents
+from lrd_helpers.sampling.steps import (
+    Generators,
+    Steps,
+    check_count,
+    check_generators,
+    check_scheduler,
+    finite_number,
+)
+from lrd_helpers.words import warn_of_texts
 
 with quiet_libraries():
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -192,6 +196,8 @@ class LayeredRenderingMixin:
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         canvas = checked_canvas(canvas, layouts, size)
         check_traces(method, output_layers)
+        guidance_scale = finite_number("guidance_scale", guidance_scale)
+        guidance_rescale = finite_number("guidance_rescale", guidance_rescale)
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -206,8 +212,8 @@ class LayeredRenderingMixin:
             size,
             steps,
             negatives=_repeated(for_each_layout(negative_prompt, layouts), count),
-            guidance_scale=float(guidance_scale),
-            guidance_rescale=float(guidance_rescale),
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
             canvas=_repeated(canvas, count),
             prompt_embeds=prompt_embeds,
             image_embeds=self._image_embeds(ip_adapter_image, ip_adapter_image_embeds),
@@ -278,7 +284,9 @@ class LayeredRenderingMixin:
             prompts, negatives = zip(*((e.prompt, e.negative) for e in entries), strict=True)
             tensors |= run.model.tensors(prompts, negatives)
         given = {name: tensors[name] for name in names}
-        changed = callback(self, number, state.t, dict(given)) or {}
+        changed = callback(self, number, state.t, dict(given))
+        changed = {} if changed is None else changed
+        new = returned_latents(changed, latents)
         for name in given.keys() & changed.keys() - {"latents"}:
             rest = changed[name]
             if not torch.equal(rest, given[name][len(given[name]) - len(rest) :]):
@@ -286,8 +294,8 @@ class LayeredRenderingMixin:
                     f"the callback changed {name}, but a text has one embedding in all steps; give "
                     "it as prompt_embeds"
                 )
-        if changed.get("latents", latents) is not latents:
-            state.latents = changed["latents"]
+        if new is not latents:
+            state.latents = new
         run.guidance_scale = self._guidance_scale
         run.guidance_rescale = self._guidance_rescale
 
@@ -420,15 +428,11 @@ def check_sampling(
 ) -> None:
     check_scheduler(pipe.scheduler)
     most = pipe.scheduler.config.num_train_timesteps
-    if steps is not None and not 1 <= steps <= most:
-        raise ValueError(
-            f"num_inference_steps is {steps}, but should be between 1 and {most}, the steps the "
-            "model was trained with"
-        )
-    if pictures < 1:
-        raise ValueError(f"num_images_per_prompt is {pictures}, but should be ≥ 1")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, but should be ≥ 1, or None for all")
+    if steps is not None:
+        check_count("num_inference_steps", steps, most)
+    check_count("num_images_per_prompt", pictures)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
 
 
 def tensor_names(
@@ -451,11 +455,7 @@ def check_traces(method: Method, output_layers: bool) -> None:
 
 
 def check_noise(latents: Tensor | None, generator: Generators, shape: Sequence[int]) -> None:
-    if isinstance(generator, Sequence) and len(generator) != shape[0]:
-        raise ValueError(
-            f"generator is a list of {len(generator)}, but there are {shape[0]} pictures; give one "
-            "for each, or one for all"
-        )
+    check_generators(generator, shape[0])
     if latents is None:
         return
     if tuple(latents.shape) != tuple(shape):
@@ -508,25 +508,12 @@ def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout])
 
 
 def warn_of_words(pipe: LayeredRenderingMixin, layouts: Sequence[Layout]) -> None:
-    """Warn of words that the model does not know, and of weights, which it reads as words."""
+    """Warn of what the model does not know or read in the texts of layouts."""
     for layout in layouts:
         texts = [("caption", layout.caption), ("background", layout.background)]
         for number, layer in enumerate(layout.layers):
             texts.append((layer_name(number, layer), layer.prompt))
-        for name, text in texts:
-            if weight := weight_in(text):
-                warnings.warn(
-                    f"{name}: the model reads the weight of {excerpt(weight)} as text; a layer's "
-                    "strength (Layer.strength) says how strongly it is guided",
-                    stacklevel=5,
-                )
-            for word in unknown_words(pipe.tokenizer, text) if pipe.tokenizer else []:
-                near = ", ".join(nearest_words(pipe.tokenizer, word))
-                warnings.warn(
-                    f"{name}: the model does not know the word {word!r}"
-                    + (f"; the nearest it knows: {near}" if near else ""),
-                    stacklevel=5,
-                )
+        warn_of_texts(pipe.tokenizer, texts, stacklevel=6)
 
 
 def _plain(images: Any) -> Any:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.messages import excerpt
-from lrd_helpers.naming import WORD, WordError, named_by
+from lrd_helpers.naming import WORD, WordError, named_by, weight_in
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -76,6 +77,34 @@ def _without_added_tokens(tokenizer: CLIPTokenizer, text: str) -> str:
 def nearest_words(tokenizer: CLIPTokenizer, word: str) -> list[str]:
     """Up to three known words spelled most like `word`, nearest first; empty if none is near."""
     return difflib.get_close_matches(word.lower(), known_words(tokenizer), n=3)
+
+
+def warn_of_texts(
+    tokenizer: CLIPTokenizer | None, texts: Iterable[tuple[str, str]], *, stacklevel: int
+) -> None:
+    """Warn of words that the model does not know, of weights, and of what it does not read.
+
+    Args:
+        tokenizer: None knows nothing of words.
+        texts: how messages call each text, and the text.
+        stacklevel: as for `warnings.warn`, counted from here.
+    """
+    for name, text in texts:
+        faults = []
+        if weight := weight_in(text):
+            faults.append(
+                f"the model reads the weight of {excerpt(weight)} as text; a layer's strength "
+                "(Layer.strength) says how strongly it is guided"
+            )
+        for word in unknown_words(tokenizer, text) if tokenizer else ():
+            near = ", ".join(nearest_words(tokenizer, word))
+            nearest = f"; the nearest it knows: {near}" if near else ""
+            faults.append(f"the model does not know the word {word!r}{nearest}")
+        if tokenizer and (rest := PromptTokens.encode(tokenizer, text).unread):
+            most = tokenizer.model_max_length
+            faults.append(f"the model reads only {most} tokens, and not {excerpt(rest)}")
+        for fault in faults:
+            warnings.warn(f"{name}: {fault}", stacklevel=stacklevel)
 
 
 def word_tokenizer(words: Iterable[str], length: int = 24) -> CLIPTokenizer:
@@ -187,6 +216,11 @@ class PromptTokens:
     @property
     def _read(self) -> int:
         return max(last for _, last in self.spans)
+
+    @property
+    def unread(self) -> str:
+        """The end of the prompt that the model does not read; "" where it reads all."""
+        return self.text[self._read :].strip()
 
     def why_not(self, word: str) -> str:
         """Why `word` has no tokens."""

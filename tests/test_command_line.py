@@ -307,6 +307,19 @@ def test_layers_are_written_for_other_programs(layered, capsys, kind, written) -
     assert "a red car" in capsys.readouterr().out
 
 
+def test_a_folder_of_other_things_is_refused_before_layers_are_drawn(
+    layered, capsys, monkeypatch
+) -> None:
+    (layered / "out" / "car").mkdir(parents=True)
+    (layered / "out" / "car" / "notes.txt").touch()
+    monkeypatch.setattr(LayerDiffPipeline, "__call__", None)
+    arguments = ["layers", layered / "car.json", "--output", layered / "out", "--format", "png"]
+    arguments += ["--model", "runs/layerdiff/model"]
+    assert command_line.main([*map(str, arguments)]) == 2
+    assert "it is a folder with 'notes.txt', not of a stack" in capsys.readouterr().err
+    assert os.listdir(layered / "out") == ["car"]
+
+
 def test_a_command_refuses_the_other_kind_of_model(layered, capsys) -> None:
     assert run(layered / "car.json", "--output", layered / "out") == 2
     assert "is for the command `lrd_helpers layers`" in capsys.readouterr().err

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
 from lrd_helpers import Layer, Layout
 from lrd_helpers.layerdiff.alpha import encode_layers, grown
-from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline, given_pictures
+from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline, given_pictures, recaptioned
 from lrd_helpers.layerdiff.stack import LayerStack, StackLayer
 from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
 from lrd_helpers.methods.layerdiff import degraded, self_mask
 from lrd_helpers.models import load_pipeline
+from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets import StackEditor
 
 if TYPE_CHECKING:
@@ -134,6 +137,35 @@ def test_a_seed_draws_the_same_stack_again_alone_and_in_a_batch(layers):
         assert torch.allclose(one, other, atol=1e-4)
 
 
+def test_noise_of_the_scheduler_does_not_depend_on_the_neighbours(layers):
+    asked = {"num_inference_steps": 3, "eta": 1.0, "output_type": "latent"}
+    alone = layers("a red car", layers=["a car"], generator=seeded(1), **asked).stacks[0]
+    generators = [seeded(0), seeded(1)]
+    together = layers(LAYOUT, generator=seeded(0), **asked).stacks
+    layouts = [LAYOUT, Layout("a red car", layers=[Layer("a car", (0, 0, 1, 1), strength=0)])]
+    both = layers(layouts, generator=generators, **asked).stacks
+    for one, other in zip([*together, alone], both, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_layers_negative_prompt_comes_before_the_usual(layers):
+    first = replace(LAYOUT.layers[0], negative_prompt="a blue boat")
+    wanted = [layers._wanted(replace(LAYOUT, layers=[first, LAYOUT.layers[1]]), "auto", "", {})]
+    run = layers._begin(wanted, Steps(layers.scheduler, 1, generator=seeded()), "a ball", 0.0, 0.0)
+    negatives = [["a ball", "a blue boat", "a ball", "a ball"]]
+    assert torch.equal(run.text[0], layers._read(negatives))
+
+
+def test_words_that_are_not_known_or_read_are_a_warning(layers):
+    long = "a red car " * 6
+    with pytest.warns(UserWarning, match="does not know the word") as remarks:
+        layers(long, layers=["a red zebra", "(a car:1.2)"], num_inference_steps=1)
+    texts = [str(remark.message) for remark in remarks if remark.category is UserWarning]
+    assert "caption: the model reads only 16 tokens, and not 'car a red car'" in texts
+    assert "layer 1 'a red zebra': the model does not know the word 'zebra'" in texts
+    assert any("reads the weight of '(a car:1.2)' as text" in text for text in texts)
+
+
 def test_several_stacks_of_one_prompt_differ(layers):
     one, other = layers(
         "a red car", num_images_per_prompt=2, generator=seeded(), num_inference_steps=1
@@ -179,8 +211,6 @@ def test_the_field_of_a_layout_is_painted_and_seen(layers):
 
 def test_self_mask_guidance_blurs_things_only(layers):
     wanted = [layers._wanted("a red car", ["a car"], "", {})]
-    from lrd_helpers.sampling.steps import Steps
-
     run = layers._begin(wanted, Steps(layers.scheduler, 4, generator=seeded()), "", 0, 0)
     run.empty = torch.zeros(4, 4, 4)
     x0 = torch.zeros(1, 3, 4, 4, 4)
@@ -217,6 +247,14 @@ def test_what_is_given_comes_back_pixel_for_pixel(layers, stack):
     assert not same(made.layers[0].image, stack.layers[0].image)
 
 
+def test_given_pictures_may_be_arrays_or_of_16_bits(layers):
+    grey = np.linspace(0, 65535, SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16)
+    wanted = layers._wanted("", ["a car"], "", {0: Image.fromarray(grey), "composite": grey})
+    for picture in given_pictures(wanted).values():
+        assert torch.allclose(picture[0, 0], torch.from_numpy(grey / 65535).float(), atol=1 / 255)
+        assert picture[0, 3].min() == 1
+
+
 def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
     seen = []
     forward = layers.unet.forward
@@ -251,6 +289,37 @@ def test_one_layer_is_drawn_anew_and_nothing_else(layers, stack):
     assert not same(made.layers[0].image, stack.layers[0].image)
     assert made.layers[1] is moved.layers[1]
     assert same(made.background, stack.background)
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompts", "number", "wanted"),
+    [
+        ("a red carpet and a red car", ["a red car"], 0, "a red carpet and a blue boat"),
+        ("a car and a car", ["a car", "a car"], 1, "a car and a blue boat"),
+        ("a car and a car", ["a car", "a car"], 0, "a blue boat and a car"),
+        ("two cars", ["a car"], 0, "two cars"),
+        ("two cars", [""], 0, "two cars"),
+    ],
+)
+def test_the_caption_follows_the_layer(stack, caption, prompts, number, wanted):
+    layers = [StackLayer(prompt, stack.layers[0].image) for prompt in prompts]
+    assert (
+        recaptioned(replace(stack, caption=caption, layers=layers), number, "a blue boat") == wanted
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"output_type": "pt"}, ValueError, "output_type: one LayerStack is drawn here"),
+        ({"num_images_per_prompt": 2}, ValueError, "one LayerStack is drawn here"),
+        ({"prompt": 3}, ValueError, "prompt is 3, but should be text"),
+        ({"stack": Image.new("RGB", (32, 32))}, TypeError, "should be a LayerStack"),
+    ],
+)
+def test_what_cannot_be_redrawn_is_refused(layers, stack, options, error, message):
+    with pytest.raises(error, match=message):
+        layers.redraw(**{"stack": stack, "layer": 0} | options)
 
 
 def test_layers_that_nobody_named_stay_beside_one_that_is_drawn_anew(layers, stack):
@@ -343,12 +412,35 @@ def test_a_callback_sees_changes_and_stops(layers):
         ({"prompt": 3}, "should be a text or a Layout"),
         ({"prompt": []}, "prompt is empty"),
         ({"image": Image.new("RGB", (8, 8))}, "composite is 8 × 8, but should be 32 × 32"),
-        ({"image": "star.png"}, "but should be PIL's"),
+        ({"image": "star.png"}, "but should be an image of PIL"),
         ({"fixed": {7: Image.new("RGB", (32, 32))}}, "fixed has a picture for 7"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"output_type": "gif"}, "output_type is 'gif'"),
-        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 stacks"),
+        ({"generator": [torch.Generator()] * 2}, "generator is a list of 2, but there are 1"),
+        ({"generator": 0}, "generator is 0, but should be a torch.Generator"),
+        ({"num_inference_steps": 1001}, "should be a whole number between 1 and 1000"),
+        ({"num_inference_steps": True}, "num_inference_steps is True"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan, but should be a finite number"),
+        ({"self_mask_scale": "1"}, "self_mask_scale is '1', but should be a finite number"),
+        ({"eta": float("nan")}, "eta is nan, but should be a finite number"),
+        ({"prompt": LAYOUT, "inside": float("inf")}, "inside is inf"),
+        ({"negative_prompt": ["dog"]}, "negative_prompt is .*, but should be text"),
+        ({"background": None}, "background is None, but should be text"),
+        ({"layers": None}, "layers is None, but should be a list of prompts"),
+        ({"layers": {"a car"}}, "should be a list of prompts or 'auto'"),
+        ({"fixed": [Image.new("RGB", (32, 32))]}, "but should be a dict of pictures"),
+        ({"fixed": {True: Image.new("RGB", (32, 32))}}, "fixed has a picture for True"),
+        (
+            {"fixed": {0: np.zeros((32, 32, 4))}},
+            "layer 0 is array.*, but should be an image of PIL",
+        ),
+        ({"image": np.full((32, 32, 3), 200.0)}, "composite: the picture has values from 200"),
+        (
+            {"image": Image.new("RGB", (32, 32)), "fixed": {"composite": Image.new("L", (32, 32))}},
+            "image is the composite, and fixed has another",
+        ),
+        ({"callback_on_step_end": SDCFGCutoffCallback()}, "callbacks of diffusers change prompts"),
         (
             {"prompt": Layout("a car", layers=[Layer("a car", (0, 0, 1, 1), start=0.5)])},
             "leave out start and end",
@@ -370,7 +462,23 @@ def test_numbers_that_are_not_finite_are_refused(layers):
         layers("a car", num_inference_steps=2, callback_on_step_end=callback)
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.1])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"latents": torch.zeros(1)},
+            "returned latents .1,., but should return a tensor of the sh",
+        ),
+        ({"latents": None}, "returned latents None"),
+        ([1], "returned .1,., but should return None or a dict"),
+    ],
+)
+def test_what_a_callback_returns_is_looked_at(layers, changed, message):
+    with pytest.raises(ValueError, match=message):
+        layers("a car", num_inference_steps=1, callback_on_step_end=lambda *_: changed)
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan"), "0.5"])
 def test_harmonising_has_a_strength_from_0_to_1(layers, stack, strength):
-    with pytest.raises(ValueError, match="should be 0 to 1"):
+    with pytest.raises(ValueError, match="should be 0 to 1|should be a finite number"):
         layers.harmonise(stack, strength)

@@ -1323,8 +1323,8 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         ([], {}, "layouts is nothing, but should be a Layout or several"),
         (TWO, {"height": 36, "width": 33}, "height and width are 36 and 33, but should be "
          "divisible by 8; 32 and 32 would work"),
-        (TWO, {"num_inference_steps": 0}, "num_inference_steps is 0, but should be between 1 and"),
-        (TWO, {"num_inference_steps": 1001}, "is 1001, but should be between 1 and 1000"),
+        (TWO, {"num_inference_steps": 0}, "num_inference_steps is 0, but should be a whole num"),
+        (TWO, {"num_inference_steps": 1001}, "should be a whole number between 1 and 1000"),
         (TWO, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         (TWO, {"method": "papper"}, "method is 'papper', but should be one of collage, lrdiff"),
         (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
@@ -1340,7 +1340,7 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
          "matches none of the"),
         (TWO, {"layered_fraction": 1.5}, "layered_fraction is 1.5, but should be between 0 (no"),
         (TWO, {"layered_fraction": float("nan")}, "layered_fraction is nan"),
-        (TWO, {"chunk_size": 0}, "chunk_size is 0, but should be ≥ 1, or None"),
+        (TWO, {"chunk_size": 0}, "chunk_size is 0, but should be a whole number"),
         (TWO, {"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries for 1 layouts"),
         (TWO, {"negative_prompt": "a" * 10**6}, "negative_prompt has 1000000 characters, but"),
         (TWO, {"latents": torch.zeros(2, 4, 4, 4)}, "latents has shape (2, 4, 4, 4), but should "
@@ -1351,6 +1351,7 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"method": "boxdiff", "inside": 1.0}, "method 'boxdiff' has no choice 'inside'"),
         (TWO, {"method": "plain", "output_layers": True}, "output_layers: Plain predicts no"),
         (TWO, {"ip_adapter_image": Image.new("RGB", (8, 8))}, "no IP-Adapter is loaded"),
+        (TWO, {"guidance_scale": float("nan")}, "guidance_scale is nan, but should be a"),
         (TWO, {"generator": [seeded(), seeded()]}, "generator is a list of 2, but there are 1 p"),
     ],
 )  # fmt: skip

@@ -37,7 +37,7 @@ from PIL import Image
 
 from lrd_helpers import pictures
 from lrd_helpers.files import checked_file, replacing_folder, write_atomically
-from lrd_helpers.layerdiff.stack import LayerStack, StackError, StackLayer
+from lrd_helpers.layerdiff.stack import LayerStack, StackError, StackLayer, check_stack
 from lrd_helpers.messages import excerpt, in_file, sentence
 from lrd_helpers.pictures import png_of, read_picture
 
@@ -77,9 +77,11 @@ def save_stack(stack: LayerStack, path: str | os.PathLike[str]) -> None:
 
     Raises:
         StackError: another suffix, or what the format cannot hold; nothing is written.
+        TypeError: no stack.
         ImportError: a .psd, and psd-tools is not installed.
         OSError: a missing folder, a full disk, …; what was at `path` is then untouched.
     """
+    check_stack(stack)
     suffix = _suffix(path)
     try:
         _check_pixels((1 + len(stack.layers)) * stack.size[0] * stack.size[1])
@@ -114,14 +116,20 @@ def load_stack(path: str | os.PathLike[str]) -> LayerStack:
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that `save_stack` has no format for, before anything is drawn.
+    """Refuse a path that `save_stack` cannot write a stack to, before anything is drawn.
 
     Raises:
-        StackError: another suffix.
+        StackError: another suffix, or a folder with other things than a stack.
         ImportError: a .psd, and psd-tools is not installed.
     """
-    if _suffix(path) == ".psd":
+    suffix = _suffix(path)
+    if suffix == ".psd":
         _psd_image()
+    elif not suffix:
+        try:
+            _check_folder(path)
+        except StackError as error:
+            raise StackError(in_file(path, str(error))) from None
 
 
 def _suffix(path: str | os.PathLike[str]) -> str:
@@ -428,12 +436,16 @@ def _sheet_of_psd(layer: Any) -> StackLayer:
 # ------------------------------------------------------------------ a folder
 
 
-def _save_folder(stack: LayerStack, path: str | os.PathLike[str]) -> None:
+def _check_folder(path: str | os.PathLike[str]) -> None:
     if os.path.isdir(path) and (there := os.listdir(path)):
         others = sorted(name for name in there if not _OURS.fullmatch(name))
         if others or "stack.json" not in there:
             has = excerpt(others[0]) if others else "no stack.json"
             raise StackError(f"it is a folder with {has}, not of a stack; name another folder")
+
+
+def _save_folder(stack: LayerStack, path: str | os.PathLike[str]) -> None:
+    _check_folder(path)
     layers, files = [], {}
     for number, sheet in enumerate(_sheets(stack)):
         words = re.sub("[^a-z0-9]+", "-", sheet.prompt.lower())[:40].strip("-")

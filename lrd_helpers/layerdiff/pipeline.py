@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -14,26 +16,36 @@ from PIL import Image
 from torch import Tensor
 
 from lrd_helpers.layerdiff.alpha import RGBA, decode_layers, encode_layers, over
-from lrd_helpers.layerdiff.stack import LayerStack, StackLayer
+from lrd_helpers.layerdiff.stack import LayerStack, StackLayer, check_stack, named_text
 from lrd_helpers.layerdiff.unet import (
     MOST_LAYERS,
     LayeredUNet2DConditionModel,
     Stacks,
     slot_identities,
 )
-from lrd_helpers.layout import Layer, Layout, checked_text
+from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.messages import excerpt
 from lrd_helpers.methods.guidance import NORM, vision_guidance
 from lrd_helpers.methods.layerdiff import StackRun, layer_denoising
 from lrd_helpers.methods.regions import layer_name
 from lrd_helpers.naming import colour_of_prompt
-from lrd_helpers.pictures import picture_of, pixels_of, upright
+from lrd_helpers.pictures import Picture, picture_of, rgba_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import checked_finite
-from lrd_helpers.sampling.steps import Generators, Steps, check_scheduler
+from lrd_helpers.sampling.run import returned_latents
+from lrd_helpers.sampling.steps import (
+    Generators,
+    Steps,
+    check_count,
+    check_generators,
+    check_scheduler,
+    finite_number,
+)
+from lrd_helpers.words import warn_of_texts
 
 with quiet_libraries():
     from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin
+    from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
     from diffusers.image_processor import VaeImageProcessor
     from diffusers.utils import BaseOutput
     from diffusers.utils.torch_utils import randn_tensor
@@ -46,7 +58,7 @@ SEEN_AGAIN = 0.5
 LEAST = 0.004
 """A layer nobody named is dropped if its alpha covers less of the canvas: 8 × 8 of 128 × 128."""
 
-Fixed = Mapping[int | Literal["background", "composite"], Image.Image]
+Fixed = Mapping[int | Literal["background", "composite"], Picture]
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class StackPrompts:
         background: the background's.
         layers: of each layer, the furthest back first; "" where nobody says.
         places: the layers of a `Layout`, whose boxes or masks guide the slots; () without.
-        fixed: which pictures are given, by layer number, "background" or "composite".
+        fixed: the pictures that are given, by layer number, "background" or "composite".
     """
 
     caption: str
@@ -71,6 +83,17 @@ class StackPrompts:
     def texts(self) -> tuple[str, ...]:
         """The prompt of each slot."""
         return (self.background, *self.layers, self.caption)
+
+    @property
+    def named_texts(self) -> list[tuple[str, str]]:
+        """Each prompt after what messages call it."""
+        layers = [(f"layer {n + 1} {text!r}", text) for n, text in enumerate(self.layers)]
+        return [("caption", self.caption), ("background", self.background), *layers]
+
+    def negatives(self, usual: str) -> tuple[str, ...]:
+        """The negative prompt of each slot: that of a layout's layer comes before the usual."""
+        layers = [each.negative_prompt for each in self.places] or [None] * len(self.layers)
+        return (usual, *(usual if each is None else each for each in layers), usual)
 
 
 @dataclass
@@ -143,14 +166,14 @@ class LayerDiffPipeline(DiffusionPipeline):
         *,
         layers: Sequence[str] | Literal["auto"] = "auto",
         background: str = "",
-        image: Image.Image | None = None,
+        image: Picture | None = None,
         fixed: Fixed | None = None,
         num_inference_steps: int = 15,
         guidance_scale: float = 4.0,
         self_mask_scale: float = 0.0,
         inside: float = 0.5,
         outside: float = 0.5,
-        negative_prompt: str = "",
+        negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
         generator: Generators = None,
@@ -167,14 +190,15 @@ class LayerDiffPipeline(DiffusionPipeline):
                 model has, and drops those that stay empty. A layout has its own.
             background: what is behind all layers. A layout has its own.
             image: the picture to be taken apart: it is the composite, and given.
-            fixed: other pictures that are given, by the layer's number from 0 (RGBA) or
-                "background". They are not drawn: they come back pixel for pixel.
+            fixed: other pictures that are given, by the layer's number from 0 (an image of PIL with
+                alpha) or "background". They are not drawn: they come back pixel for pixel.
             num_inference_steps: T.
             guidance_scale: γ of classifier-free guidance; off where γ ≤ 1.
             self_mask_scale: s of self-mask guidance; 0 = off. It costs half as much again.
             inside: how strongly ξ says where a layer's object is, for layouts.
             outside: how strongly ξ says where it is not.
-            negative_prompt: in place of the empty prompt, for all slots.
+            negative_prompt: in place of the empty prompt, for all slots. A layout's layer may have
+                another.
             num_images_per_prompt: stacks for each prompt.
             eta: η of DDIM.
             generator: where the noise comes from; a list has one for each stack.
@@ -189,11 +213,22 @@ class LayerDiffPipeline(DiffusionPipeline):
                 are not finite.
         """
         several = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt]
-        given = dict(fixed or {}) | ({} if image is None else {"composite": image})
+        given = given_by(image, fixed)
         wanted = [self._wanted(each, layers, background, given) for each in several]
         if not wanted:
             raise ValueError("prompt is empty; give a caption, a layout, or a list of them")
-        self._check(num_inference_steps, num_images_per_prompt, output_type, generator, len(wanted))
+        self._check(num_inference_steps, num_images_per_prompt, generator, len(wanted))
+        check_output(output_type, callback_on_step_end)
+        strengths = {
+            "guidance_scale": guidance_scale,
+            "self_mask_scale": self_mask_scale,
+            "inside": inside,
+            "outside": outside,
+        }
+        strengths = {name: finite_number(name, value) for name, value in strengths.items()}
+        negative = named_text("negative_prompt", negative_prompt or "")
+        texts = [text for each in wanted for text in each.named_texts]
+        warn_of_texts(self.tokenizer, texts, stacklevel=5)
         wanted = [each for each in wanted for _ in range(num_images_per_prompt)]
         steps = Steps(
             self.scheduler,
@@ -203,8 +238,9 @@ class LayerDiffPipeline(DiffusionPipeline):
             generator=generator,
         )
         with self._drawing():
-            run = self._begin(wanted, steps, checked_text(negative_prompt), inside, outside)
-            run.guidance_scale, run.self_mask_scale = float(guidance_scale), float(self_mask_scale)
+            run = self._begin(wanted, steps, negative, strengths["inside"], strengths["outside"])
+            run.guidance_scale = strengths["guidance_scale"]
+            run.self_mask_scale = strengths["self_mask_scale"]
             latents = self._denoised(run, callback_on_step_end)
             stacks = self._stacks(wanted, latents, output_type)
         return LayerDiffOutput(stacks=stacks) if return_dict else (stacks,)
@@ -212,7 +248,7 @@ class LayerDiffPipeline(DiffusionPipeline):
     # -------------------------------------------------------------- with a stack that is there
 
     def decompose(
-        self, image: Image.Image, layers: Sequence[str] | Literal["auto"] = "auto", **options: Any
+        self, image: Picture, layers: Sequence[str] | Literal["auto"] = "auto", **options: Any
     ) -> LayerStack:
         """A picture taken apart: image → layers.
 
@@ -221,7 +257,7 @@ class LayerDiffPipeline(DiffusionPipeline):
             layers: what is in it, the furthest back first; "auto": that is to be found.
             options: of `__call__`, such as `prompt` (the caption) and `background`.
         """
-        return self(layers=layers, image=image, **options).stacks[0]
+        return self._one_stack(layers=layers, image=image, **options)
 
     def redraw(
         self, stack: LayerStack, layer: int | str, prompt: str | None = None, **options: Any
@@ -234,22 +270,22 @@ class LayerDiffPipeline(DiffusionPipeline):
             prompt: what the layer should show now; None: what it showed.
             options: of `__call__`, such as `generator` and `guidance_scale`.
         """
+        check_stack(stack)
         number = stack.number(layer)
-        old = stack.layers[number]
-        text = old.prompt if prompt is None else prompt
-        caption = stack.caption.replace(old.prompt, text) if old.prompt else stack.caption
+        text = named_text("prompt", stack.layers[number].prompt if prompt is None else prompt)
         asked = replace(
-            stack.changed(number, prompt=text, offset=(0, 0), hidden=False), caption=caption
+            stack.changed(number, prompt=text, offset=(0, 0), hidden=False),
+            caption=recaptioned(stack, number, text),
         )
         shown = [n for n, each in enumerate(asked.layers) if not each.hidden]
         fixed = {place: _visible(asked.layers[n]) for place, n in enumerate(shown) if n != number}
-        drawn = self(
-            asked.caption,
+        drawn = self._one_stack(
+            prompt=asked.caption,
             layers=[asked.layers[n].prompt for n in shown],
             background=asked.background_prompt,
             fixed={"background": asked.background, **fixed},
             **options,
-        ).stacks[0]
+        )
         new = drawn.layers[shown.index(number)].image
         return replace(asked.changed(number, image=new), composite=drawn.composite)
 
@@ -264,6 +300,7 @@ class LayerDiffPipeline(DiffusionPipeline):
             at: its number; None: in front of all.
             options: of `__call__`.
         """
+        check_stack(stack)
         at = len(stack.layers) if at is None else at
         empty = StackLayer(prompt, Image.new("RGBA", stack.size))
         caption = f"{prompt} and {stack.caption}" if stack.caption else prompt
@@ -289,7 +326,9 @@ class LayerDiffPipeline(DiffusionPipeline):
         Args:
             strength: 0 keeps the flattened picture, 1 draws anew from the layers alone.
         """
-        if not 0 <= strength <= 1:
+        check_stack(stack)
+        guidance_scale = finite_number("guidance_scale", guidance_scale)
+        if not 0 <= finite_number("strength", strength) <= 1:
             raise ValueError(f"strength is {strength}, but should be 0 to 1")
         flat = stack.flatten()
         shown = [layer for layer in stack.layers if not layer.hidden]
@@ -297,7 +336,7 @@ class LayerDiffPipeline(DiffusionPipeline):
         texts = tuple(layer.prompt for layer in shown)
         given = {"background": stack.background, **fixed}
         wanted = self._wanted(stack.caption, texts, stack.background_prompt, given)
-        self._check(num_inference_steps, 1, "pil", generator, 1)
+        self._check(num_inference_steps, 1, generator, 1)
         steps = Steps(
             self.scheduler, num_inference_steps, device=self._execution_device, generator=generator
         )
@@ -306,14 +345,22 @@ class LayerDiffPipeline(DiffusionPipeline):
             return flat
         with self._drawing():
             run = self._begin([wanted], steps, "", 0.0, 0.0)
-            run.guidance_scale = float(guidance_scale)
+            run.guidance_scale = guidance_scale
             if start:
                 clean = run.clean.clone()
-                clean[:, -1] = self._encoded(_opaque(flat))
+                clean[:, -1] = self._encoded(_rgba(flat))
                 rows = steps.begin_at(start, clean.flatten(0, 1), run.x.flatten(0, 1))
                 run.x = rows.unflatten(0, run.x.shape[:2])
             latents = self._denoised(run, None, start)
             return self._stacks([wanted], latents, "pil")[0].composite
+
+    def _one_stack(self, **options: Any) -> LayerStack:
+        """What a call makes, where that is a single stack."""
+        if taken := options.keys() & {"num_images_per_prompt", "output_type", "return_dict"}:
+            raise ValueError(f"{min(taken)}: one LayerStack is drawn here; leave it out")
+        if isinstance(options.get("prompt"), (list, tuple)):
+            raise ValueError("prompt is a list, but one LayerStack is drawn here; give one caption")
+        return self(**options).stacks[0]
 
     # -------------------------------------------------------------- what is asked for
 
@@ -337,21 +384,20 @@ class LayerDiffPipeline(DiffusionPipeline):
         elif isinstance(prompt, str):
             if isinstance(layers, str) and layers == "auto":
                 texts = ("",) * MOST_LAYERS
-            elif isinstance(layers, str) or not all(isinstance(text, str) for text in layers):
+            elif not is_list_of_texts(layers):
                 raise ValueError(
                     f"layers is {excerpt(layers)}, but should be a list of prompts or 'auto'"
                 )
             else:
-                texts = tuple(checked_text(text) for text in layers)
+                texts = tuple(named_text(f"layer {n + 1}", text) for n, text in enumerate(layers))
                 nobody = [n for n, text in enumerate(texts) if not text and n not in fixed]
                 if nobody:
                     raise ValueError(
                         f"layer {nobody[0] + 1} has an empty prompt; say what it shows, leave it "
                         "out, or use layers='auto'"
                     )
-            wanted = StackPrompts(
-                checked_text(prompt), checked_text(background), texts, fixed=fixed
-            )
+            caption = named_text("prompt", prompt)
+            wanted = StackPrompts(caption, named_text("background", background), texts, fixed=fixed)
         else:
             raise ValueError(f"prompt is {excerpt(prompt)}, but should be a text or a Layout")
         if len(wanted.layers) > MOST_LAYERS:
@@ -359,24 +405,13 @@ class LayerDiffPipeline(DiffusionPipeline):
                 f"{len(wanted.layers)} layers: the model was trained for up to {MOST_LAYERS}; draw "
                 "some of them later, with add_layer on the flattened stack as background"
             )
-        check_fixed(wanted, self.size)
-        return wanted
+        return replace(wanted, fixed=checked_fixed(wanted, self.size))
 
-    def _check(
-        self, steps: int, pictures: int, output_type: str, generator: Generators, prompts: int
-    ) -> None:
+    def _check(self, steps: int, pictures: int, generator: Generators, prompts: int) -> None:
         check_scheduler(self.scheduler)
-        for name, value in (("num_inference_steps", steps), ("num_images_per_prompt", pictures)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value}, but should be a whole number from 1 on")
-        if output_type not in ("pil", "pt", "np", "latent"):
-            raise ValueError(
-                f"output_type is {output_type!r}, but should be 'pil', 'pt', 'np' or 'latent'"
-            )
-        if isinstance(generator, Sequence) and len(generator) != prompts * pictures:
-            raise ValueError(
-                f"{len(generator)} generators for {prompts * pictures} stacks; give one for each"
-            )
+        check_count("num_inference_steps", steps, self.scheduler.config.num_train_timesteps)
+        check_count("num_images_per_prompt", pictures)
+        check_generators(generator, prompts * pictures)
 
     # -------------------------------------------------------------- the run
 
@@ -420,10 +455,14 @@ class LayerDiffPipeline(DiffusionPipeline):
             for slot, place in enumerate(each.places, start=1):
                 cells = place.cells(height, width).to(empty)
                 delta = place.strength * self._delta(place, empty)
-                painted[row, slot] = vision_guidance(delta, cells, float(inside), float(outside))
-                seen[row, slot] = vision_guidance(delta, cells, 0.0, SEEN_AGAIN * float(outside))
-        texts = [each.texts + ("",) * (slots - len(each.texts)) for each in wanted]
-        text = torch.stack([self._read([[negative] * slots] * len(wanted)), self._read(texts)])
+                painted[row, slot] = vision_guidance(delta, cells, inside, outside)
+                seen[row, slot] = vision_guidance(delta, cells, 0.0, SEEN_AGAIN * outside)
+        text = torch.stack(
+            [
+                self._read([texts + ("",) * (slots - len(texts)) for texts in asked])
+                for asked in ([w.negatives(negative) for w in wanted], [w.texts for w in wanted])
+            ]
+        )
         painted[given] = seen[given] = 0
         return StackRun(
             unet=self.unet,
@@ -444,8 +483,8 @@ class LayerDiffPipeline(DiffusionPipeline):
         with self.progress_bar(total=len(run.steps) - start) as progress:
             for state in layer_denoising(run, start):
                 if callback is not None:
-                    changed = callback(self, state.i, state.t, {"latents": state.x}) or {}
-                    state.x = changed.get("latents", state.x)
+                    changed = callback(self, state.i, state.t, {"latents": state.x})
+                    state.x = returned_latents({} if changed is None else changed, state.x)
                 x = state.x
                 progress.update()
                 if self.interrupt:
@@ -522,9 +561,7 @@ def given_pictures(wanted: StackPrompts) -> dict[int, Float[Tensor, "1 4 height 
     """The given pictures as RGBA, by slot: background 0, layers from 1 on, composite −1."""
     slots = {"background": 0, "composite": len(wanted.texts) - 1}
     return {
-        slots[place] if isinstance(place, str) else place + 1: (
-            _opaque(image) if isinstance(place, str) else _rgba(image)
-        )
+        slots[place] if isinstance(place, str) else place + 1: _rgba(image)
         for place, image in (wanted.fixed or {}).items()
     }
 
@@ -539,23 +576,79 @@ def check_places(layout: Layout) -> None:
             )
 
 
-def check_fixed(wanted: StackPrompts, size: tuple[int, int]) -> None:
-    """Refuse pictures for slots that are not there, or of another size than is drawn."""
-    numbers = range(len(wanted.layers))
-    for place, image in (wanted.fixed or {}).items():
-        if place not in ("background", "composite") and place not in numbers:
+def check_output(output_type: str, callback: Callable | None) -> None:
+    """Refuse another type than `LayerDiffOutput` has, and callbacks that slots cannot obey."""
+    if output_type not in ("pil", "pt", "np", "latent"):
+        raise ValueError(
+            f"output_type is {output_type!r}, but should be 'pil', 'pt', 'np' or 'latent'"
+        )
+    theirs = isinstance(callback, (PipelineCallback, MultiPipelineCallbacks))
+    if callback is not None and (theirs or not callable(callback)):
+        raise ValueError(
+            f"callback_on_step_end is {excerpt(callback)}, but should be a function f(pipe, step, "
+            "timestep, tensors); callbacks of diffusers change prompts, which a stack has many of"
+        )
+
+
+def is_list_of_texts(layers: object) -> bool:
+    """Whether it has an order and nothing but texts."""
+    listed = isinstance(layers, Sequence) and not isinstance(layers, str)
+    return listed and all(isinstance(text, str) for text in layers)
+
+
+def given_by(image: Picture | None, fixed: Fixed | None) -> Fixed:
+    """All pictures that are given, by layer number, "background" or "composite"."""
+    if fixed is not None and not isinstance(fixed, Mapping):
+        raise ValueError(
+            f"fixed is {excerpt(fixed)}, but should be a dict of pictures, such as "
+            '{0: image} or {"background": image}'
+        )
+    given = dict(fixed or {})
+    if image is not None and given.setdefault("composite", image) is not image:
+        raise ValueError("image is the composite, and fixed has another; give one of them")
+    return given
+
+
+def checked_fixed(wanted: StackPrompts, size: tuple[int, int]) -> dict[int | str, Image.Image]:
+    """The given pictures, upright: RGBA of layers, RGB of the others.
+
+    Raises:
+        ValueError: a slot that is not there, no picture, or one of another size than is drawn.
+    """
+    numbers, checked = range(len(wanted.layers)), {}
+    for place, picture in (wanted.fixed or {}).items():
+        whole = isinstance(place, Integral) and not isinstance(place, bool)
+        if place not in ("background", "composite") and not (whole and place in numbers):
             raise ValueError(
-                f"fixed has a picture for {place!r}, but there are 'background', 'composite' and "
-                f"layers {list(numbers)}"
+                f"fixed has a picture for {excerpt(place)}, but there are 'background', "
+                f"'composite' and layers {list(numbers)}"
             )
-        called = place if isinstance(place, str) else f"layer {place}"
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"the picture of {called} is {excerpt(image)}, but should be PIL's")
+        called = f"the picture of {f'layer {place}' if whole else place}"
+        kinds = Image.Image if whole else (Image.Image, Tensor, np.ndarray)
+        if not isinstance(picture, kinds):
+            raise ValueError(f"{called} is {excerpt(picture)}, but should be an image of PIL")
+        try:
+            image = rgba_of(picture) if whole else picture_of(picture)
+        except ValueError as error:
+            raise ValueError(f"{called}: {error}") from None
         if image.size != size[::-1]:
             raise ValueError(
-                f"the picture of {called} is {image.width} × {image.height}, but should be "
-                f"{size[1]} × {size[0]}; resize it"
+                f"{called} is {image.width} × {image.height}, but should be {size[1]} × "
+                f"{size[0]}; resize it"
             )
+        checked[place] = image
+    return checked
+
+
+def recaptioned(stack: LayerStack, number: int, prompt: str) -> str:
+    """The caption with another prompt of a layer, where its prompt stands there."""
+    old = stack.layers[number].prompt
+    places = [*re.finditer(rf"(?<!\w){re.escape(old)}(?!\w)", stack.caption)] if old else []
+    alike = sum(layer.prompt == old for layer in stack.layers[:number])
+    if not places:
+        return stack.caption
+    first, last = places[min(alike, len(places) - 1)].span()
+    return stack.caption[:first] + prompt + stack.caption[last:]
 
 
 def _visible(layer: StackLayer) -> Image.Image:
@@ -568,13 +661,8 @@ def _visible(layer: StackLayer) -> Image.Image:
 
 
 def _rgba(image: Image.Image) -> Float[Tensor, "1 4 height width"]:
-    pixels = np.array(upright(image).convert("RGBA"), dtype=np.float32) / 255
+    pixels = np.array(image.convert("RGBA"), dtype=np.float32) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
-
-
-def _opaque(image: Image.Image) -> Float[Tensor, "1 4 height width"]:
-    pixels = pixels_of(picture_of(image))
-    return torch.cat([pixels, torch.ones_like(pixels[:1])])[None]
 
 
 def _image_of(pixels: Float[Tensor, "channels height width"]) -> Image.Image:

@@ -76,7 +76,7 @@ class StackLayer:
             )
         x, y = self.offset
         checked = {"opacity": float(self.opacity), "offset": (int(x), int(y))}
-        checked |= {"prompt": _text("prompt", self.prompt), "hidden": bool(self.hidden)}
+        checked |= {"prompt": named_text("prompt", self.prompt), "hidden": bool(self.hidden)}
         try:
             checked["image"] = _bare(rgba_of(self.image))
         except ValueError as error:  # 16 bits or floats that no format has
@@ -141,7 +141,7 @@ class LayerStack:
         if self.composite is not None:
             self._check_size("composite", self.composite)
         for name in ("caption", "background_prompt"):
-            object.__setattr__(self, name, _text(name, getattr(self, name)))
+            object.__setattr__(self, name, named_text(name, getattr(self, name)))
 
     def _check_size(self, called: str, image: Image.Image) -> None:
         if image.size != self.size:
@@ -300,6 +300,12 @@ class LayerStack:
         return self.changed(number, image=rgb)
 
 
+def check_stack(stack: object) -> None:
+    """Refuse what is no stack, such as a picture."""
+    if not isinstance(stack, LayerStack):
+        raise TypeError(f"stack is of type {type(stack).__name__}, but should be a LayerStack")
+
+
 def _hsv(colours: object) -> numpy.ndarray:
     """Hue, saturation and value, 0 to 255, in the shape of the RGB colours (…, 3)."""
     rgb = numpy.asarray(colours, dtype=numpy.uint8)
@@ -317,7 +323,12 @@ def _called(prompt: object) -> str:
     return f"layer {excerpt(prompt, 24)}" if prompt else "a layer"
 
 
-def _text(name: str, value: object) -> str:
+def named_text(name: str, value: object) -> str:
+    """As `checked_text`; the message says of what.
+
+    Raises:
+        StackError: no text.
+    """
     try:
         return checked_text(value)
     except ValueError as error:

@@ -37,8 +37,8 @@ def colour_error(layers: Layers, truth: Layers) -> Scores:
 
 def blended_psnr(layers: Layers, truth: Layers) -> Scores:
     """PSNR in dB of the layers laid over `GROUNDS`: of the mean squared error over all of them."""
-    squares = torch.zeros(len(layers))
-    for ground in torch.tensor(GROUNDS)[:, :, None, None]:
+    squares = layers.new_zeros(len(layers))
+    for ground in layers.new_tensor(GROUNDS)[:, :, None, None]:
         difference = [
             each[:, 3:] * each[:, :3] + (1 - each[:, 3:]) * ground for each in (layers, truth)
         ]

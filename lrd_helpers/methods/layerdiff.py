@@ -82,12 +82,14 @@ def layer_denoising(run: StackRun, start: int = 0) -> Iterator[StackState]:
     Text → layers: nothing is given. Image → layers: the composite is. Layer inpainting: the other
     slots are. So one model does all three (as MRT, 2026; LayerDiff re-noises the given layers).
     """
-    x = run.x
+    x, here = run.x, run.present
+    pictures = here.nonzero()[:, 0].tolist()
     for i, t in run.steps.since(start):
         seen = torch.where(run.given[..., None, None, None], run.clean, run.steps.model_input(x, t))
         noise = guided_noise(run, seen, t)
-        x = run.steps.step(noise.flatten(0, 1), t, x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        x = torch.where(run.given[..., None, None, None], run.clean, x)
+        drawn = x.clone()  # what a scheduler adds to a stack does not depend on its neighbours
+        drawn[here] = run.steps.step(noise[here], t, x[here], pictures)
+        x = torch.where(run.given[..., None, None, None], run.clean, drawn)
         state = StackState(i, t, x)
         yield state
         x = state.x

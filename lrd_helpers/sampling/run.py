@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrd_helpers.attention import AttentionMaps
 from lrd_helpers.layout import Layout, Overlap
+from lrd_helpers.messages import excerpt
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import Model, model_of
 from lrd_helpers.sampling.regions import Regions
@@ -69,6 +70,27 @@ class State:
     @latents.setter
     def latents(self, latents: Pictures) -> None:
         self.x = latents[self.regions.picture] if self.alone else latents
+
+
+def returned_latents(changed: object, latents: Tensor) -> Tensor:
+    """The latents that a callback returned; those of before, if it returned none.
+
+    Raises:
+        ValueError: no dict, or latents of another shape.
+    """
+    if not isinstance(changed, Mapping):
+        raise ValueError(
+            f"the callback returned {excerpt(changed)}, but should return None or a dict, such as "
+            '{"latents": …}'
+        )
+    new = changed.get("latents", latents)
+    if not isinstance(new, Tensor) or new.shape != latents.shape:
+        given = tuple(new.shape) if isinstance(new, Tensor) else excerpt(new)
+        raise ValueError(
+            f"the callback returned latents {given}, but should return a tensor of the shape that "
+            f"it was given, {tuple(latents.shape)}"
+        )
+    return new.to(latents)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lrd_helpers.messages import excerpt
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.predictions import Kind, convert, shift_of_input
 
@@ -108,6 +110,41 @@ def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
             )
 
 
+def check_count(name: str, value: object, most: int | None = None) -> None:
+    """Refuse what is no whole number from 1 on, or more than the model was trained for."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < 1 or (most is not None and value > most):
+        wanted = "from 1 on" if most is None else f"between 1 and {most}"
+        raise ValueError(f"{name} is {excerpt(value)}, but should be a whole number {wanted}")
+
+
+def finite_number(name: str, value: object) -> float:
+    """The number, which is neither NaN nor infinite.
+
+    Raises:
+        ValueError: it is, or it is no number.
+    """
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    raise ValueError(f"{name} is {excerpt(value)}, but should be a finite number")
+
+
+def check_generators(generator: object, pictures: int) -> None:
+    """Refuse what is no generator, or a list with more or fewer than there are pictures."""
+    several = isinstance(generator, Sequence) and not isinstance(generator, str)
+    for each in generator if several else [generator]:
+        if each is not None and not isinstance(each, torch.Generator):
+            raise ValueError(
+                f"generator is {excerpt(each)}, but should be a torch.Generator, such as "
+                "torch.Generator().manual_seed(0)"
+            )
+    if several and len(generator) != pictures:
+        raise ValueError(
+            f"generator is a list of {len(generator)}, but there are {pictures} pictures; give one "
+            "for each, or one for all"
+        )
+
+
 class Steps:
     """The timesteps of one drawing, noisiest first, and what happens at each.
 
@@ -157,6 +194,7 @@ class Steps:
         )
         self.order = scheduler.order
         accepted = inspect.signature(scheduler.step).parameters
+        eta = finite_number("eta", eta)
         self._eta = {"eta": eta} if "eta" in accepted else {}
         self._takes_generator = "generator" in accepted
         self._first_is_late = False

@@ -24,7 +24,7 @@ import traitlets
 from PIL import Image
 from tqdm import tqdm
 
-from lrd_helpers.layerdiff.stack import LayerStack, StackError, StackLayer
+from lrd_helpers.layerdiff.stack import LayerStack, StackError, StackLayer, check_stack
 from lrd_helpers.messages import sentence
 from lrd_helpers.pictures import SHOWN_SIDE, data_uri, reduced_data_uri
 from lrd_helpers.widgets.layer_editor import LayerEditor
@@ -240,8 +240,7 @@ class _Told(tqdm):
 
 def document_of(stack: LayerStack, images: dict[str, Image.Image]) -> dict[str, Any]:
     """The document that a stack is; its pictures are put into `images`."""
-    if not isinstance(stack, LayerStack):
-        raise TypeError(f"stack is of type {type(stack).__name__}, but should be a LayerStack")
+    check_stack(stack)
     layers: list[dict[str, Any]] = []
     for layer in stack.layers:
         picture = named(layer.image, images)
