@@ -156,7 +156,7 @@ def test_a_mask_that_is_a_bomb_is_refused_with_file_and_layer(folder, capsys) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "0"], "car.json: num_inference_steps is 0, but should be between 1 and 1000"),
+        (["--steps", "0"], "car.json: num_inference_steps is 0, but should be a whole number"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--guidance-scale", "nan"], "argument --guidance-scale: 'nan' is not a finite number"),
         (["--guidance-scale", "much"], "argument --guidance-scale: 'much' is not a finite number"),
