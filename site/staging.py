@@ -29,6 +29,7 @@ PAGES = {
     "README.md": "",
     "CHANGELOG.md": "",
     "benchmarks/README.md": "",
+    "classroom/README.md": "",
     "figures/benchmark.md": "All numbers of the benchmark",
     "lrd_helpers/training/README.md": "",
 }
