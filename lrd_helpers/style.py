@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from lrd_helpers.files import write_atomically
+from lrd_helpers.pictures import pixels_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import checked_finite
 
@@ -87,8 +89,10 @@ class StyleEncoder(ModelMixin, ConfigMixin):
         )
         self.norm = nn.LayerNorm(token_size)  # the text encoder's last layer is one, too
 
-    def encode(self, images: Images) -> tuple[Codes, Codes]:
-        """Mean μ and log-variance log σ² of each picture's code. Images are in [0, 1]."""
+    def encode(self, images: Images | Image.Image) -> tuple[Codes, Codes]:
+        """Mean μ and log-variance log σ² of each picture's code: in [0, 1], or an image of PIL."""
+        if isinstance(images, Image.Image):
+            images = pixels_of(images)[None].to(self.device, self.dtype)
         features = [2 * images - 1]
         for convolution in self.convolutions:
             features.append(nn.functional.silu(convolution(features[-1])))
@@ -104,8 +108,8 @@ class StyleEncoder(ModelMixin, ConfigMixin):
         shape = (-1, self.config.token_count, self.config.token_size)
         return self.norm(self.to_tokens(code).reshape(shape))
 
-    def forward(self, images: Images) -> Tokens:
-        """The tokens of each picture's μ, without chance. Images are in [0, 1]."""
+    def forward(self, images: Images | Image.Image) -> Tokens:
+        """The tokens of each picture's μ, without chance: in [0, 1], or an image of PIL."""
         return self.tokens(self.encode(images)[0])
 
 

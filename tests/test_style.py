@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from lrd_helpers import models
+from lrd_helpers.pictures import pixels_of
 from lrd_helpers.storybook import STYLES, StorybookDataset, render_scenes, seeded
 from lrd_helpers.style import StyleConditioning, StyleEncoder, join, styled_prompt, weight_sum
 from lrd_helpers.training import style as training
@@ -57,6 +60,11 @@ def test_pictures_of_any_size_become_tokens(encoder: StyleEncoder) -> None:
         assert tokens.shape == (2, 3, FEATURES)
         torch.testing.assert_close(tokens, encoder.tokens(mean))
     assert (log_variance < -2).all()  # a fresh encoder whispers, so that μ is heard
+
+
+def test_an_image_of_pil_is_a_picture_too(encoder: StyleEncoder) -> None:
+    image = Image.fromarray((255 * pictures(1)[0]).byte().permute(1, 2, 0).numpy())
+    assert torch.equal(encoder(image), encoder(pixels_of(image)[None]))
 
 
 def test_the_code_does_not_ask_where_things_are(encoder: StyleEncoder) -> None:
@@ -119,6 +127,24 @@ def test_the_prompt_is_the_pipelines_own_with_the_style_behind_it(
     assert torch.equal(prompt["negative_prompt_embeds"], join(negative, style, 0.5))
     unguided = styled_prompt(tiny, "a red car", style, negative_strength=0.0)
     assert not unguided["negative_prompt_embeds"][:, WORDS:].any()
+
+
+def test_the_example_in_the_readme_draws(
+    tiny: StableDiffusionPipeline,
+    conditioning: StyleConditioning,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [example] = [block for block in blocks if "load_style" in block]
+    monkeypatch.setattr(models, "load_style", lambda: conditioning)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "orange").save("reference.png")
+    before = copy.deepcopy(tiny.unet.state_dict())
+    exec(example, {"load_pipeline": lambda name: tiny})
+    assert Image.open("styled.png").size == (32, 32)
+    assert all(torch.equal(before[name], x) for name, x in tiny.unet.state_dict().items())
 
 
 def test_a_prompt_in_three_styles_at_once(tiny: StableDiffusionPipeline) -> None:
