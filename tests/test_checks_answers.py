@@ -22,6 +22,7 @@ from lrd_helpers.checks import (
     evaluation,
     image_tasks,
     latent_diffusion,
+    layerdiff,
     layered_rendering,
     quickstart,
     vision_guidance,
@@ -225,6 +226,59 @@ def inside_by_recursion(step, pages, changing, noise):
     return inside_by_recursion(step, pages[:-1], changing, x)
 
 
+# ------------------------------------------------------------------ notebook 11
+
+
+def flattened_front_to_back(background, layers):
+    """What each layer lets through counts for all that is below it."""
+    picture, through = torch.zeros_like(background), torch.ones_like(background[:1])
+    for layer in layers.flip(0):
+        picture = picture + through * layer[3:] * layer[:3]
+        through = through * (1 - layer[3:])
+    return picture + through * background
+
+
+def slots_by_loops(x, to_q, to_k, to_v):
+    answer = torch.empty_like(x)
+    for row in range(x.shape[2]):
+        for column in range(x.shape[3]):
+            q, k, v = (x[:, :, row, column] @ matrix.T for matrix in (to_q, to_k, to_v))
+            scores = (q[:, None] * k).sum(2) / q.shape[1] ** 0.5
+            answer[:, :, row, column] = scores.softmax(1) @ v
+    return answer
+
+
+def slots_in_the_batch(x, *matrices):
+    """The slots stay rows of a batch: nobody hears anybody."""
+    return slots_by_loops(x[:1], *matrices).expand_as(x)
+
+
+def step_of_noisy_slots_alone(ask, x, clean, given, t, bar, bar_to):
+    shown, times = x.clone(), t.repeat(len(x))
+    shown[given], times[given] = clean[given], 0
+    after = ddim_along_epsilon(x, ask(shown, times), bar, bar_to)
+    after[given] = clean[given]
+    return after
+
+
+def given_slots_under_noise(ask, x, clean, given, t, bar, bar_to):
+    """As in inpainting: the given slots get as much noise as the others have."""
+    shown = torch.where(given[:, None, None, None], bar.sqrt() * clean + (1 - bar).sqrt() * x, x)
+    after = ddim_along_epsilon(x, ask(shown, t.repeat(len(x))), bar, bar_to)
+    return torch.where(given[:, None, None, None], clean, after)
+
+
+def share_by_counting_pixels(composite, back, front):
+    yes = both = 0
+    for row in range(composite.shape[1]):
+        for column in range(composite.shape[2]):
+            if min(back[3, row, column], front[3, row, column]) > 0.5:
+                colour = composite[:, row, column]
+                far = [float((colour - each[:3, row, column]).norm()) for each in (back, front)]
+                both, yes = both + 1, yes + (far[1] < far[0])
+    return yes / both
+
+
 # ------------------------------------------------------------------ right answers
 
 RIGHT = [
@@ -262,6 +316,10 @@ RIGHT = [
     (editing.check_touched_cells, cells_by_views),
     (editing.check_touched_cells, lambda mask, factor: share_of_cells(mask, factor) > 0),
     (editing.check_redraw_inside, inside_by_recursion),
+    (layerdiff.check_flattened, flattened_front_to_back),
+    (layerdiff.check_slots_attend, slots_by_loops),
+    (layerdiff.check_step_with_given, step_of_noisy_slots_alone),
+    (layerdiff.check_front_share, share_by_counting_pixels),
 ]
 
 
@@ -302,6 +360,11 @@ WRONG = [
     (evaluation.check_share_right, lambda ious, count: 0.5, "from among the pictures with"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case).round(), "at least half"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case) > 0.5, "at least half"),
+    (layerdiff.check_flattened, lambda below, layers: layers[-1, :3], "from x of shape"),
+    (layerdiff.check_slots_attend, lambda x, *matrices: x, "from at each position"),
+    (layerdiff.check_slots_attend, slots_in_the_batch, "from at each position"),
+    (layerdiff.check_step_with_given, given_slots_under_noise, "from the slots at level bar_to"),
+    (layerdiff.check_front_share, lambda *case: share_by_counting_pixels(*case) > 0.5, "from a nu"),
 ]
 
 
