@@ -117,6 +117,7 @@ figures: $(INSTALLED)  ## draw the pictures in figures/ again
 
 targets: $(INSTALLED)  ## measure how good the shipped models are
 	$(RUN) benchmarks/targets.py
+	$(RUN) benchmarks/layers.py
 
 benchmark: $(INSTALLED)  ## measure all methods on 220 layouts: hours; goes on where it was cut (ARGS="--limit 26")
 	$(RUN) -m lrd_helpers benchmark $(ARGS)

@@ -1,6 +1,6 @@
 """How good the layered model is: measures each of its targets and prints one Markdown table.
 
-    python benchmarks/layers.py --model FOLDER [--stacks 500] [--parts text image auto speed]
+    python benchmarks/layers.py [--stacks 500] [--model FOLDER] [--parts text image auto speed]
 
 Nothing here was tuned on these scenes: they come from seeds that no training uses.
 """
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stacks", type=int, default=500)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--model", required=True, help="a folder that training.layerdiff has made")
+    parser.add_argument("--model", default="storybook-layers", help="a folder, or the shipped one")
     parser.add_argument("--parts", nargs="+", default=["text", "image", "auto", "speed"])
     parser.add_argument("--self-mask-scale", type=float, default=0.0)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
