@@ -8,6 +8,7 @@ out of the notebooks as they were last executed.
 
 import argparse
 import base64
+import io
 import json
 import textwrap
 from pathlib import Path
@@ -235,6 +236,19 @@ def below_cell(notebook: str, cell_id: str) -> bytes:
     raise ValueError(f"{path.name} has no cell {cell_id!r} with a picture below it; execute it")
 
 
+def chapters(width: int = 280) -> None:
+    """The picture in each notebook's title, small, into figures/chapters/."""
+    folder = FIGURES / "chapters"
+    folder.mkdir(exist_ok=True)
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+        [picture] = title["attachments"].values()
+        image = Image.open(io.BytesIO(base64.b64decode(picture["image/png"]))).convert("RGB")
+        image.thumbnail((width, width), Image.Resampling.LANCZOS)
+        small = png_of(image.quantize(256), optimize=True)
+        write_atomically(folder / f"{path.stem}.png", small)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ours = {
@@ -245,13 +259,12 @@ def main() -> None:
         "layers": layers,
         "layers-edited": layers_edited,
     }
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join([*ours, *NOTEBOOKS])} (all of them)"
-    )
-    names = parser.parse_args().names or [*ours, *NOTEBOOKS]
+    there = [*ours, *NOTEBOOKS, "chapters"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(there)} (all)")
+    names = parser.parse_args().names or there
     for name in names:
-        if name not in ours and name not in NOTEBOOKS:
-            parser.error(f"there is no figure {name!r}; there are {', '.join([*ours, *NOTEBOOKS])}")
+        if name not in there:
+            parser.error(f"there is no figure {name!r}; there are {', '.join(there)}")
     FIGURES.mkdir(exist_ok=True)
     pipe = None
     if any(name in ours for name in names):
@@ -261,6 +274,9 @@ def main() -> None:
         path = FIGURES / f"{name}.png"
         if name in NOTEBOOKS:
             write_atomically(path, below_cell(*NOTEBOOKS[name]))
+            continue
+        if name == "chapters":
+            chapters()
             continue
         image = ours[name](pipe)
         if name in ("contact-sheet", "methods", "layers"):

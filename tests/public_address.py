@@ -158,11 +158,13 @@ def notebooks_in(root: Path) -> list[str]:
 def list_of_notebooks(root: Path, address: str) -> str:
     """README's part about the notebooks: a row for each there is, a line for those to come."""
     there = notebooks_in(root)
-    lines = ["", "| notebook | question it answers | |", "|---|---|---|"]
+    lines = ["", "| | notebook | question it answers | |", "|---|---|---|---|"]
     for name in there:
         path = f"notebooks/{name}.ipynb"
         opens = f"[![Open In Colab][badge]]({colab_link(address, name)})"
-        lines.append(f"| [`{name}`]({path}) | {question(root / path)} | {opens} |")
+        # Its first picture, which `make figures` takes out of it; beside its question, no more.
+        shown = f'<img src="figures/chapters/{name}.png" width="140" alt="">'
+        lines.append(f"| {shown} | [`{name}`]({path}) | {question(root / path)} | {opens} |")
     planned = [name.replace("_", " ") for name in NOTEBOOKS if name not in there]
     if planned:
         lines += ["", f"Still to come: {', '.join(planned)}."]
