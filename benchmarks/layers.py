@@ -108,7 +108,9 @@ def from_text(
         areas = {each.sticker: 0.0 for each in seen.stickers}
         for each in seen.stickers:
             areas[each.sticker] += float(each.mask.sum())
-X    orders = [order_right(composite[0], *pair) for pair in itertools.combinations(layers, 2)]
+        total = sum(areas.values())
+        leaks.append(1 - areas.get(placed.sticker, 0.0) / total if total else 0.0)
+    orders = [order_right(composite[0], *pair) for pair in itertools.combinations(layers, 2)]
     orders = [answer for answer in orders if answer is not None]  # None: they hardly overlap
     scores = {
         "composite right": float(is_right(whole, scene)),
