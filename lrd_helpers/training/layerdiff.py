@@ -425,7 +425,12 @@ def main(arguments: list[str] | None = None) -> None:
     scores = evaluate(trainee, vae.cpu())
     trainee.set_attention(AttnProcessor2_0())
     with export.exported(
-        options, progress, scores, title="storybook: layers generated together", what=__doc__
+        options,
+        progress,
+        scores,
+        title="storybook: layers generated together",
+        what=__doc__,
+        grown_from=options.pipeline,
     ) as folder:
         trainee.model.half().save_pretrained(folder / "unet")
         for part in ("text_encoder", "tokenizer", "scheduler"):
