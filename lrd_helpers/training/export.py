@@ -39,7 +39,9 @@ def exported(
     with replacing_folder(options.output) as folder:
         yield folder
         start = options.start_from or grown_from
-        model_card(folder, options, progress, scores, title=title, what=what, data=data, start=start)
+        model_card(
+            folder, options, progress, scores, title=title, what=what, data=data, start=start
+        )
     print(scores)
 
 
