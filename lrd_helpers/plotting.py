@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+import torch
 from IPython.display import display
 from jaxtyping import Float
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
@@ -32,6 +35,11 @@ BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7f7f7f"
 """For lines and points: from the same set, and a grey."""
+
+CURVES = ((BLUE, "o-"), (ORANGE, "s--"), (GREY, "^:"), (GREEN, "D-."))
+"""Colour, mark and dash of the curves in a plot, in their order."""
+
+Numbers = Sequence[int | float] | Tensor
 
 CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
 CHECKS = ("#ffffff", "#cccccc")
@@ -279,6 +287,82 @@ def movie(
     file = io.BytesIO()
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0)
     show(file.getvalue(), alt)
+
+
+def draw_curves(
+    axis: Axes,
+    curves: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    log: str = "",
+    ticks: Numbers | None = None,
+) -> None:
+    """Curves with points, each in a colour, dash and mark of its own; a legend names several.
+
+    Args:
+        curves: name → its x and y.
+        log: which axes are logarithmic: "", "x", "y" or "xy".
+        ticks: the only places marked along x, as plain numbers.
+
+    Raises:
+        ValueError: `log` names another axis, or there are more curves than ways to tell them apart.
+    """
+    if set(log) - set("xy"):
+        raise ValueError(f"log is {log!r}, but should be '', 'x', 'y' or 'xy'")
+    if len(curves) > len(CURVES):
+        raise ValueError(f"{len(curves)} curves, but at most {len(CURVES)} can be told apart")
+    for (name, (x, y)), (colour, line) in zip(curves.items(), CURVES, strict=False):
+        axis.plot(x, y, line, color=colour, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(_writable(title), parse_math=False)
+    for letter, scale in (("x", axis.set_xscale), ("y", axis.set_yscale)):
+        if letter in log:
+            scale("log")
+    if ticks is not None:
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks([], minor=True)
+    if len(curves) > 1:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def draw_numbers(
+    axis: Axes, numbers: Float[Tensor, "*shape"], *, reach: float, title: str = ""
+) -> None:
+    """A histogram of numbers between -reach and reach, and over it the bell of N(0, 1)."""
+    at = torch.linspace(-reach, reach, 200)
+    density = {"range": (-reach, reach), "density": True, "color": BLUE, "label": "latents"}
+    axis.hist(numbers.flatten().numpy(), 60, **density)
+    axis.plot(at, torch.exp(-(at**2) / 2) / math.sqrt(2 * math.pi), color=ORANGE, label="N(0, 1)")
+    axis.set(xlim=(-reach, reach))
+    axis.set_title(_writable(title), parse_math=False)
+
+
+def draw_bells(
+    axis: Axes,
+    means: Float[Tensor, "count 2"],
+    deviations: Float[Tensor, "count 2"] | None = None,
+    *,
+    colours: Sequence[str],
+    reach: float,
+    title: str = "",
+) -> None:
+    """Bells of the plane: a dot at the mean, an ellipse two deviations wide; dashed, N(0, 1)'s.
+
+    Args:
+        deviations: of each bell, along x and y; None for bare points.
+        colours: one a bell.
+        reach: the square ±reach is shown.
+    """
+    if deviations is not None:
+        for mean, wide, colour in zip(means.tolist(), deviations.tolist(), colours, strict=True):
+            size = {"width": 4 * wide[0], "height": 4 * wide[1]}
+            axis.add_patch(Ellipse(mean, **size, facecolor=colour, alpha=0.35, edgecolor="black"))
+    axis.scatter(*means.T, c=list(colours), s=12, edgecolors="black", linewidths=0.4, zorder=3)
+    axis.add_patch(Ellipse((0, 0), 4, 4, fill=False, edgecolor=GREY, linestyle="--", zorder=4))
+    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axis.set_title(_writable(title), parse_math=False)
 
 
 def draw_sheet(

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from lrd_helpers.checks import (
     autoencoder,
+    codebooks,
     conditioning,
     cross_attention,
     ddpm,
@@ -51,6 +52,15 @@ def ddim_along_epsilon(x, epsilon, bar, bar_to):
 
 def kl(mean, log_variance):
     return -0.5 * (1 + log_variance - mean.pow(2) - log_variance.exp()).flatten(1).sum(1).mean()
+
+
+def standardised(z):
+    return (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True)
+
+
+def cut_anew(codes, codebook):
+    batch, rows, columns = codes.shape
+    return codebook[codes].view(batch, -1, rows, columns)
 
 
 def quantised(latents, codebook):
@@ -285,9 +295,10 @@ RIGHT = [
     (quickstart.check_best_seed, seed_by_loop),
     (ddpm.check_ddim_step, ddim_along_epsilon),
     (autoencoder.check_kl, kl),
-    (autoencoder.check_quantise, straight_through),
-    (autoencoder.check_quantise, straight_through_from_the_code),
-    (autoencoder.check_factor, lambda z: 1 / float(z.std(correction=0))),
+    (codebooks.check_quantise, straight_through),
+    (codebooks.check_quantise, straight_through_from_the_code),
+    (autoencoder.check_scaled, lambda z: z / float(z.std(correction=0))),
+    (codebooks.check_vectors_of, lambda codes, e: torch.einsum("bhwc->bchw", e[codes])),
     (latent_diffusion.check_guided, lambda s, s_y, g: s_y + (g - 1) * (s_y - s)),
     (conditioning.check_style_statistics, statistics_as_in_adain),
     (conditioning.check_two_part_loss, two_parts),
@@ -337,13 +348,16 @@ WRONG = [
     (ddpm.check_jump, jump_without_reshape, "it raised RuntimeError"),
     (autoencoder.check_kl, lambda m, v: kl(m, v) / 4, "from one number, ½·Σ"),
     (autoencoder.check_kl, lambda m, v: kl(m, v)[None], "the shape (1,)"),
-    (autoencoder.check_draw, lambda m, v, e: torch.normal(m, v.exp().sqrt()), "from μ + σ·ε"),
-    (autoencoder.check_draw, lambda m, v, e: m + v.sqrt() * e, "nan"),
-    (autoencoder.check_quantise, quantised, "the gradient goes to the codebook, none"),
-    (autoencoder.check_quantise, torch.no_grad()(quantised), "no gradient reaches the encoder"),
-    (autoencoder.check_quantise, half_a_gradient, "from at each position"),
-    (autoencoder.check_factor, lambda z: 0.18215, "0.1822"),
-    (autoencoder.check_factor, lambda z: 1 / z.std((0, 2, 3)), "a number"),
+    (autoencoder.check_sampled, lambda m, v, e: torch.normal(m, v.exp().sqrt()), "from μ + σ·ε"),
+    (autoencoder.check_sampled, lambda m, v, e: m + v.sqrt() * e, "nan"),
+    (codebooks.check_quantise, quantised, "the gradient goes to the codebook, none"),
+    (codebooks.check_quantise, torch.no_grad()(quantised), "no gradient reaches the encoder"),
+    (codebooks.check_quantise, half_a_gradient, "from at each position"),
+    (autoencoder.check_scaled, lambda z: 0.18215 * z, "from latents/σ̂"),
+    (autoencoder.check_scaled, lambda z: 1 / z.std(), "the shape (4, 4, 5, 5)"),
+    (autoencoder.check_scaled, standardised, "the colleague's code"),
+    (codebooks.check_vectors_of, lambda codes, e: e[codes].flip(1).movedim(-1, 1), "from the"),
+    (codebooks.check_vectors_of, cut_anew, "the mosaic's code"),
     (latent_diffusion.check_latent_loss, loss_without_sample, "it raised"),
     (conditioning.check_cross_attention, attention_scaled_by_tokens, "from softmax(QKᵀ/√d)·V"),
     (conditioning.check_style_statistics, statistics_with_variances, "square root is missing"),

@@ -55,6 +55,56 @@ def test_a_mask_is_drawn_as_its_outline():
     assert any(drawn.getpixel((x, 50)) != (255, 255, 255) for x in range(186, 198))
 
 
+def test_curves_are_told_apart_and_named():
+    figure, axis = pyplot.subplots()
+    curves = {"time": ([1, 2, 4], [1, 4, 16]), "memory": ([2, 4], [3.0, 5.0])}
+    plotting.draw_curves(axis, curves, title="a $5 title", log="x", ticks=[1, 2, 4])
+    assert [line.get_xydata().tolist() for line in axis.lines] == [
+        [[1, 1], [2, 4], [4, 16]],
+        [[2, 3], [4, 5]],
+    ]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines}
+    assert len(looks) == 2
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "linear")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["time", "memory"]
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("count", "log", "said"), [(1, "z", "'z', but should be"), (5, "", "5 curves, but at most 4")]
+)
+def test_curves_that_cannot_be_drawn_are_refused(count, log, said):
+    figure, axis = pyplot.subplots()
+    curves = {str(number): ([1], [1]) for number in range(count)}
+    with pytest.raises(ValueError, match=said):
+        plotting.draw_curves(axis, curves, log=log)
+    assert not axis.lines
+    pyplot.close(figure)
+
+
+def test_numbers_from_n_0_1_fill_the_bell_drawn_over_them():
+    figure, axis = pyplot.subplots()
+    numbers = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    plotting.draw_numbers(axis, numbers, reach=4.0, title="as they come")
+    heights = [bar.get_height() for bar in axis.patches]
+    assert max(heights) == pytest.approx(0.4, abs=0.03)
+    assert axis.lines[0].get_ydata().max() == pytest.approx(0.4, abs=0.01)
+    pyplot.close(figure)
+
+
+def test_a_bell_is_an_ellipse_two_deviations_wide_at_its_mean():
+    figure, axis = pyplot.subplots()
+    means, deviations = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 0.25]])
+    plotting.draw_bells(axis, means, deviations, colours=["red"], reach=3.0)
+    bell, standard = axis.patches
+    assert (bell.center, bell.width, bell.height) == ([1.0, -1.0], 2.0, 1.0)
+    assert (standard.center, standard.width, standard.height) == ((0, 0), 4, 4)
+    plotting.draw_bells(axis, means, colours=["red"], reach=3.0)
+    assert len(axis.patches) == 3, "bare points have no ellipses"
+    pyplot.close(figure)
+
+
 def test_the_picture_given_is_not_drawn_upon():
     image = GREY.resize((512, 512))
     plotting.draw_layout(image, LAYOUT)
