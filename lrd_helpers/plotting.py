@@ -1,4 +1,4 @@
-"""Pictures for people: rows of images, layouts drawn over them, stacks taken apart, figures, films.
+"""Pictures for people: rows of images, layouts over them, stacks taken apart, planes, films.
 
 A layer has the same number and colour wherever it is drawn.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+import torch
 from IPython.display import display
 from jaxtyping import Float
 from matplotlib import pyplot
@@ -337,6 +338,49 @@ def draw_sheet(
     sheet = sheet.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     axis.imshow(((sheet + 1) / 2).clamp(0, 1).cpu().numpy(), interpolation="nearest")
     axis.axis("off")
+    axis.set_title(_writable(title), parse_math=False)
+
+
+def draw_plane(
+    axis: Axes,
+    log_density: Callable[[Tensor], Tensor] | None = None,
+    *,
+    points: Float[Tensor, "count 2"] | None = None,
+    paths: Float[Tensor, "times lines 2"] | None = None,
+    field: Callable[[Tensor], Tensor] | None = None,
+    colour: str | Sequence[str] = BLUE,
+    title: str = "",
+    limit: float = 3.0,
+) -> None:
+    """The square ±limit of the plane: a density in grey, and over it points, paths and arrows.
+
+    Args:
+        log_density: of points (count, 2); e^0.5 times its largest value would be black.
+        points: a dot each.
+        paths: a line each, with a ring where it begins and a dot where it ends.
+        field: at points (count, 2) the arrows that begin there; the longest spans a mesh.
+        colour: of the points and paths; a sequence has one for each point.
+    """
+    if log_density is not None:
+        line = torch.linspace(-limit, limit, 120)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+        density = log_density(grid.flatten(0, 1)).exp().view(120, 120)
+        extent = (-limit, limit, -limit, limit)
+        most = 1.65 * density.max().item()
+        axis.imshow(density, cmap="Greys", vmin=0, vmax=most, origin="lower", extent=extent)
+    if field is not None:
+        mesh = torch.linspace(-limit, limit, 16)[1:-1]
+        at = torch.cartesian_prod(mesh, mesh)
+        arrows = field(at)
+        scale = float(arrows.norm(dim=1).max() / (mesh[1] - mesh[0]))
+        axis.quiver(*at.T, *arrows.T, angles="xy", scale_units="xy", scale=scale, color=ORANGE)
+    if points is not None:
+        axis.scatter(*points.T, s=3, color=colour, linewidths=0)
+    if paths is not None:
+        axis.plot(paths[..., 0], paths[..., 1], color=colour, linewidth=0.9, alpha=0.8)
+        axis.scatter(*paths[0].T, s=14, facecolor="white", edgecolor="black", zorder=3)
+        axis.scatter(*paths[-1].T, s=14, color="black", zorder=3)
+    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     axis.set_title(_writable(title), parse_math=False)
 
 

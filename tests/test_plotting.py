@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.colors import to_hex
 from PIL import Image, ImageColor, ImageFont
 
 from lrd_helpers import plotting
@@ -381,4 +382,43 @@ def test_the_diagram_names_the_parts_and_only_one_learns():
         assert part in words
     colours = [patch.get_facecolor() for patch in axis.patches]
     assert len({colour for colour in colours if colours.count(colour) == 2}) == 1  # the U-Net's
+
+
+def test_a_plane_has_its_density_points_paths_and_arrows():
+    figure, axis = pyplot.subplots()
+    corner = torch.tensor([[1.0, 1.0]])
+    paths = torch.stack([torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])])
+    plotting.draw_plane(
+        axis,
+        lambda x: -4 * (x - corner).square().sum(-1),
+        points=corner,
+        paths=paths,
+        field=lambda x: 2 * (corner - x),
+        title="$5",
+        limit=2.0,
+    )
+    [ground] = axis.images
+    row, column = divmod(int(ground.get_array().argmax()), 120)
+    assert ground.origin == "lower"
+    assert (column, row) == pytest.approx((89, 89), abs=1), "(1, 1) lies at three quarters"
+    arrows, dots, starts, ends = axis.collections
+    pull = numpy.stack([arrows.U, arrows.V], 1)
+    assert pull == pytest.approx(2 * (1 - arrows.XY)), "the arrow at each place"
+    assert numpy.linalg.norm(pull / arrows.scale, axis=1).max() == pytest.approx(4 / 15)
+    assert dots.get_offsets().tolist() == [[1, 1]]
+    assert starts.get_offsets().tolist() == paths[0].tolist()
+    assert ends.get_offsets().tolist() == paths[1].tolist()
+    assert axis.lines[0].get_xdata().tolist() == [0, 1]
+    assert axis.get_xlim() == axis.get_ylim() == (-2, 2)
+    assert axis.get_title() == "$5"
+    pyplot.close(figure)
+
+
+def test_a_plane_with_points_alone_has_a_colour_for_each():
+    figure, axis = pyplot.subplots()
+    colours = [plotting.BLUE, plotting.ORANGE]
+    plotting.draw_plane(axis, points=torch.zeros(2, 2), colour=colours)
+    [dots] = axis.collections
+    assert [to_hex(colour).upper() for colour in dots.get_facecolor()] == colours
+    assert not axis.images
     pyplot.close(figure)
