@@ -25,6 +25,7 @@ NOTEBOOKS = [
     "00_quickstart",
     "01_ddpm",
     "02_autoencoder",
+    "02b_codebooks_and_critic",
     "03_latent_diffusion",
     "04_conditioning",
     "05_image_tasks",
@@ -36,7 +37,13 @@ NOTEBOOKS = [
     "11_layerdiff",
     "12_stable_diffusion",
 ]
-"""All that the course will have, in its order."""
+"""All that the course will have, in its order; a side road stands behind its chapter."""
+
+NUMBER = r"\d\d[a-z]?"
+"""A notebook's number, as a regular expression: 02, or 02b, which is a side road of 02."""
+
+NAME = rf"{NUMBER}_\w+"
+"""A notebook's name, as a regular expression: 02b_codebooks_and_critic."""
 
 COLAB = "https://colab.research.google.com"
 BADGE_IMAGE = f"{COLAB}/assets/colab-badge.svg"
@@ -138,7 +145,7 @@ def question(notebook: Path) -> str:
         ValueError: it has no such title.
     """
     for cell in nbformat.read(notebook, as_version=4).cells:
-        if title := re.search(r"^# \d\d · (.+)$", cell.source, flags=re.MULTILINE):
+        if title := re.search(rf"^# {NUMBER} · (.+)$", cell.source, flags=re.MULTILINE):
             return title[1].strip()
     raise ValueError(f"{notebook.name} has no title like '# 01 · How can …?'")
 

@@ -7,7 +7,18 @@ import nbformat
 import public_address
 import pytest
 from execute_notebooks import text_of
-from public_address import END, NOTEBOOKS, ROOT, START, address_in, badge, linked, rewrite, set_up
+from public_address import (
+    END,
+    NOTEBOOKS,
+    ROOT,
+    START,
+    address_in,
+    badge,
+    linked,
+    question,
+    rewrite,
+    set_up,
+)
 from test_notebooks import PATHS
 
 OTHER = "https://github.com/ann-lee/Layers.2"
@@ -174,6 +185,9 @@ def test_a_readme_without_the_list_and_a_notebook_without_a_title_are_named(copy
         rewrite(copy)
     readme.write_text(text, encoding="utf-8")
     path = copy / "notebooks" / "01_ddpm.ipynb"
-    path.write_text(path.read_text(encoding="utf-8").replace("# 01 · ", "# "), encoding="utf-8")
+    title = path.read_text(encoding="utf-8")
+    path.write_text(title.replace("# 01 · ", "# 01b · "), encoding="utf-8")
+    assert question(path).startswith("How can destroying"), "01b is a side road's number"
+    path.write_text(title.replace("# 01 · ", "# "), encoding="utf-8")
     with pytest.raises(ValueError, match=r"01_ddpm\.ipynb has no title"):
         rewrite(copy)
