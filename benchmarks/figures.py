@@ -44,7 +44,7 @@ REPOSITORY = Path(__file__).parents[1]
 FIGURES = REPOSITORY / "figures"
 INK, PAPER = "#202020", "#ffffff"
 NOTEBOOKS = {
-    "style": ("04_conditioning", "styles-figure"),
+    "style": ("04b_style", "styles-figure"),
     "collage": ("08_layered_rendering", "sketches-figure"),
     "gallery": ("08_layered_rendering", "gallery-figure"),
     "gallery-collage": ("08_layered_rendering", "collage-gallery"),

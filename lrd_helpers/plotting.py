@@ -11,6 +11,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.patches import FancyBboxPatch, Polygon
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
@@ -363,6 +365,47 @@ def draw_bells(
     axis.scatter(*means.T, c=list(colours), s=12, edgecolors="black", linewidths=0.4, zorder=3)
     axis.add_patch(Ellipse((0, 0), 4, 4, fill=False, edgecolor=GREY, linestyle="--", zorder=4))
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+def show_sheets(
+    sheets: Mapping[str, Float[Tensor, "batch 3 height width"]], columns: int, *, width: float = 8.0
+) -> Figure:
+    """Sheets of images in [-1, 1] one below the other, each under its title.
+
+    Args:
+        sheets: title → images of one size, in full rows of `columns`.
+        columns: images a row.
+        width: of the figure, in inches.
+
+    Raises:
+        ValueError: no sheets, or one with fewer images than fill a row.
+    """
+    if not sheets:
+        raise ValueError("there are no sheets to show")
+    rows = [max(1, len(images) // columns) for images in sheets.values()]
+    height = width / columns * sum(rows) + 0.35 * len(rows)
+    figure, axes = pyplot.subplots(
+        len(rows), squeeze=False, figsize=(width, height), height_ratios=rows, facecolor="white"
+    )
+    for axis, (title, images) in zip(axes.flat, sheets.items(), strict=True):
+        draw_sheet(axis, images, columns, title)
+    return figure
+
+
+def draw_table(
+    axis: Axes,
+    values: Float[Tensor, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+) -> None:
+    """A cell for each number, coloured by it and with the number in it, under its names."""
+    axis.imshow(values, cmap="cividis", aspect="auto")
+    middle = (values.min() + values.max()) / 2
+    for row, line in enumerate(values):
+        for column, value in enumerate(line):
+            ink = "black" if value > middle else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xticks(range(len(columns)), columns)
     axis.set_title(_writable(title), parse_math=False)
 
 
@@ -423,6 +466,89 @@ def draw_plane(
         axis.scatter(*paths[-1].T, s=18, facecolor=each, edgecolor="black", zorder=3)
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     axis.set_title(_writable(title), parse_math=False)
+
+
+# ------------------------------------------------------------------ a diagram
+
+_FIXED, _LEARNED, _DATA = "#d9d9d9", "#f5c99b", "white"
+_AREAS = (  # left edge, width, colour, title
+    (0.0, 4.1, "#f3ece4", "pixels: 3 × 128 × 128"),
+    (4.3, 9.0, "#e8f0f6", "latents: 4 × 16 × 16"),
+    (13.5, 3.3, "#eaf3ee", "condition: 24 tokens"),
+)
+_BLOCKS = (  # text, left edge, width, middle, height at the left and at the right, colour
+    ("$x$", 0.3, 1.1, 5.2, 1.2, 1.2, _DATA),
+    (r"$\mathcal{E}$", 2.1, 1.6, 5.2, 1.6, 0.8, _FIXED),
+    ("$z$", 4.7, 0.9, 5.2, 0.8, 0.8, _DATA),
+    ("$z_T$", 11.9, 0.9, 5.2, 0.8, 0.8, _DATA),
+    ("$z_t$", 11.9, 0.9, 2.2, 0.8, 0.8, _DATA),
+    ("", 7.4, 1.8, 2.2, 2.6, 1.2, _LEARNED),
+    ("", 9.2, 1.8, 2.2, 1.2, 2.6, _LEARNED),
+    ("$z$", 4.7, 0.9, 2.2, 0.8, 0.8, _DATA),
+    (r"$\mathcal{D}$", 2.1, 1.6, 2.2, 1.6, 0.8, _FIXED),
+    (r"$\tilde{x}$", 0.3, 1.1, 2.2, 1.2, 1.2, _DATA),
+    ("“a red car\nat night”", 14.0, 2.3, 5.45, 0.9, 0.9, _DATA),
+    ("tokenizer", 14.0, 2.3, 3.75, 0.9, 0.9, _FIXED),
+    (r"text encoder $\tau$", 14.0, 2.3, 2.25, 0.9, 0.9, _FIXED),
+)
+_ARROWS = (  # from x, y to x, y
+    (1.4, 5.2, 2.1, 5.2),
+    (3.7, 5.2, 4.7, 5.2),
+    (5.6, 5.2, 11.9, 5.2),
+    (12.35, 4.8, 12.35, 2.6),
+    (11.9, 2.2, 11.0, 2.2),
+    (7.4, 2.2, 5.6, 2.2),
+    (4.7, 2.2, 3.7, 2.2),
+    (2.1, 2.2, 1.4, 2.2),
+    (15.15, 5.0, 15.15, 4.2),
+    (15.15, 3.3, 15.15, 2.7),
+    (11.9, 4.2, 12.35, 4.2),
+)
+_WORDS = (  # text, x, y, colour
+    ("× scaling\nfactor", 4.2, 5.4, "black"),
+    ("÷ scaling\nfactor", 4.2, 2.4, "black"),
+    ("forward: noise, a fixed formula (scheduler)", 8.75, 5.35, "black"),
+    ("again, until t = 0", 9.2, 4.28, "black"),
+    (r"U-Net  $\varepsilon_\theta(z_t, t, \tau(y))$", 9.2, 3.6, "black"),
+    ("a little\nless noise", 6.5, 1.1, "black"),
+    ("$y$", 15.5, 4.45, "black"),
+    ("cross-attention: Q from the latents, K and V from the text", 9.2, 0.15, BLUE),
+)
+
+
+def diagram_of_latent_diffusion() -> Figure:
+    """The parts of Stable Diffusion and what goes from one to the next (LDM, Fig. 3).
+
+    Grey parts are frozen while the orange one, the U-Net, learns.
+    """
+    figure, axis = pyplot.subplots(figsize=(10, 4.3), facecolor="white")
+    for x, width, colour, title in _AREAS:
+        style = "round,pad=0,rounding_size=0.25"
+        axis.add_patch(FancyBboxPatch((x, 0), width, 7.4, style, facecolor=colour, linewidth=0))
+        axis.text(x + width / 2, 6.85, title, ha="center", fontsize=10)
+    for text, x, width, y, left, right, colour in _BLOCKS:
+        sides = [(x, y - left / 2), (x + width, y - right / 2)]
+        sides += [(x + width, y + right / 2), (x, y + left / 2)]
+        axis.add_patch(Polygon(sides, facecolor=colour, edgecolor="black", linewidth=1.2))
+        size = 9.5 if len(text) > 15 else 11
+        axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=size)
+    arrow = {"arrowstyle": "-|>", "lw": 1.5, "color": "black", "shrinkA": 0, "shrinkB": 0}
+    for x0, y0, x1, y1 in _ARROWS:
+        axis.annotate("", xy=(x1, y1), xytext=(x0, y0), arrowprops=arrow)
+    for text, x, y, colour in _WORDS:
+        axis.text(x, y, text, ha="center", va="bottom", fontsize=8.5, color=colour)
+    for x in (7.75, 8.5, 9.9, 10.65):  # the layers with cross-attention
+        axis.plot([x, x], [1.45, 2.95], color=BLUE, linewidth=5, solid_capstyle="butt")
+        axis.plot([x, x], [0.65, 1.45], color=BLUE, linewidth=1.5)
+    axis.plot([15.15, 15.15, 7.75], [1.8, 0.65, 0.65], color=BLUE, linewidth=1.5)
+    axis.plot([6.6, 6.6, 11.9], [2.2, 4.2, 4.2], color="black", linewidth=1.5, linestyle="--")
+    axis.set(xlim=(-0.1, 16.9), ylim=(-0.1, 7.5))
+    axis.axis("off")
+    axis.set_title("Only the orange part learns here; the noise lives in the small space")
+    return figure
+
+
+# ------------------------------------------------------------------ parts of these
 
 
 def _writable(text: str) -> str:

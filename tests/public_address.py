@@ -28,6 +28,7 @@ NOTEBOOKS = [
     "02b_codebooks_and_critic",
     "03_latent_diffusion",
     "04_conditioning",
+    "04b_style",
     "05_image_tasks",
     "06_cross_attention",
     "07_vision_guidance",

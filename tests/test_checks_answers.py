@@ -26,6 +26,7 @@ from lrd_helpers.checks import (
     layerdiff,
     layered_rendering,
     quickstart,
+    style,
     vision_guidance,
 )
 from lrd_helpers.layout_json import box_from_xywh
@@ -87,7 +88,35 @@ def loss_without_sample(unet, z, text, t, noise, bars, factor):
     return functional.mse_loss(unet(bar.sqrt() * factor * z + (1 - bar).sqrt() * noise, t, text), z)
 
 
+def guided_in_pairs(unet, x, t, text, empty, scale):
+    """Another order of the batch, kept to the end."""
+    texts = torch.stack([empty.expand_as(text), text], 1).flatten(0, 1)
+    both = unet(x.repeat_interleave(2, 0), t, texts).sample
+    return torch.lerp(both[::2], both[1::2], scale)
+
+
+def guided_in_two_calls(unet, x, t, text, empty, scale):
+    without, with_caption = (
+        unet(x, t, each).sample for each in (empty.expand(len(x), -1, -1), text)
+    )
+    return with_caption + (scale - 1) * (with_caption - without)
+
+
+def guided_by_zeros(unet, x, t, text, empty, scale):
+    """Nothing is not a row of zeros: the U-Net was trained with the empty caption's vectors."""
+    return guided_in_pairs(unet, x, t, text, torch.zeros_like(empty), scale)
+
+
 # ------------------------------------------------------------------ notebooks 04 to 06
+
+
+def heads_by_loop(q, k, v, heads):
+    parts = zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True)
+    return torch.cat([functional.scaled_dot_product_attention(*part) for part in parts], 1)
+
+
+def heads_with_one_softmax(q, k, v, heads):
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 def attention_scaled_by_tokens(x, c, to_q, to_k, to_v):
@@ -306,6 +335,15 @@ RIGHT = [
     (conditioning.check_style_statistics, statistics_as_in_adain),
     (conditioning.check_two_part_loss, two_parts),
     (conditioning.check_two_part_loss, lambda *case: two_parts(*case).item()),
+    (autoencoder.check_quantise, straight_through),
+    (autoencoder.check_quantise, straight_through_from_the_code),
+    (autoencoder.check_factor, lambda z: 1 / float(z.std(correction=0))),
+    (latent_diffusion.check_guided_answer, guided_in_pairs),
+    (latent_diffusion.check_guided_answer, guided_in_two_calls),
+    (conditioning.check_many_heads, heads_by_loop),
+    (style.check_style_statistics, statistics_as_in_adain),
+    (style.check_two_part_loss, two_parts),
+    (style.check_two_part_loss, lambda *case: two_parts(*case).item()),
     (image_tasks.check_blended, blended_by_choice),
     (cross_attention.check_word_map, lambda w, i, h, n: w.mean(0)[:, i].sum(1).view(h, n)),
     (cross_attention.check_similarity, lambda a, b: numpy.corrcoef(a.ravel(), b.ravel())[0, 1]),
@@ -366,9 +404,11 @@ WRONG = [
     (codebooks.check_vectors_of, lambda codes, e: e[codes].flip(1).movedim(-1, 1), "from the"),
     (codebooks.check_vectors_of, cut_anew, "the mosaic's code"),
     (latent_diffusion.check_latent_loss, loss_without_sample, "it raised"),
+    (latent_diffusion.check_guided_answer, guided_by_zeros, "for each picture of x"),
+    (conditioning.check_many_heads, heads_with_one_softmax, "in head h softmax"),
     (conditioning.check_cross_attention, attention_scaled_by_tokens, "from softmax(QKᵀ/√d)·V"),
-    (conditioning.check_style_statistics, statistics_with_variances, "square root is missing"),
-    (conditioning.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
+    (style.check_style_statistics, statistics_with_variances, "square root is missing"),
+    (style.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
     (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
     (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
     (layered_rendering.check_visible_masks, masks_cut_off, "0 at "),

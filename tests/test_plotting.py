@@ -25,6 +25,8 @@ LAYOUT = Layout(
     ],
 )
 
+WHITE = torch.ones(4, 3, 8, 8)
+
 
 def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, int, int]:
     return image.getpixel((round(x), round(y)))
@@ -392,6 +394,44 @@ def test_a_sheet_puts_images_edge_to_edge():
     with pytest.raises(ValueError, match="do not fill a row of 6"):
         plotting.draw_sheet(axis, images, 6)
     pyplot.close(figure)
+
+
+def test_sheets_stand_one_below_the_other_under_their_titles():
+    figure = plotting.show_sheets({"two rows": torch.zeros(4, 3, 8, 8), "$5": WHITE[:2]}, 2)
+    shapes = [axis.images[0].get_array().shape for axis in figure.axes]
+    assert shapes == [(16, 16, 3), (8, 16, 3)]
+    assert [axis.get_title() for axis in figure.axes] == ["two rows", "$5"]
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("sheets", "message"), [({}, "there are no sheets"), ({"a": WHITE[:1]}, "1 images do not fill")]
+)
+def test_sheets_that_cannot_be_shown(sheets, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.show_sheets(sheets, 2)
+    pyplot.close("all")
+
+
+def test_a_table_has_its_numbers_in_its_cells_where_they_can_be_read():
+    figure, axis = pyplot.subplots()
+    plotting.draw_table(axis, torch.tensor([[0.0, 2.5], [5.0, 1.0]]), ["a", "b"], ["c", "d"], "e")
+    numbers = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+    assert numbers[(1, 0)] == ("2.50", "white")
+    assert numbers[(0, 1)] == ("5.00", "black")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert axis.get_title() == "e"
+    pyplot.close(figure)
+
+
+def test_the_diagram_names_the_parts_and_only_one_learns():
+    figure = plotting.diagram_of_latent_diffusion()
+    [axis] = figure.axes
+    words = [text.get_text() for text in axis.texts]
+    for part in ("tokenizer", r"text encoder $\tau$", r"$\mathcal{E}$", r"$\mathcal{D}$"):
+        assert part in words
+    colours = [patch.get_facecolor() for patch in axis.patches]
+    assert len({colour for colour in colours if colours.count(colour) == 2}) == 1  # the U-Net's
 
 
 def test_a_plane_has_its_density_points_paths_and_arrows():
