@@ -26,6 +26,7 @@ from matplotlib.patches import Ellipse
 from matplotlib.patches import FancyBboxPatch, Polygon
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
+from torch.nn import functional
 
 from lrd_helpers.layout import Layout
 from lrd_helpers.pictures import Picture, picture_of, png_of
@@ -227,6 +228,42 @@ def on_checks(layer: StackLayer, cell: int = 8) -> Image.Image:
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=CHECKS[1])
     ground.paste(image, mask=image.getchannel("A"))
     return ground
+
+
+def map_image(
+    values: Float[Tensor, "rows columns"],
+    picture: Float[Tensor, "3 height width"] | None = None,
+    *,
+    top: float | None = None,
+) -> Float[Tensor, "3 _ _"]:
+    """A map in colours from blue to yellow (cividis): its cells as they are, or over a picture.
+
+    Args:
+        values: the least becomes blue and the largest yellow.
+        picture: of values in [0, 1]. The map is brought to its size, smoothly, and what is in it is
+            seen in the map as light and shade.
+        top: the value that becomes yellow, and 0 becomes blue: maps on one scale can be compared.
+
+    Raises:
+        ValueError: `top` is not above 0.
+    """
+    if top is not None and not top > 0:
+        raise ValueError(f"top is {top}, but should be above 0")
+    values = values.detach().float().cpu()
+    shade = torch.ones(values.shape)
+    if picture is not None:
+        size, grey = picture.shape[-2:], picture.detach().float().cpu().mean(0)
+        values = functional.interpolate(values[None, None], size, mode="bilinear")[0, 0]
+        shade = 0.65 + 0.35 * _stretched(grey)
+    values = _stretched(values) if top is None else values / top
+    colours = torch.from_numpy(pyplot.get_cmap("cividis")(values.clamp(0, 1).numpy())[..., :3])
+    return (colours * shade[..., None]).permute(2, 0, 1).float()
+
+
+def _stretched(values: Tensor) -> Tensor:
+    """From 0, the least, to 1, the largest."""
+    values = values - values.min()
+    return values / values.max().clamp(min=1e-12)
 
 
 # ------------------------------------------------------------------ in a notebook

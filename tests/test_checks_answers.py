@@ -4,9 +4,6 @@ The mistakes that a check names are not here: `test_checks.py` tries each of the
 answers without a name, and mistakes that are written in another way than the check does.
 """
 
-import math
-
-import numpy
 import pytest
 import torch
 from test_checks import assert_rejected
@@ -146,9 +143,16 @@ def blended_by_choice(x, z, noise, mask, bar):
     return torch.where(mask > 0, x, bar.sqrt() * z + (1 - bar).sqrt() * noise)
 
 
-def positions_by_unravel(attention, k):
-    indices = attention.flatten().topk(k).indices
-    return torch.stack(torch.unravel_index(indices, attention.shape), dim=1)
+def map_head_by_head(query, key, heads, token):
+    shares = [
+        torch.exp(q @ k.T / q.shape[1] ** 0.5)
+        for q, k in zip(query.chunk(heads, 1), key.chunk(heads, 1), strict=True)
+    ]
+    return sum(s[:, token] / s.sum(1) for s in shares) / heads
+
+
+def map_of_one_head(query, key, heads, token):
+    return (query @ key.T / query.shape[1] ** 0.5).softmax(1)[:, token]
 
 
 def iou_of_region(attention, mask, share):
@@ -243,10 +247,16 @@ def p_by_trying(wins, losses):
     return sum(abs(2 * h - n) >= far for h in heads) / 2**n
 
 
-def kept_by_weights(before, after, changed):
-    outside = (~changed).float()
-    error = ((after - before) ** 2).mean(0) * outside
-    return -10 * math.log10(error.sum() / outside.sum())
+def way_by_recursion(z, score, move, times, bars):
+    if len(times) == 1:
+        return z[None]
+    before = way_by_recursion(z, score, move, times[:-1], bars[:-1])
+    last = move(before[-1], score(before[-1], times[-1]), bars[-2], bars[-1])
+    return torch.cat([before, last[None]])
+
+
+def way_of_noise_alone(z, score, move, times, bars):
+    return torch.stack([move(z, torch.zeros_like(z), bars[0], bar) for bar in bars])
 
 
 def cells_by_views(mask, factor):
@@ -346,8 +356,7 @@ RIGHT = [
     (style.check_two_part_loss, lambda *case: two_parts(*case).item()),
     (image_tasks.check_blended, blended_by_choice),
     (cross_attention.check_word_map, lambda w, i, h, n: w.mean(0)[:, i].sum(1).view(h, n)),
-    (cross_attention.check_similarity, lambda a, b: numpy.corrcoef(a.ravel(), b.ravel())[0, 1]),
-    (cross_attention.check_top_positions, positions_by_unravel),
+    (cross_attention.check_mended_map, map_head_by_head),
     (cross_attention.check_mask_iou, iou_of_region),
     (vision_guidance.check_snr_of_mean, lambda bar, v, n: torch.tensor(n * v * bar / (1 - bar))),
     (vision_guidance.check_xi, xi_by_choice),
@@ -363,8 +372,7 @@ RIGHT = [
     (evaluation.check_iou, iou_on_a_grid),
     (evaluation.check_share_right, share_by_counting),
     (evaluation.check_p_value, p_by_trying),
-    (editing.check_kept, kept_by_weights),
-    (editing.check_ddim_move, ddim_along_epsilon),
+    (editing.check_way_there, way_by_recursion),
     (editing.check_touched_cells, cells_by_views),
     (editing.check_touched_cells, lambda mask, factor: share_of_cells(mask, factor) > 0),
     (editing.check_redraw_inside, inside_by_recursion),
@@ -412,6 +420,12 @@ WRONG = [
     (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
     (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
     (layered_rendering.check_visible_masks, masks_cut_off, "0 at "),
+    (conditioning.check_style_statistics, statistics_with_variances, "square root is missing"),
+    (conditioning.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
+    (cross_attention.check_mended_map, map_of_one_head, " at position "),
+    (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
+    (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
+    (layered_rendering.check_visible_masks, masks_cut_off, " at "),
     (
         layered_rendering.check_layer_noises,
         lambda ask, x, t, xi, y0, y, g: ask(x, t, y),
@@ -419,6 +433,7 @@ WRONG = [
     ),
     (evaluation.check_iou, lambda a, b: 1 - iou_on_a_grid(a, b), "from the area"),
     (evaluation.check_share_right, lambda ious, count: 0.5, "from among the pictures with"),
+    (editing.check_way_there, way_of_noise_alone, " at level 1, picture 0, channel "),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case).round(), "at least half"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case) > 0.5, "at least half"),
     (layerdiff.check_flattened, lambda below, layers: layers[-1, :3], "from x of shape"),

@@ -10,6 +10,7 @@ from PIL import Image
 from lrd_helpers.benchmark import estimate
 from lrd_helpers.checks import (
     conditioning,
+    cross_attention,
     editing,
     evaluation,
     image_tasks,
@@ -65,14 +66,15 @@ def euler_step(x, epsilon, bar, after):
     return scheduler.step(epsilon, 1, x).prev_sample
 
 
-def ddim_move(x, epsilon, bar, bar_to):
-    """Down with DDIMScheduler, up with DDIMInverseScheduler."""
-    down = bar_to > bar
-    kind = DDIMScheduler if down else DDIMInverseScheduler
-    scheduler = kind(**STABLE_DIFFUSION, clip_sample=False)
-    scheduler.num_inference_steps = scheduler.config.num_train_timesteps
-    scheduler.alphas_cumprod = torch.stack([bar_to, bar] if down else [bar, bar_to])
-    return scheduler.step(epsilon, 1, x).prev_sample
+def way_there(z, score, move, times, bars):
+    """Up with DDIMInverseScheduler."""
+    levels = [z]
+    for n in range(1, len(times)):
+        scheduler = DDIMInverseScheduler(**STABLE_DIFFUSION, clip_sample=False)
+        scheduler.num_inference_steps = scheduler.config.num_train_timesteps
+        scheduler.alphas_cumprod = bars[n - 1 : n + 1]
+        levels.append(scheduler.step(score(levels[-1], times[n]), 1, levels[-1]).prev_sample)
+    return torch.stack(levels)
 
 
 def slots_attend(x, to_q, to_k, to_v):
@@ -97,6 +99,10 @@ def step_with_given(ask, x, clean, given, t, bar, bar_to):
 
 def kept(before, after, changed):
     return Edited(picture_of(after), picture_of(before), changed).kept
+def mended_map(query, key, heads, token):
+    module = Attention(query.shape[1], heads=heads, dim_head=query.shape[1] // heads)
+    q, k = (module.head_to_batch_dim(x[None]) for x in (query, key))
+    return module.get_attention_scores(q, k)[..., token].mean(0)
 
 
 SOURCES = [
@@ -108,6 +114,8 @@ SOURCES = [
     (editing.check_ddim_move, ddim_move),
     (layerdiff.check_slots_attend, slots_attend),
     (layerdiff.check_step_with_given, step_with_given),
+    (cross_attention.check_mended_map, mended_map),
+    (editing.check_way_there, way_there),
 ]
 
 

@@ -341,6 +341,28 @@ def image_of(data: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
 
 
+def test_a_map_goes_from_blue_to_yellow_on_a_scale_of_its_own_or_on_one_for_all():
+    blue, yellow = (pyplot.get_cmap("cividis")(end)[:3] for end in (0.0, 1.0))
+    values = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.1, 0.1]])
+    alone, compared = plotting.map_image(values), plotting.map_image(values, top=0.3)
+    assert alone.shape == (3, 2, 3)
+    assert alone[:, 0, 0].tolist() == pytest.approx(blue)
+    assert alone[:, 1, 0].tolist() == pytest.approx(yellow)
+    assert compared[:, 0, 2].tolist() == pytest.approx(yellow)
+    assert compared[:, 0, 0].tolist() == pytest.approx(pyplot.get_cmap("cividis")(1 / 3)[:3])
+    assert plotting.map_image(torch.ones(2, 2)).flatten(1).T.tolist() == [pytest.approx(blue)] * 4
+    with pytest.raises(ValueError, match="top is 0.0, but should be above 0"):
+        plotting.map_image(values, top=0.0)
+
+
+def test_a_map_over_a_picture_shows_its_light_and_shade():
+    picture = torch.zeros(3, 8, 8)
+    picture[:, :, 4:] = 1
+    over = plotting.map_image(torch.ones(2, 2), picture)
+    assert over.shape == (3, 8, 8)
+    torch.testing.assert_close(over[:, :, 0], 0.65 * over[:, :, 7])
+
+
 def test_show_carries_its_text_and_closes_the_figure(displayed):
     figure, axis = pyplot.subplots(figsize=(2, 1), dpi=50)
     axis.axis("off")
