@@ -34,6 +34,9 @@ BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7f7f7f"
 """For lines and points: from the same set, and a grey."""
 
+Values = Sequence[float | int | Tensor] | Float[Tensor, "values"]
+"""What is drawn along an axis."""
+
 CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
 CHECKS = ("#ffffff", "#cccccc")
 """Of the ground that shows through a layer, as picture editors draw it."""
@@ -269,14 +272,16 @@ def draw_judged(
         width: of one picture, in inches.
 
     Raises:
-        ValueError: no rows, or rows of different or no length.
+        ValueError: no rows, rows of different or no length, or titles for other columns.
     """
     lengths = sorted({len(row) for row in rows.values()})
     if len(lengths) != 1 or not lengths[0]:
         raise ValueError(f"every row needs as many pictures, at least one, but they have {lengths}")
     [columns] = lengths
+    if titles and len(titles) != columns:
+        raise ValueError(f"{columns} pictures a row, but {len(titles)} titles")
     titles = titles or [""] * columns
-    height = width + (0.5 if any(rows) or mean else 0.3)
+    height = width + (0.42 if any(rows) or mean else 0.25)
     figure = pyplot.figure(figsize=(width * columns, height * len(rows) + 0.2 * any(titles)))
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (name, row) in zip(parts, rows.items(), strict=True):
@@ -330,9 +335,7 @@ def draw_maps(
     return figure
 
 
-def draw_lines(
-    axis: Axes, x: Sequence[float], lines: dict[str, Sequence[float]], **labels: object
-) -> None:
+def draw_lines(axis: Axes, x: Values, lines: dict[str, Values], **labels: object) -> None:
     """Lines over x, told apart by colour, dash and mark, with a legend.
 
     Args:
@@ -351,7 +354,7 @@ def draw_lines(
     axis.legend(frameon=False, fontsize=8)
 
 
-def draw_dots(axis: Axes, rows: dict[str, Sequence[float]], **labels: object) -> None:
+def draw_dots(axis: Axes, rows: dict[str, Values], **labels: object) -> None:
     """A row of dots under each name, from the top down, and a line at their mean.
 
     Args:
