@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.patches import FancyBboxPatch, Polygon
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from torch.nn import functional
@@ -44,6 +45,8 @@ CURVES = ((BLUE, "o-"), (ORANGE, "s--"), (GREY, "^:"), (GREEN, "D-."))
 """Colour, mark and dash of the curves in a plot, in their order."""
 
 Numbers = Sequence[int | float] | Tensor
+Values = Sequence[float | int | Tensor] | Float[Tensor, "values"]
+"""What is drawn along an axis."""
 
 CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
 CHECKS = ("#ffffff", "#cccccc")
@@ -264,6 +267,152 @@ def _stretched(values: Tensor) -> Tensor:
     """From 0, the least, to 1, the largest."""
     values = values - values.min()
     return values / values.max().clamp(min=1e-12)
+# ------------------------------------------------------------------ on the axes of a figure
+
+
+def frame(
+    axis: Axes,
+    picture: Picture,
+    title: str = "",
+    below: str = "",
+    layout: Layout | None = None,
+) -> None:
+    """A picture on an axis from 0 to 1, and on it the box, or else the mask, of each layer.
+
+    Args:
+        picture: of any size; shown as the pixels it has.
+        below: what stands under it.
+    """
+    axis.imshow(picture_of(picture), extent=(0, 1, 1, 0), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(_writable(title), fontsize=9, parse_math=False)
+    axis.set_xlabel(_writable(below), fontsize=9, parse_math=False)
+    for number, layer in enumerate(layout.layers if layout else ()):
+        # A dark rim, so that a light line shows on snow and a dark one at night.
+        for colour, width in (("black", 3.2), (BOX_COLOURS[number % len(BOX_COLOURS)], 1.8)):
+            if layer.mask is None:
+                x0, y0, x1, y1 = layer.bounding_box
+                axis.add_patch(
+                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width)
+                )
+            else:
+                outline = {"colors": [colour], "linewidths": width}
+                place = {"origin": "lower", "extent": (0, 1, 0, 1)}
+                axis.contour(layer.mask.pixels(), [0.5], **outline, **place)
+
+
+def draw_judged(
+    rows: dict[str, Sequence[tuple[Layout, Picture, Sequence[float]]]],
+    *,
+    titles: Sequence[str] = (),
+    mean: bool = True,
+    width: float = 1.7,
+) -> Figure:
+    """A row of pictures under each name, with their layouts drawn in and the IoUs below.
+
+    Args:
+        rows: a name → of each picture its layout, itself and the IoU of each layer.
+        titles: one for each column; default: none.
+        mean: whether the mean of a row's IoUs stands beside its name.
+        width: of one picture, in inches.
+
+    Raises:
+        ValueError: no rows, rows of different or no length, or titles for other columns.
+    """
+    lengths = sorted({len(row) for row in rows.values()})
+    if len(lengths) != 1 or not lengths[0]:
+        raise ValueError(f"every row needs as many pictures, at least one, but they have {lengths}")
+    [columns] = lengths
+    if titles and len(titles) != columns:
+        raise ValueError(f"{columns} pictures a row, but {len(titles)} titles")
+    titles = titles or [""] * columns
+    height = width + (0.42 if any(rows) or mean else 0.25)
+    figure = pyplot.figure(figsize=(width * columns, height * len(rows) + 0.2 * any(titles)))
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (name, row) in zip(parts, rows.items(), strict=True):
+        ious = [iou for *_, each in row for iou in each]
+        name = _writable(f"{name}: mean IoU {sum(ious) / len(ious):.2f}" if mean else name)
+        if name:
+            part.suptitle(name, fontsize=10, parse_math=False)
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        above = titles if part is parts[0] else [""] * columns
+        for axis, (layout, picture, each), title in zip(axes, row, above, strict=True):
+            frame(axis, picture, title, "IoU " + ", ".join(f"{iou:.2f}" for iou in each), layout)
+    return figure
+
+
+def draw_maps(
+    maps: Sequence[Float[Tensor, "height width"]],
+    titles: Sequence[str],
+    *,
+    limits: tuple[float, float] = (0.0, 1.0),
+    columns: int | None = None,
+    layout: Layout | None = None,
+    width: float = 2.0,
+) -> Figure:
+    """Maps such as masks, channels or attention, dark to bright between two values.
+
+    Args:
+        maps: at least one.
+        titles: one a map.
+        limits: the values of the darkest and the brightest colour.
+        columns: maps a row; default: all in one.
+        layout: drawn over each.
+        width: of one map, in inches.
+
+    Raises:
+        ValueError: no maps, or another number of titles than of maps.
+    """
+    if not len(maps) or len(maps) != len(titles):
+        raise ValueError(f"{len(maps)} maps and {len(titles)} titles, but it should be one each")
+    low, high = limits
+    shades = [((each.float() - low) / (high - low)).clamp(0, 1).cpu().numpy() for each in maps]
+    columns = columns or len(maps)
+    rows = -(-len(maps) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, squeeze=False, figsize=(width * columns, (width + 0.3) * rows)
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, shade, title in zip(axes.flat, shades, titles, strict=False):
+        frame(axis, pyplot.colormaps["cividis"](shade)[..., :3], title, layout=layout)
+        axis.axis("on")
+    return figure
+
+
+def draw_lines(axis: Axes, x: Values, lines: dict[str, Values], **labels: object) -> None:
+    """Lines over x, told apart by colour, dash and mark, with a legend.
+
+    Args:
+        lines: a name → its values, at most four.
+        labels: of the axis, as `axis.set` takes them: title, xlabel, ylabel, yscale …
+
+    Raises:
+        ValueError: more than four lines.
+    """
+    if len(lines) > 4:
+        raise ValueError(f"{len(lines)} lines, but only four can be told apart")
+    styles = zip((ORANGE, BLUE, GREEN, GREY), ("-", "--", "-.", ":"), "osDv", strict=True)
+    for (name, values), (colour, dash, mark) in zip(lines.items(), styles, strict=False):
+        axis.plot(x, values, color=colour, linestyle=dash, marker=mark, label=_writable(name))
+    axis.set(**labels)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def draw_dots(axis: Axes, rows: dict[str, Values], **labels: object) -> None:
+    """A row of dots under each name, from the top down, and a line at their mean.
+
+    Args:
+        rows: a name → its values.
+        labels: of the axis, as `axis.set` takes them.
+    """
+    for row, values in enumerate(rows.values()):
+        colour = (GREY, ORANGE, BLUE, GREEN)[row % 4]
+        axis.scatter(values, [row] * len(values), color=colour, alpha=0.6, s=36)
+        axis.plot([sum(values) / len(values)] * 2, [row - 0.32, row + 0.32], color=colour, lw=3)
+    axis.set_yticks(range(len(rows)), [_writable(name) for name in rows])
+    axis.invert_yaxis()
+    axis.set(**labels)
 
 
 # ------------------------------------------------------------------ in a notebook

@@ -160,6 +160,7 @@ def test_another_wrong_answer_is_told_the_numbers(exercise, capsys):
     assert re.search(
         r"saw:      [-+.e\d]+( at (\[[\d, ]+\]|[a-z]+ \d+(, [a-z]+ \d+)*))?\n", verdict
     )
+    assert re.search(r"saw:      [-+.e\d]+( at .+)?\n", verdict)
     assert verdict.endswith(f"\n  hint:     {exercise.options['hint']}\n")
 
 

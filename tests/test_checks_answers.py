@@ -167,6 +167,10 @@ def xi_by_choice(delta, mask, inside, outside):
     return torch.einsum("c,hw->chw", delta, torch.where(mask > 0, inside, -outside))
 
 
+def xi_without_a_channel(delta, mask, inside, outside):
+    return xi_by_choice(delta * (delta != delta[-1]), mask, inside, outside)
+
+
 def delta_by_sorting(x, attention, k):
     order = sorted(range(attention.numel()), key=lambda n: -float(attention.flatten()[n]))
     return torch.stack([x.flatten(1)[:, n] for n in order[:k]]).mean(0)
@@ -226,6 +230,10 @@ def algorithm_in_two_parts(x, times, fraction, layered, general, step):
     for t in times[count:]:
         x = step(general(x, t), t, x)
     return x
+
+
+def algorithm_without_its_last_step(x, times, *rest):
+    return algorithm_in_two_parts(x, times[:-1], *rest)
 
 
 def iou_on_a_grid(a, b):
@@ -426,6 +434,13 @@ WRONG = [
     (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
     (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
     (layered_rendering.check_visible_masks, masks_cut_off, " at "),
+    (vision_guidance.check_xi, xi_without_a_channel, "at channel 3, row 0, column 0\n"),
+    (layered_rendering.check_visible_masks, masks_cut_off, "at mask "),
+    (
+        layered_rendering.check_algorithm_1,
+        algorithm_without_its_last_step,
+        ": call 5 is general(x, 900) where layered(x, 900) is due\n",
+    ),
     (
         layered_rendering.check_layer_noises,
         lambda ask, x, t, xi, y0, y, g: ask(x, t, y),

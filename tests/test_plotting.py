@@ -495,4 +495,98 @@ def test_a_plane_has_a_colour_for_each_point_and_path():
         assert [to_hex(colour).upper() for colour in drawn.get_facecolor()] == colours
     assert [line.get_color() for line in axis.lines] == colours
     assert not axis.images
+# ------------------------------------------------------------------ on the axes of a figure
+
+
+def judged(*ious: float) -> tuple[Layout, Image.Image, list[float]]:
+    return LAYOUT, GREY, list(ious)
+
+
+def drawn(figure) -> numpy.ndarray:
+    """The figure's pixels, (height, width, 3)."""
+    return numpy.asarray(Image.open(io.BytesIO(plotting._png_of(figure))).convert("RGB"))
+
+
+def test_rows_of_judged_pictures_say_name_mean_and_ious_and_have_their_boxes():
+    rows = {"plain": [judged(0.2, 0.4), judged(0.6, 0.8)], "$ξ$": [judged(0, 0), judged(1, 1)]}
+    figure = plotting.draw_judged(rows, titles=["left", "right"])
+    upper, lower = figure.subfigs
+    assert [part._suptitle.get_text() for part in (upper, lower)] == [
+        "plain: mean IoU 0.50",
+        "$ξ$: mean IoU 0.50",
+    ]
+    assert [axis.get_title() for axis in upper.axes] == ["left", "right"]
+    assert [axis.get_title() for axis in lower.axes] == ["", ""]
+    assert [axis.get_xlabel() for axis in upper.axes] == ["IoU 0.20, 0.40", "IoU 0.60, 0.80"]
+    boxes = [(patch.get_xy(), patch.get_edgecolor()[:3]) for patch in upper.axes[0].patches[1::2]]
+    colours = [tuple(v / 255 for v in ImageColor.getrgb(c)) for c in plotting.BOX_COLOURS[:2]]
+    assert boxes == [((0.05, 0.55), colours[0]), ((0.60, 0.25), colours[1])]
+    drawn(figure)
+
+
+def test_without_a_mean_an_empty_name_takes_no_room():
+    figure = plotting.draw_judged({"": [judged(0.5)]}, mean=False)
+    assert figure.subfigs[0]._suptitle is None
+    with_name = plotting.draw_judged({"a": [judged(0.5)]}, mean=False)
+    assert with_name.get_figheight() > figure.get_figheight()
+    assert with_name.subfigs[0]._suptitle.get_text() == "a"
+    drawn(figure), drawn(with_name)
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": []}, {"a": [judged(1.0)], "b": [judged(1.0)] * 2}])
+def test_rows_of_no_or_different_lengths_are_refused(rows):
+    with pytest.raises(ValueError, match="every row needs as many pictures"):
+        plotting.draw_judged(rows)
+
+
+def test_another_number_of_titles_than_of_columns_is_refused():
+    with pytest.raises(ValueError, match="2 pictures a row, but 1 titles"):
+        plotting.draw_judged({"a": [judged(1.0)] * 2}, titles=["x"])
+
+
+def test_the_outline_of_a_mask_lies_where_the_mask_is():
+    mask = torch.zeros(20, 20)
+    mask[2:6, 10:18] = 1  # above, on the right
+    figure, axis = pyplot.subplots()
+    plotting.frame(axis, GREY, "t", "b", Layout("c", layers=[Layer("a ring", mask=mask)]))
+    [rim, line] = axis.collections
+    x, y = line.get_paths()[0].vertices.T
+    assert [x.min(), x.max()] == pytest.approx([0.5, 0.9], abs=0.06)
+    assert [y.min(), y.max()] == pytest.approx([0.1, 0.3], abs=0.06)
+    assert axis.get_ylim() == (1, 0), "the picture's upper edge is above"
+    drawn(figure)
+
+
+def test_maps_are_dark_at_the_lower_and_bright_at_the_upper_limit():
+    figure = plotting.draw_maps([torch.full((4, 4), value) for value in (-3.0, 0.0, 9.0)], "abc")
+    shades = [axis.images[0].get_array()[0, 0] for axis in figure.axes]
+    cividis = pyplot.colormaps["cividis"]
+    for shade, value in zip(shades, (0.0, 0.0, 1.0), strict=True):
+        assert [float(v) / 255 for v in shade] == pytest.approx(cividis(value)[:3], abs=0.01)
+    drawn(figure)
+
+
+@pytest.mark.parametrize(("maps", "titles"), [([], []), ([torch.zeros(2, 2)], [])])
+def test_maps_without_a_title_each_are_refused(maps, titles):
+    with pytest.raises(ValueError, match="it should be one each"):
+        plotting.draw_maps(maps, titles)
+
+
+def test_lines_differ_in_more_than_colour_and_a_fifth_is_refused():
+    figure, axis = pyplot.subplots()
+    plotting.draw_lines(axis, [0, 1], {name: [0, n] for n, name in enumerate("abcd")}, title="T")
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axis.lines}) == 4
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list("abcd")
+    assert axis.get_title() == "T"
+    with pytest.raises(ValueError, match="5 lines"):
+        plotting.draw_lines(axis, [0], {name: [0] for name in "abcde"})
+    pyplot.close(figure)
+
+
+def test_dots_stand_in_rows_from_the_top_with_a_line_at_their_mean():
+    figure, axis = pyplot.subplots()
+    plotting.draw_dots(axis, {"a": [0.0, 1.0], "b": [0.25, 0.25]}, xlabel="IoU")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert [float(line.get_xdata()[0]) for line in axis.lines] == [0.5, 0.25]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first name is above"
     pyplot.close(figure)

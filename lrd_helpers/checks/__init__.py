@@ -45,6 +45,7 @@ def check_function(
     mistakes: Sequence[Mistake] = (),
     tolerance: float = 1e-4,
     axes: Sequence[str] = (),
+    where: Callable[[Callable[..., Any], tuple[Any, ...]], str] | None = None,
 ) -> None:
     """Compares `function` with `solution` on every case and prints the verdict; never raises.
 
@@ -61,6 +62,8 @@ def check_function(
         tolerance: largest absolute difference that still counts as equal.
         axes: what the result's axes count, such as ("row", "column"); counted from 0, they say
             where a number is wrong.
+        axes: what the axes of the result count ("row", "column"), to say where a mistake is.
+        where: says of `function` and a case's arguments where it goes wrong; "" if it cannot.
     """
     name = getattr(function, "__name__", "your function")
     outputs = []
@@ -112,7 +115,19 @@ def check_function(
             saw, wanted = float(output.flatten()[i]), float(right.flatten()[i])
             where = _place(i, right.shape, axes)
             explain(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
+            i = torch.unravel_index(differences.argmax(), right.shape)
+            place = where(function, _copies(case)) if where else ""
+            place = place or _place([int(number) for number in i], axes)
+            saw, wanted = float(output[i]), float(right[i])
+            explain(name, f"{saw:.4g}{place}", f"{wanted:.4g}, from {expected}", hint)
             return
+
+
+def _place(index: list[int], axes: Sequence[str]) -> str:
+    """Where a number stands in a result, as in "… at row 3, column 4"; "" if it is the only one."""
+    if axes:
+        return " at " + ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True))
+    return f" at {index} of the result" if index else ""
 
 
 def explain(name: str, saw: str, expected: str, hint: str) -> None:
