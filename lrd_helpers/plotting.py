@@ -341,31 +341,45 @@ def show_boxes(
     for axis, picture, layout, title, text, boxes in zip(
         axes.flat, pictures, *rows.values(), strict=True
     ):
-        draw_boxes(axis, picture, layout, boxes)
-        axis.set_title(title, fontsize=9, parse_math=False)
-        axis.set_xlabel(text, fontsize=9, parse_math=False)
+        frame(axis, picture, title, text, layout)
+        for x0, y0, x1, y1 in filter(None, boxes):
+            for colour, edge in (("black", 3.2), ("white", 1.8)):
+                corner, size = (x0, y0), (x1 - x0, y1 - y0)
+                dots = {"fill": False, "edgecolor": colour, "lw": edge, "ls": ":"}
+                axis.add_patch(Rectangle(corner, *size, **dots))
     figure.suptitle(suptitle, fontsize=10, parse_math=False)
     return figure
 
 
-def draw_boxes(
-    axis: Axes, picture: Picture, layout: Layout, found: Sequence[Box | None] = ()
+def frame(
+    axis: Axes,
+    picture: Picture,
+    title: str = "",
+    below: str = "",
+    layout: Layout | None = None,
 ) -> None:
-    """A picture with the boxes of a layout and, dotted, those that were found (or None)."""
+    """A picture on an axis from 0 to 1, and on it the box, or else the mask, of each layer.
+
+    Args:
+        picture: of any size; shown as the pixels it has.
+        below: what stands under it.
+    """
     axis.imshow(picture_of(picture), extent=(0, 1, 1, 0), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
-    asked = [
-        (layer.bounding_box, BOX_COLOURS[number % len(BOX_COLOURS)], "-")
-        for number, layer in enumerate(layout.layers)
-    ]
-    for (x0, y0, x1, y1), colour, style in [
-        *asked,
-        *((box, "white", ":") for box in found if box is not None),
-    ]:
-        for edge, width in (("black", 3.2), (colour, 1.8)):  # a dark rim, as in draw_layout
-            outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, lw=width)
-            outline.set_linestyle(style)
-            axis.add_patch(outline)
+    axis.set_title(_writable(title), fontsize=9, parse_math=False)
+    axis.set_xlabel(_writable(below), fontsize=9, parse_math=False)
+    for number, layer in enumerate(layout.layers if layout else ()):
+        # A dark rim, so that a light line shows on snow and a dark one at night.
+        for colour, width in (("black", 3.2), (BOX_COLOURS[number % len(BOX_COLOURS)], 1.8)):
+            if layer.mask is None:
+                x0, y0, x1, y1 = layer.bounding_box
+                axis.add_patch(
+                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width)
+                )
+            else:
+                outline = {"colors": [colour], "linewidths": width}
+                place = {"origin": "lower", "extent": (0, 1, 0, 1)}
+                axis.contour(layer.mask.pixels(), [0.5], **outline, **place)
 
 
 def draw_table(
@@ -373,28 +387,33 @@ def draw_table(
     values: Sequence[Sequence[float]] | Float[Tensor, "rows columns"],
     rows: Sequence[str],
     columns: Sequence[str],
+    title: str = "",
+    *,
     texts: Sequence[Sequence[str]] | None = None,
+    ends: tuple[float, float] | None = None,
 ) -> None:
-    """A table in colours: light where a value is near 1, dark where it is near 0.
+    """A cell for each number, coloured by it and with the number in it, under its names.
 
     Args:
         axis: what it is drawn on.
-        values: a row a row of the table, 0 to 1.
+        values: a row a row of the table.
         rows, columns: their names.
-        texts: what is written into the cells; default: the values.
+        title: what the table says.
+        texts: what is written into the cells; default: the values with two decimals.
+        ends: what is darkest and what is lightest; default: the least and the largest value.
     """
-    numbers = [[float(value) for value in row] for row in values]
-    axis.imshow(numbers, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for row in range(len(rows)):
-        for column in range(len(columns)):
-            value = numbers[row][column]
-            text = f"{value:.2f}" if texts is None else texts[row][column]
-            colour = "white" if value < 0.5 else "black"
-            axis.text(column, row, text, color=colour, ha="center", va="center", fontsize=9)
+    numbers = numpy.array([[float(value) for value in row] for row in values])
+    low, high = ends or (numbers.min(), numbers.max())
+    axis.imshow(numbers, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in numpy.ndenumerate(numbers):
+        text = f"{value:.2f}" if texts is None else texts[row][column]
+        ink = "black" if value >= (low + high) / 2 else "white"
+        axis.text(column, row, text, color=ink, ha="center", va="center", fontsize=9)
     axis.set_xticks(range(len(columns)), columns, fontsize=9)
     axis.set_yticks(range(len(rows)), rows, fontsize=9)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
+    axis.set_title(_writable(title), parse_math=False)
 
 
 def show_scored(
@@ -407,7 +426,9 @@ def show_scored(
     *,
     suptitle: str = "",
 ) -> Figure:
-    """A row a picture: the picture with the boxes of the layout, and beside it `draw_table`.
+    """A row a picture: the picture with the boxes of the layout, and its numbers as `draw_table`.
+
+    The numbers are 0 (dark) to 1 (light).
 
     Raises:
         ValueError: another number of rows than of pictures.
@@ -419,9 +440,9 @@ def show_scored(
     edges = {"left": 0.02, "right": 0.99, "top": 1 - 0.9 / (1 + count), "bottom": 0.02}
     grid = figure.add_gridspec(count, 2, width_ratios=(1, 6.2), hspace=0.06, wspace=0.32, **edges)
     for row, picture in enumerate(pictures):
-        draw_boxes(figure.add_subplot(grid[row, 0]), picture, layout)
+        frame(figure.add_subplot(grid[row, 0]), picture, layout=layout)
     axis = figure.add_subplot(grid[:, 1])
-    draw_table(axis, values, rows, columns, texts)
+    draw_table(axis, values, rows, columns, texts=texts, ends=(0.0, 1.0))
     axis.xaxis.tick_top()
     for row in range(1, count):
         axis.axhline(row - 0.5, color="white", lw=3)

@@ -367,7 +367,11 @@ def test_boxes_stand_where_they_were_asked_for_and_found():
     assert [axis.get_title() for axis in figure.axes] == ["$5", "b"]
     assert left.get_xlabel() == "one\ntwo"
     first, _, dotted = outlines(left)
-    assert first == (pytest.approx((0.05, 0.55, 0.45, 0.40)), "-", plotting.BOX_COLOURS[0].lower())
+    assert first == (
+        pytest.approx((0.05, 0.55, 0.45, 0.40)),
+        "solid",
+        plotting.BOX_COLOURS[0].lower(),
+    )
     assert dotted == (pytest.approx((0.1, 0.5, 0.4, 0.4)), ":", "#ffffff")
     assert [bounds for bounds, *_ in outlines(right)] == [pytest.approx((0.5, 0.5, 0.5, 0.5))]
     assert left.images[0].get_extent() == [0, 1, 1, 0]
@@ -397,11 +401,23 @@ def test_a_table_has_its_numbers_and_each_picture_its_row():
     assert [len(outlines(axis)) for axis in pictures] == [2, 2]
     assert [text.get_text() for text in table.texts] == ["0.00", "1.00", "0.25", "0.50"]
     assert [text.get_color() for text in table.texts] == ["white", "black", "white", "black"]
+    assert table.images[0].get_clim() == (0, 1)
     assert [label.get_text() for label in table.get_yticklabels()] == ["a", "b"]
     figure.canvas.draw()
     pyplot.close(figure)
     with pytest.raises(ValueError, match="1 pictures, but 2 names of rows"):
         plotting.show_scored([GREY], LAYOUT, values, ["a", "b"], ["c", "d"])
+
+
+def test_a_table_is_coloured_from_its_least_to_its_largest_number():
+    _, axis = pyplot.subplots()
+    texts = [["a", "b", "c"]]
+    plotting.draw_table(axis, [[-20.0, 31.0, 80.0]], ["row"], ["1", "2", "3"], "title", texts=texts)
+    assert axis.images[0].get_clim() == (-20, 80)
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
+    assert [text.get_color() for text in axis.texts] == ["white", "black", "black"]
+    assert axis.get_title() == "title"
+    pyplot.close(axis.figure)
 
 
 def test_pairs_are_joined_and_their_means_dashed():
