@@ -12,11 +12,13 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
 import torch
+import numpy
 from IPython.display import display
 from jaxtyping import Float
 from matplotlib import pyplot
@@ -30,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrd_helpers.layout import Layout
+from lrd_helpers.mask import Box
 from lrd_helpers.pictures import Picture, picture_of, png_of
 
 if TYPE_CHECKING:
@@ -735,6 +738,211 @@ def diagram_of_latent_diffusion() -> Figure:
 
 
 # ------------------------------------------------------------------ parts of these
+def show_boxes(
+    pictures: Sequence[Picture],
+    layouts: Layout | Sequence[Layout],
+    titles: Sequence[str] | None = None,
+    below: Sequence[str] | None = None,
+    *,
+    found: Sequence[Sequence[Box | None]] | None = None,
+    suptitle: str = "",
+    width: float = 2.25,
+) -> Figure:
+    """The pictures in a row, each with the boxes of its layout and, dotted, those that were found.
+
+    Args:
+        pictures: at least one.
+        layouts: one for all of them, or one a picture.
+        titles: one a picture.
+        below: likewise: what is written below it.
+        found: for each picture a box a layer, None where nothing was found.
+        suptitle: above everything.
+        width: of a picture, in inches.
+
+    Raises:
+        ValueError: no pictures, or another number of something else than of pictures.
+    """
+    count = len(pictures)
+    if not count:
+        raise ValueError("there are no pictures to show")
+    rows = {
+        "layouts": [layouts] * count if isinstance(layouts, Layout) else layouts,
+        "titles": titles or [""] * count,
+        "texts below": below or [""] * count,
+        "lists of boxes": found or [()] * count,
+    }
+    for what, row in rows.items():
+        if len(row) != count:
+            raise ValueError(f"{count} pictures, but {len(row)} {what}")
+    lines = 1 + max(text.count("\n") for text in rows["texts below"])
+    size = (width * count, width + 0.2 * (lines + 1) + (0.3 if suptitle else 0))
+    figure, axes = pyplot.subplots(1, count, figsize=size, squeeze=False)
+    for axis, picture, layout, title, text, boxes in zip(
+        axes.flat, pictures, *rows.values(), strict=True
+    ):
+        frame(axis, picture, title, text, layout)
+        for x0, y0, x1, y1 in filter(None, boxes):
+            for colour, edge in (("black", 3.2), ("white", 1.8)):
+                corner, size = (x0, y0), (x1 - x0, y1 - y0)
+                dots = {"fill": False, "edgecolor": colour, "lw": edge, "ls": ":"}
+                axis.add_patch(Rectangle(corner, *size, **dots))
+    figure.suptitle(suptitle, fontsize=10, parse_math=False)
+    return figure
+
+
+def frame(
+    axis: Axes,
+    picture: Picture,
+    title: str = "",
+    below: str = "",
+    layout: Layout | None = None,
+) -> None:
+    """A picture on an axis from 0 to 1, and on it the box, or else the mask, of each layer.
+
+    Args:
+        picture: of any size; shown as the pixels it has.
+        below: what stands under it.
+    """
+    axis.imshow(picture_of(picture), extent=(0, 1, 1, 0), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(_writable(title), fontsize=9, parse_math=False)
+    axis.set_xlabel(_writable(below), fontsize=9, parse_math=False)
+    for number, layer in enumerate(layout.layers if layout else ()):
+        # A dark rim, so that a light line shows on snow and a dark one at night.
+        for colour, width in (("black", 3.2), (BOX_COLOURS[number % len(BOX_COLOURS)], 1.8)):
+            if layer.mask is None:
+                x0, y0, x1, y1 = layer.bounding_box
+                axis.add_patch(
+                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width)
+                )
+            else:
+                outline = {"colors": [colour], "linewidths": width}
+                place = {"origin": "lower", "extent": (0, 1, 0, 1)}
+                axis.contour(layer.mask.pixels(), [0.5], **outline, **place)
+
+
+def draw_table(
+    axis: Axes,
+    values: Sequence[Sequence[float]] | Float[Tensor, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    *,
+    texts: Sequence[Sequence[str]] | None = None,
+    ends: tuple[float, float] | None = None,
+) -> None:
+    """A cell for each number, coloured by it and with the number in it, under its names.
+
+    Args:
+        axis: what it is drawn on.
+        values: a row a row of the table.
+        rows, columns: their names.
+        title: what the table says.
+        texts: what is written into the cells; default: the values with two decimals.
+        ends: what is darkest and what is lightest; default: the least and the largest value.
+    """
+    numbers = numpy.array([[float(value) for value in row] for row in values])
+    low, high = ends or (numbers.min(), numbers.max())
+    axis.imshow(numbers, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in numpy.ndenumerate(numbers):
+        text = f"{value:.2f}" if texts is None else texts[row][column]
+        ink = "black" if value >= (low + high) / 2 else "white"
+        axis.text(column, row, text, color=ink, ha="center", va="center", fontsize=9)
+    axis.set_xticks(range(len(columns)), columns, fontsize=9)
+    axis.set_yticks(range(len(rows)), rows, fontsize=9)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(_writable(title), parse_math=False)
+
+
+def show_scored(
+    pictures: Sequence[Picture],
+    layout: Layout,
+    values: Sequence[Sequence[float]] | Float[Tensor, "pictures columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    texts: Sequence[Sequence[str]] | None = None,
+    *,
+    suptitle: str = "",
+) -> Figure:
+    """A row a picture: the picture with the boxes of the layout, and its numbers as `draw_table`.
+
+    The numbers are 0 (dark) to 1 (light).
+
+    Raises:
+        ValueError: another number of rows than of pictures.
+    """
+    count = len(pictures)
+    if not count or len(rows) != count:
+        raise ValueError(f"{count} pictures, but {len(rows)} names of rows")
+    figure = pyplot.figure(figsize=(7.4, 0.8 + 0.83 * count), layout="none")
+    edges = {"left": 0.02, "right": 0.99, "top": 1 - 0.9 / (1 + count), "bottom": 0.02}
+    grid = figure.add_gridspec(count, 2, width_ratios=(1, 6.2), hspace=0.06, wspace=0.32, **edges)
+    for row, picture in enumerate(pictures):
+        frame(figure.add_subplot(grid[row, 0]), picture, layout=layout)
+    axis = figure.add_subplot(grid[:, 1])
+    draw_table(axis, values, rows, columns, texts=texts, ends=(0.0, 1.0))
+    axis.xaxis.tick_top()
+    for row in range(1, count):
+        axis.axhline(row - 0.5, color="white", lw=3)
+    figure.suptitle(suptitle, fontsize=11)
+    return figure
+
+
+def show_paired(
+    values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Two rows of points, those of a pair joined by a line, and the two means as dashed lines.
+
+    Args:
+        values: what is compared: two names, each with as many numbers (from 0 to 1).
+        title, xlabel, ylabel: what the figure says, what a pair is, what the numbers are.
+
+    Raises:
+        ValueError: not two names, or another number of numbers.
+    """
+    counts = [len(numbers) for numbers in values.values()]
+    if len(counts) != 2 or counts[0] != counts[1]:
+        raise ValueError(
+            f"{counts} numbers of {', '.join(values)}, but two equal counts are paired"
+        )
+    figure, axis = pyplot.subplots(figsize=(7.4, 2.9))
+    colours = (BLUE, ORANGE)
+    for (name, numbers), colour, shift in zip(values.items(), colours, (-0.1, 0.1), strict=True):
+        axis.plot([n + shift for n in range(counts[0])], numbers, "o", color=colour, label=name)
+        axis.axhline(sum(map(float, numbers)) / counts[0], color=colour, lw=1, ls="--")
+    for number, pair in enumerate(zip(*values.values(), strict=True)):
+        axis.plot((number - 0.1, number + 0.1), pair, color=GREY, lw=0.8, zorder=0)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1), xticks=range(counts[0]))
+    axis.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def show_histograms(
+    samples: Mapping[str, Sequence[float] | Float[Tensor, "samples"]],
+    *,
+    title: str,
+    xlabel: str,
+    interval: tuple[float, float] | None = None,
+) -> Figure:
+    """Histograms on one axis, each as high as its own highest bin: where numbers lie, how wide.
+
+    Args:
+        samples: name → numbers.
+        title, xlabel: what the figure says, what the numbers are.
+        interval: a part of the axis to shade.
+    """
+    figure, axis = pyplot.subplots(figsize=(6.6, 2.8))
+    numbers = {name: numpy.asarray(sample) for name, sample in samples.items()}
+    ends = min(map(numpy.min, numbers.values())), max(map(numpy.max, numbers.values()))
+    for (name, sample), colour in zip(numbers.items(), cycle((GREY, BLUE)), strict=False):
+        counts, edges = numpy.histogram(sample, bins=60, range=ends)
+        axis.stairs(counts / counts.max(), edges, fill=True, color=colour, alpha=0.6, label=name)
+    if interval:
+        axis.axvspan(*interval, color=BLUE, alpha=0.15, lw=0)
+    axis.set(title=title, xlabel=xlabel, ylabel="share of the highest bin")
+    axis.legend(fontsize=8)
+    return figure
 
 
 def _writable(text: str) -> str:

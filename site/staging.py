@@ -27,6 +27,7 @@ from slides import markdown_of, slides  # noqa: E402
 
 PAGES = {
     "README.md": "",
+    "TERMS.md": "",
     "CHANGELOG.md": "",
     "benchmarks/README.md": "",
     "classroom/README.md": "",

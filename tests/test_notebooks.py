@@ -70,6 +70,10 @@ def neighbours(name: str) -> tuple[list[str], list[str]]:
     place = path.index(name)
     beside = [each for each in side_roads if name[2] == "_" and each[:2] == name[:2]]
     return path[max(0, place - 1) : place], beside + path[place + 1 : place + 2]
+def anchors(page: str) -> list[str]:
+    """Where links into a Markdown page lead: a heading in lower case, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
@@ -88,6 +92,13 @@ def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
     before, after = neighbours(name)
     for neighbour in before + after:
         if neighbour in there and f"{neighbour}.ipynb" not in links:
+    for page, anchor in re.findall(r"\]\(([^)#\s:]+\.md)#([^)\s]+)\)", text):
+        path = ROOT / "notebooks" / page
+        if path.exists() and anchor not in anchors(path.read_text(encoding="utf-8")):
+            found.append(f"a link to {page}#{anchor}, but {path.name} has no such heading")
+    place = NOTEBOOKS.index(name)
+    for neighbour in NOTEBOOKS[max(0, place - 1) : place + 2]:
+        if neighbour != name and neighbour in there and f"{neighbour}.ipynb" not in links:
             found.append(f"no link to its neighbour {neighbour}.ipynb")
     if after and after[-1] not in there and "more follows" not in text.lower():
         found.append("no notebook comes after it yet, but it does not say 'more follows'")
@@ -174,6 +185,27 @@ def test_there_are_notebooks_and_pytest_replays_them():
     [sanitize] = re.findall(r"--nbval-sanitize-with=(\S+)", options["addopts"])
     assert (ROOT / sanitize).is_file()
     assert any(text.startswith("nbval") for text in PROJECT["optional-dependencies"]["development"])
+
+
+# ------------------------------------------------------------------ the list of terms
+
+
+def test_every_term_has_a_few_sentences_and_a_notebook():
+    page = (ROOT / "TERMS.md").read_text(encoding="utf-8")
+    words, symbols = page.split("\n## Symbols\n")
+    terms = anchors(words)[2:]  # below its title and "Words"
+    assert len(terms) > 30
+    assert terms == sorted(set(terms))
+    for entry in words.split("\n### ")[1:]:
+        *sentences, source = entry.strip().splitlines()[2:]
+        assert 1 <= len(re.findall(r"[.?](?=[ )]|$)", " ".join(sentences))) <= 3, entry
+        notebooks = re.findall(r"\[([^\]]+)\]\(notebooks/(\w+)\.ipynb\)", source)
+        assert notebooks, entry
+        for label, name in notebooks:
+            assert name in THERE
+            assert label == name.replace("_", " ")
+        for symbol in re.findall(r"\$[^$]+\$", source):
+            assert symbol in symbols, f"{symbol} is missing in the table of symbols"
 
 
 # ------------------------------------------------------------------ would a fault be found?
@@ -287,6 +319,10 @@ def a_dead_link_to_a_file(notebook):
     notebook.cells[0].source += "[x](../lrd_helpers/dpm.py)"
 
 
+def a_dead_link_to_a_term(notebook):
+    notebook.cells[0].source += "[latent](../TERMS.md#latent) [x](../TERMS.md#phlogiston)"
+
+
 def a_dead_link_in_html(notebook):
     notebook.cells[0].source += '<a href="13_more.ipynb#end">x</a>'
 
@@ -346,6 +382,7 @@ def one_id_twice(notebook):
         (a_dead_picture, "a link to figure.png, which does not exist"),
         (a_dead_link, "a link to 13_more.ipynb, which does not exist"),
         (a_dead_link_to_a_file, "a link to ../lrd_helpers/dpm.py, which does not exist"),
+        (a_dead_link_to_a_term, "a link to ../TERMS.md#phlogiston, but TERMS.md has no such"),
         (a_dead_link_in_html, "a link to 13_more.ipynb, which does not exist"),
         (no_link_to_the_next, "no link to its neighbour 02_autoencoder"),
         (no_link_to_the_one_before, "no link to its neighbour 00_quickstart"),

@@ -8,8 +8,10 @@ import numpy
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import to_hex
+from matplotlib.patches import StepPatch
 from PIL import Image, ImageColor, ImageFont
 
 from lrd_helpers import plotting
@@ -589,4 +591,100 @@ def test_dots_stand_in_rows_from_the_top_with_a_line_at_their_mean():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert [float(line.get_xdata()[0]) for line in axis.lines] == [0.5, 0.25]
     assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first name is above"
+# ------------------------------------------------------------------ figures with boxes and numbers
+
+
+def outlines(axis: Axes) -> list[tuple[tuple[float, ...], str, str]]:
+    """Corner and size, line style and colour of each outline, without their dark rims."""
+    found = [
+        (p.get_bbox().bounds, p.get_linestyle(), to_hex(p.get_edgecolor())) for p in axis.patches
+    ]
+    return [outline for outline in found if outline[2] != "#000000"]
+
+
+def test_boxes_stand_where_they_were_asked_for_and_found():
+    other = Layout("a boat", layers=[Layer("a boat", box=(0.5, 0.5, 1.0, 1.0))])
+    found = [[(0.1, 0.5, 0.5, 0.9), None], [None]]
+    figure = plotting.show_boxes(
+        [GREY, torch.ones(3, 8, 8)], [LAYOUT, other], ["$5", "b"], ["one\ntwo", ""], found=found
+    )
+    left, right = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["$5", "b"]
+    assert left.get_xlabel() == "one\ntwo"
+    first, _, dotted = outlines(left)
+    assert first == (
+        pytest.approx((0.05, 0.55, 0.45, 0.40)),
+        "solid",
+        plotting.BOX_COLOURS[0].lower(),
+    )
+    assert dotted == (pytest.approx((0.1, 0.5, 0.4, 0.4)), ":", "#ffffff")
+    assert [bounds for bounds, *_ in outlines(right)] == [pytest.approx((0.5, 0.5, 0.5, 0.5))]
+    assert left.images[0].get_extent() == [0, 1, 1, 0]
+    figure.canvas.draw()
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "more", "message"),
+    [
+        ([], {}, "no pictures"),
+        ([GREY] * 2, {"layouts": [LAYOUT]}, "2 pictures, but 1 layouts"),
+        ([GREY] * 2, {"titles": ["a"]}, "2 pictures, but 1 titles"),
+        ([GREY], {"below": ["a", "b"]}, "1 pictures, but 2 texts below"),
+        ([GREY], {"found": [[], []]}, "1 pictures, but 2 lists of boxes"),
+    ],
+)
+def test_boxes_of_something_else_are_refused(pictures, more, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.show_boxes(pictures, **{"layouts": LAYOUT, **more})
+
+
+def test_a_table_has_its_numbers_and_each_picture_its_row():
+    values = torch.tensor([[0.0, 1.0], [0.25, 0.5]])
+    figure = plotting.show_scored([GREY] * 2, LAYOUT, values, ["a", "b"], ["c", "d"])
+    *pictures, table = figure.axes
+    assert [len(outlines(axis)) for axis in pictures] == [2, 2]
+    assert [text.get_text() for text in table.texts] == ["0.00", "1.00", "0.25", "0.50"]
+    assert [text.get_color() for text in table.texts] == ["white", "black", "white", "black"]
+    assert table.images[0].get_clim() == (0, 1)
+    assert [label.get_text() for label in table.get_yticklabels()] == ["a", "b"]
+    figure.canvas.draw()
+    pyplot.close(figure)
+    with pytest.raises(ValueError, match="1 pictures, but 2 names of rows"):
+        plotting.show_scored([GREY], LAYOUT, values, ["a", "b"], ["c", "d"])
+
+
+def test_a_table_is_coloured_from_its_least_to_its_largest_number():
+    _, axis = pyplot.subplots()
+    texts = [["a", "b", "c"]]
+    plotting.draw_table(axis, [[-20.0, 31.0, 80.0]], ["row"], ["1", "2", "3"], "title", texts=texts)
+    assert axis.images[0].get_clim() == (-20, 80)
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
+    assert [text.get_color() for text in axis.texts] == ["white", "black", "black"]
+    assert axis.get_title() == "title"
+    pyplot.close(axis.figure)
+
+
+def test_pairs_are_joined_and_their_means_dashed():
+    texts = {"title": "t", "xlabel": "x", "ylabel": "y"}
+    figure = plotting.show_paired({"a": [0.1, 0.5], "b": [0.2, 0.2]}, **texts)
+    lines = [line.get_ydata() for line in figure.axes[0].lines]
+    drawn = [[float(y) for y in line] for line in lines]
+    assert [0.3, 0.3] in [pytest.approx(line) for line in drawn]
+    assert drawn[-2:] == [[0.1, 0.2], [0.5, 0.2]]
+    pyplot.close(figure)
+    for wrong in ({"a": [1.0]}, {"a": [1.0], "b": [1.0, 0.0]}):
+        with pytest.raises(ValueError, match="two equal counts are paired"):
+            plotting.show_paired(wrong, **texts)
+
+
+def test_histograms_share_their_axis():
+    samples = {"wide": torch.linspace(0, 1, 601), "narrow": [0.5] * 9}
+    figure = plotting.show_histograms(samples, title="t", xlabel="x", interval=(0.4, 0.6))
+    wide, narrow = (patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch))
+    assert len(figure.axes[0].patches) == 3, "the interval is shaded"
+    assert numpy.nanmin(wide.get_data().values) > 0.8
+    counts, edges, _ = narrow.get_data()
+    assert sum(counts) == 1
+    assert edges[int(counts.argmax())] <= 0.5 <= edges[int(counts.argmax()) + 1]
     pyplot.close(figure)
