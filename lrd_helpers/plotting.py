@@ -9,24 +9,20 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
-import torch
 import numpy
+import torch
 from IPython.display import display
 from jaxtyping import Float
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
-from matplotlib.patches import FancyBboxPatch, Polygon
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Ellipse, FancyBboxPatch, Polygon, Rectangle
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 from torch.nn import functional
@@ -270,6 +266,8 @@ def _stretched(values: Tensor) -> Tensor:
     """From 0, the least, to 1, the largest."""
     values = values - values.min()
     return values / values.max().clamp(min=1e-12)
+
+
 # ------------------------------------------------------------------ on the axes of a figure
 
 
@@ -481,6 +479,9 @@ def movie(
     show(file.getvalue(), alt)
 
 
+# ------------------------------------------------------------------ curves, sheets and the plane
+
+
 def draw_curves(
     axis: Axes,
     curves: Mapping[str, tuple[Numbers, Numbers]],
@@ -554,6 +555,8 @@ def draw_bells(
     axis.scatter(*means.T, c=list(colours), s=12, edgecolors="black", linewidths=0.4, zorder=3)
     axis.add_patch(Ellipse((0, 0), 4, 4, fill=False, edgecolor=GREY, linestyle="--", zorder=4))
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+
+
 def show_sheets(
     sheets: Mapping[str, Float[Tensor, "batch 3 height width"]], columns: int, *, width: float = 8.0
 ) -> Figure:
@@ -577,25 +580,6 @@ def show_sheets(
     for axis, (title, images) in zip(axes.flat, sheets.items(), strict=True):
         draw_sheet(axis, images, columns, title)
     return figure
-
-
-def draw_table(
-    axis: Axes,
-    values: Float[Tensor, "rows columns"],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str = "",
-) -> None:
-    """A cell for each number, coloured by it and with the number in it, under its names."""
-    axis.imshow(values, cmap="cividis", aspect="auto")
-    middle = (values.min() + values.max()) / 2
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            ink = "black" if value > middle else "white"
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink)
-    axis.set_yticks(range(len(rows)), rows)
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_title(_writable(title), parse_math=False)
 
 
 def draw_sheet(
@@ -737,7 +721,9 @@ def diagram_of_latent_diffusion() -> Figure:
     return figure
 
 
-# ------------------------------------------------------------------ parts of these
+# ------------------------------------------------------------------ figures with boxes and numbers
+
+
 def show_boxes(
     pictures: Sequence[Picture],
     layouts: Layout | Sequence[Layout],
@@ -788,37 +774,6 @@ def show_boxes(
                 axis.add_patch(Rectangle(corner, *size, **dots))
     figure.suptitle(suptitle, fontsize=10, parse_math=False)
     return figure
-
-
-def frame(
-    axis: Axes,
-    picture: Picture,
-    title: str = "",
-    below: str = "",
-    layout: Layout | None = None,
-) -> None:
-    """A picture on an axis from 0 to 1, and on it the box, or else the mask, of each layer.
-
-    Args:
-        picture: of any size; shown as the pixels it has.
-        below: what stands under it.
-    """
-    axis.imshow(picture_of(picture), extent=(0, 1, 1, 0), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(_writable(title), fontsize=9, parse_math=False)
-    axis.set_xlabel(_writable(below), fontsize=9, parse_math=False)
-    for number, layer in enumerate(layout.layers if layout else ()):
-        # A dark rim, so that a light line shows on snow and a dark one at night.
-        for colour, width in (("black", 3.2), (BOX_COLOURS[number % len(BOX_COLOURS)], 1.8)):
-            if layer.mask is None:
-                x0, y0, x1, y1 = layer.bounding_box
-                axis.add_patch(
-                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width)
-                )
-            else:
-                outline = {"colors": [colour], "linewidths": width}
-                place = {"origin": "lower", "extent": (0, 1, 0, 1)}
-                axis.contour(layer.mask.pixels(), [0.5], **outline, **place)
 
 
 def draw_table(
@@ -943,6 +898,9 @@ def show_histograms(
     axis.set(title=title, xlabel=xlabel, ylabel="share of the highest bin")
     axis.legend(fontsize=8)
     return figure
+
+
+# ------------------------------------------------------------------ parts of these
 
 
 def _writable(text: str) -> str:

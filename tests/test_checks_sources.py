@@ -99,6 +99,8 @@ def step_with_given(ask, x, clean, given, t, bar, bar_to):
 
 def kept(before, after, changed):
     return Edited(picture_of(after), picture_of(before), changed).kept
+
+
 def mended_map(query, key, heads, token):
     module = Attention(query.shape[1], heads=heads, dim_head=query.shape[1] // heads)
     q, k = (module.head_to_batch_dim(x[None]) for x in (query, key))

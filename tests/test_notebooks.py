@@ -70,6 +70,8 @@ def neighbours(name: str) -> tuple[list[str], list[str]]:
     place = path.index(name)
     beside = [each for each in side_roads if name[2] == "_" and each[:2] == name[:2]]
     return path[max(0, place - 1) : place], beside + path[place + 1 : place + 2]
+
+
 def anchors(page: str) -> list[str]:
     """Where links into a Markdown page lead: a heading in lower case, hyphens for spaces."""
     headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
@@ -89,16 +91,13 @@ def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
             exists = (ROOT / "notebooks" / link).exists()
         if not exists:
             found.append(f"a link to {link}, which does not exist; as yet name it without a link")
-    before, after = neighbours(name)
-    for neighbour in before + after:
-        if neighbour in there and f"{neighbour}.ipynb" not in links:
     for page, anchor in re.findall(r"\]\(([^)#\s:]+\.md)#([^)\s]+)\)", text):
         path = ROOT / "notebooks" / page
         if path.exists() and anchor not in anchors(path.read_text(encoding="utf-8")):
             found.append(f"a link to {page}#{anchor}, but {path.name} has no such heading")
-    place = NOTEBOOKS.index(name)
-    for neighbour in NOTEBOOKS[max(0, place - 1) : place + 2]:
-        if neighbour != name and neighbour in there and f"{neighbour}.ipynb" not in links:
+    before, after = neighbours(name)
+    for neighbour in before + after:
+        if neighbour in there and f"{neighbour}.ipynb" not in links:
             found.append(f"no link to its neighbour {neighbour}.ipynb")
     if after and after[-1] not in there and "more follows" not in text.lower():
         found.append("no notebook comes after it yet, but it does not say 'more follows'")

@@ -439,9 +439,9 @@ def test_sheets_that_cannot_be_shown(sheets, message):
 
 def test_a_table_has_its_numbers_in_its_cells_where_they_can_be_read():
     figure, axis = pyplot.subplots()
-    plotting.draw_table(axis, torch.tensor([[0.0, 2.5], [5.0, 1.0]]), ["a", "b"], ["c", "d"], "e")
+    plotting.draw_table(axis, torch.tensor([[0.0, 2.4], [5.0, 1.0]]), ["a", "b"], ["c", "d"], "e")
     numbers = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
-    assert numbers[(1, 0)] == ("2.50", "white")
+    assert numbers[(1, 0)] == ("2.40", "white")
     assert numbers[(0, 1)] == ("5.00", "black")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert axis.get_title() == "e"
@@ -497,6 +497,8 @@ def test_a_plane_has_a_colour_for_each_point_and_path():
         assert [to_hex(colour).upper() for colour in drawn.get_facecolor()] == colours
     assert [line.get_color() for line in axis.lines] == colours
     assert not axis.images
+
+
 # ------------------------------------------------------------------ on the axes of a figure
 
 
@@ -591,6 +593,8 @@ def test_dots_stand_in_rows_from_the_top_with_a_line_at_their_mean():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
     assert [float(line.get_xdata()[0]) for line in axis.lines] == [0.5, 0.25]
     assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first name is above"
+
+
 # ------------------------------------------------------------------ figures with boxes and numbers
 
 
