@@ -357,9 +357,9 @@ def draw_plane(
     Args:
         log_density: of points (count, 2); e^0.5 times its largest value would be black.
         points: a dot each.
-        paths: a line each, with a ring where it begins and a dot where it ends.
+        paths: a line each, from a white dot to a dot of its colour.
         field: at points (count, 2) the arrows that begin there; the longest spans a mesh.
-        colour: of the points and paths; a sequence has one for each point.
+        colour: of the points and paths; a sequence has one for each of them.
     """
     if log_density is not None:
         line = torch.linspace(-limit, limit, 120)
@@ -377,9 +377,11 @@ def draw_plane(
     if points is not None:
         axis.scatter(*points.T, s=3, color=colour, linewidths=0)
     if paths is not None:
-        axis.plot(paths[..., 0], paths[..., 1], color=colour, linewidth=0.9, alpha=0.8)
-        axis.scatter(*paths[0].T, s=14, facecolor="white", edgecolor="black", zorder=3)
-        axis.scatter(*paths[-1].T, s=14, color="black", zorder=3)
+        each = [colour] * paths.shape[1] if isinstance(colour, str) else colour
+        for path, ink in zip(paths.unbind(1), each, strict=True):
+            axis.plot(*path.T, color=ink, linewidth=0.9, alpha=0.8)
+        axis.scatter(*paths[0].T, s=18, facecolor="white", edgecolor="black", zorder=3)
+        axis.scatter(*paths[-1].T, s=18, facecolor=each, edgecolor="black", zorder=3)
     axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     axis.set_title(_writable(title), parse_math=False)
 

@@ -27,6 +27,7 @@ from lrd_helpers.checks import (
     style,
     vision_guidance,
 )
+from lrd_helpers.layout_json import box_from_xywh
 
 # ------------------------------------------------------------------ notebooks 00 to 03
 
@@ -257,6 +258,8 @@ def inside_by_recursion(step, pages, changing, noise):
 # ------------------------------------------------------------------ right answers
 
 RIGHT = [
+    (quickstart.check_corners, lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]]),
+    (quickstart.check_corners, box_from_xywh),
     (quickstart.check_best_seed, seed_by_loop),
     (ddpm.check_ddim_step, ddim_along_epsilon),
     (autoencoder.check_kl, kl),
@@ -307,7 +310,11 @@ def test_a_right_answer_passes_however_written(check, answer, capsys):
 WRONG = [
     (quickstart.check_best_seed, lambda ious: max(ious, key=ious.get), "the first layer alone"),
     (quickstart.check_best_seed, lambda ious: ious[seed_by_loop(ious)], "a list"),
+    (quickstart.check_corners, lambda box: (*box[:2], box[0] + box[2], 1), "1 at place 3"),
+    (quickstart.check_corners, lambda box: box[:2], "the shape (2,)"),
+    (quickstart.check_corners, lambda box: "left", "it raised"),
     (ddpm.check_jump, jump_without_reshape, "it raised RuntimeError"),
+    (ddpm.check_step_back, lambda x, t, e, z, betas: x - betas[t] * e, "at grain"),
     (autoencoder.check_kl, lambda m, v: kl(m, v) / 4, "from one number, ½·Σ"),
     (autoencoder.check_kl, lambda m, v: kl(m, v)[None], "the shape (1,)"),
     (autoencoder.check_draw, lambda m, v, e: torch.normal(m, v.exp().sqrt()), "from μ + σ·ε"),
@@ -325,7 +332,7 @@ WRONG = [
     (style.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
     (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
     (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
-    (layered_rendering.check_visible_masks, masks_cut_off, "as number"),
+    (layered_rendering.check_visible_masks, masks_cut_off, "0 at "),
     (
         layered_rendering.check_layer_noises,
         lambda ask, x, t, xi, y0, y, g: ask(x, t, y),

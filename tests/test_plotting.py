@@ -414,11 +414,13 @@ def test_a_plane_has_its_density_points_paths_and_arrows():
     pyplot.close(figure)
 
 
-def test_a_plane_with_points_alone_has_a_colour_for_each():
+def test_a_plane_has_a_colour_for_each_point_and_path():
     figure, axis = pyplot.subplots()
     colours = [plotting.BLUE, plotting.ORANGE]
-    plotting.draw_plane(axis, points=torch.zeros(2, 2), colour=colours)
-    [dots] = axis.collections
-    assert [to_hex(colour).upper() for colour in dots.get_facecolor()] == colours
+    plotting.draw_plane(axis, points=torch.zeros(2, 2), paths=torch.zeros(3, 2, 2), colour=colours)
+    dots, _, ends = axis.collections
+    for drawn in (dots, ends):
+        assert [to_hex(colour).upper() for colour in drawn.get_facecolor()] == colours
+    assert [line.get_color() for line in axis.lines] == colours
     assert not axis.images
     pyplot.close(figure)

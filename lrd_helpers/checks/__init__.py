@@ -44,6 +44,7 @@ def check_function(
     hint: str,
     mistakes: Sequence[Mistake] = (),
     tolerance: float = 1e-4,
+    axes: Sequence[str] = (),
 ) -> None:
     """Compares `function` with `solution` on every case and prints the verdict; never raises.
 
@@ -58,6 +59,8 @@ def check_function(
         mistakes: the likeliest, five at most. They are tried in their order; the first that agrees
             with `function` in all cases is named.
         tolerance: largest absolute difference that still counts as equal.
+        axes: what the result's axes count, such as ("row", "column"); counted from 0, they say
+            where a number is wrong.
     """
     name = getattr(function, "__name__", "your function")
     outputs = []
@@ -107,7 +110,7 @@ def check_function(
         if differences.max() > tolerance:
             i = int(differences.argmax())
             saw, wanted = float(output.flatten()[i]), float(right.flatten()[i])
-            where = f" as number {i} of the flattened result" if right.ndim else ""
+            where = _place(i, right.shape, axes)
             explain(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
             return
 
@@ -144,6 +147,14 @@ def _wrong_kind(output: Any, right: Tensor | float) -> tuple[str, str] | None:
     if output.shape != right.shape:
         return f"the shape {tuple(output.shape)}", f"the shape {tuple(right.shape)}"
     return None
+
+
+def _place(i: int, shape: torch.Size, axes: Sequence[str]) -> str:
+    """Where number `i` of a result stands: " at row 2, column 3", or " at [2, 3]"."""
+    indices = [int(n) for n in torch.unravel_index(torch.tensor(i), shape)] if shape else []
+    if not axes:
+        return f" at {indices}" if indices else ""
+    return " at " + ", ".join(f"{axis} {n}" for axis, n in zip(axes, indices, strict=True))
 
 
 def _numbers(output: Tensor | float) -> Tensor:
