@@ -34,6 +34,7 @@ def check_cross_attention(function: Callable[..., Any]) -> None:
         function,
         right,
         [case(3, 2, 5, 4, 7, 0), case(6, 4, 3, 8, 5, 10), case(2, 9, 6, 3, 4, 20)],
+        axes=("place", "feature"),
         expected="softmax(QKᵀ/√d)·V, a row a position of x, with Q from x and K, V from c",
         hint="three lines: q, k, v by @ with the matrices' .T (q from x, k and v from c); the "
         "softmax of q @ k.T / d**0.5 along its last axis; times v",
@@ -100,6 +101,7 @@ def check_many_heads(function: Callable[..., Any]) -> None:
         function,
         attention(),
         [case(4, 3, 6, 2, 0), case(5, 7, 12, 3, 10), case(3, 2, 4, 1, 20), case(2, 5, 8, 4, 30)],
+        axes=("place", "feature"),
         expected="in head h softmax(QKᵀ/√d_head)·V with the features h·d_head … (h + 1)·d_head − 1 "
         "of every row; the heads' answers side by side: (places, d)",
         hint="try x = torch.arange(8.0).view(2, 4), two tokens of four features, with two heads: "

@@ -24,6 +24,7 @@ def check_scaled_linear(function: Callable[..., Any]) -> None:
         function,
         lambda steps, start, end: NoiseSchedule.scaled_linear(steps, start, end).betas,
         [(1000, 0.00085, 0.012), (50, 0.01, 0.3), (3, 0.04, 0.16)],
+        axes=("step",),
         expected="(√start, …, √end in equal steps)², of shape (steps,)",
         hint="torch.linspace(a, b, steps) gives equal steps from a to b, both ends included",
         mistakes=[
@@ -155,6 +156,7 @@ def check_guided_answer(function: Callable[..., Any]) -> None:
         function,
         answer(halves, one_after_the_other),
         [case(1, 5.0, 0), case(4, 5.0, 10), case(3, 1.0, 20), case(2, 0.0, 30)],
+        axes=("picture", "channel", "row", "column"),
         expected="for each picture of x: its answer without caption + scale·(its answer with its "
         "own caption − the one without), of x's shape",
         hint="write down, for two pictures, which noise and which text stand in each row of the "

@@ -32,6 +32,7 @@ def check_style_statistics(function: Callable[..., Any]) -> None:
         function,
         lambda features: torch.cat(statistics(features), 1),
         [case(2, 3, 20, 16, 0), case(3, 5, 12, 30, 10), case(1, 2, 18, 18, 20)],
+        axes=("picture", "number"),
         expected="the means of all channels, then their spreads √variance: (batch, 2·channels)",
         hint="take mean and std over the last two axes, (2, 3); torch.cat(…, 1) puts them in a row",
         tolerance=0.02,  # N or N − 1, of at least 320 numbers, must make no difference
@@ -71,6 +72,7 @@ def check_joined(function: Callable[..., Any]) -> None:
         function,
         join,
         [case(2, 5, 3, 4, 0.5, 0), case(1, 7, 2, 6, 1.0, 10), case(3, 2, 4, 5, 0.2, 20)],
+        axes=("picture", "token", "feature"),
         expected="[text; strength·style] of shape (batch, words + tokens, features)",
         hint="torch.cat([…, …], 1): axis 0 is the batch, 1 the tokens, 2 the features",
         mistakes=[
