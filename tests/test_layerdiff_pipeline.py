@@ -173,8 +173,9 @@ def test_several_stacks_of_one_prompt_differ(layers):
     assert not same(one.composite, other.composite)
 
 
+@pytest.mark.parametrize("guide_from", ["alone", "together"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_guidance_is_the_formula(layers, kind):
+def test_guidance_is_the_formula(layers, kind, guide_from):
     """One step by hand: s(∅) + γ (s(y) − s(∅)), and DDIM's step of it."""
     config = dict(layers.scheduler.config) | {"prediction_type": kind}
     layers.scheduler = DDIMScheduler.from_config(config)
@@ -185,6 +186,7 @@ def test_guidance_is_the_formula(layers, kind):
         generator=seeded(),
         num_inference_steps=1,
         guidance_scale=3.0,
+        guide_from=guide_from,
         output_type="latent",
     ).stacks
     t = layers.scheduler.timesteps[0]
@@ -193,7 +195,13 @@ def test_guidance_is_the_formula(layers, kind):
     for prompts in ([""] * 4, texts):
         tokens = layers.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
         text = layers.text_encoder(tokens)[0][None]
-        scores.append(layers.unet(noise[None], t, text, text[:, -1]).sample[0])
+        if guide_from == "alone" and prompts[0] == "":
+            stacks, identities = noise[:, None], torch.tensor([0, 1, 2, 5])[:, None]
+            scores.append(
+                layers.unet(stacks, t, text[0][:, None], text[0], identities).sample[:, 0]
+            )
+        else:
+            scores.append(layers.unet(noise[None], t, text, text[:, -1]).sample[0])
     guided = scores[0] + 3 * (scores[1] - scores[0])
     wanted = layers.scheduler.step(guided, t, noise).prev_sample
     assert torch.allclose(made, wanted, atol=1e-5)
@@ -264,7 +272,8 @@ def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
         return forward(sample, timestep, *rest)
 
     monkeypatch.setattr(layers.unet, "forward", watched)
-    layers("a car", **WORDS, image=stack.composite or stack.flatten(), num_inference_steps=2)
+    together = {"guide_from": "together", "num_inference_steps": 2}
+    layers("a car", **WORDS, image=stack.composite or stack.flatten(), **together)
     (slots,) = [given_pictures(layers._wanted("", "auto", "", {"composite": stack.flatten()}))]
     assert list(slots) == [5]
     clean = encode_layers(layers.vae, slots[5])
@@ -272,6 +281,21 @@ def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
         assert times[:, -1].tolist() == [0, 0]
         assert times[:, :-1].min() > 0
         assert torch.allclose(sample[:, -1], clean.expand(2, -1, -1, -1), atol=1e-5)
+
+
+def test_alone_nobody_hears_what_is_given(layers, stack, monkeypatch):
+    seen = []
+    forward = layers.unet.forward
+
+    def watched(sample, timestep, *rest):
+        seen.append((sample, timestep))
+        return forward(sample, timestep, *rest)
+
+    monkeypatch.setattr(layers.unet, "forward", watched)
+    layers("a car", **WORDS, image=stack.flatten(), num_inference_steps=1)
+    (together, times), (alone, times_alone) = seen
+    assert torch.equal(alone[:, 0], together[0])  # a stack of one slot for each slot
+    assert torch.equal(times_alone[:, 0], times[0])
 
 
 def test_a_picture_is_taken_apart(layers, stack):
