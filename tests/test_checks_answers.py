@@ -448,7 +448,7 @@ WRONG = [
     ),
     (evaluation.check_iou, lambda a, b: 1 - iou_on_a_grid(a, b), "from the area"),
     (evaluation.check_share_right, lambda ious, count: 0.5, "from among the pictures with"),
-    (editing.check_way_there, way_of_noise_alone, " at level 1, picture 0, channel "),
+    (editing.check_way_there, way_of_noise_alone, ", picture 0, channel "),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case).round(), "at least half"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case) > 0.5, "at least half"),
     (layerdiff.check_flattened, lambda below, layers: layers[-1, :3], "from x of shape"),
