@@ -152,12 +152,12 @@ def table(notebooks: dict[str, NotebookNode]) -> str:
     columns = list(zip(*parts.values(), strict=True))
     minutes = [sum(part.minutes for part in column) for column in columns]
     kinds = f"{'words':>7}{'code':>6}{'exercises':>11}{'waiting':>9}{'minutes':>9}"
-    rows = [f"{'':24}{'core path':>42}{'side roads':>42}", f"{'':24}{kinds}{kinds}"]
+    rows = [f"{'':26}{'core path':>42}{'side roads':>42}", f"{'':26}{kinds}{kinds}"]
     rows += [
-        f"{name:24}{_row(core, core.minutes)}{_row(side, side.minutes)}"
+        f"{name:26}{_row(core, core.minutes)}{_row(side, side.minutes)}"
         for name, (core, side) in parts.items()
     ]
-    rows.append(f"{'together':24}{''.join(map(_row, map(together, columns), minutes))}")
+    rows.append(f"{'together':26}{''.join(map(_row, map(together, columns), minutes))}")
     rows.append("core path {:.1f} hours, side roads {:.1f}".format(*(m / 60 for m in minutes)))
     return "\n".join(rows)
 
@@ -176,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
         paths = chosen(options.names)
         print(table({path.stem: nbformat.read(path, as_version=4) for path in paths}))
         for path in paths if options.write else ():
-            print(f"{path.stem:24}{'written' if write(path) else 'as it was'}")
+            print(f"{path.stem:26}{'written' if write(path) else 'as it was'}")
     except (FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

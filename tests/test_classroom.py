@@ -398,7 +398,7 @@ def test_a_plan_fills_its_hours_with_sections_and_exercises_that_exist(hours):
         if named := re.match(rf"\[({NAME})\]\(\.\./notebooks/\1\.ipynb\): (.+)", what):
             name, part = named.groups()
             spent[name] = spent.get(name, 0) + int(minutes)
-            if part == "all":
+            if part == "the core path":
                 assert int(minutes) == minutes_of(name)
                 continue
             sections, chosen = numbers(part, "section"), numbers(part, "exercise")

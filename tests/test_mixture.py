@@ -63,10 +63,6 @@ def test_samples_have_the_moments_and_shares_of_the_mixture():
         assert len(cloud) / len(x) == pytest.approx(float(weight), abs=0.01)
         torch.testing.assert_close(cloud.mean(0), mean, atol=0.02, rtol=0)
         torch.testing.assert_close(cloud.var(0), variance.expand(2), atol=0.01, rtol=0)
-        own = x[k == component]
-        assert len(own) / len(x) == pytest.approx(float(weight), abs=0.01)
-        torch.testing.assert_close(own.mean(0), mean, atol=0.02, rtol=0)
-        torch.testing.assert_close(own.var(0), variance.expand(2), atol=0.01, rtol=0)
     assert x.var(0).mean() == pytest.approx(1, abs=0.1), "as the schedules expect it"
 
 
