@@ -208,7 +208,7 @@ def layers_edited(_, cell: int = 192) -> Image.Image:
         generator=seeded(0, 12, 0),
     ).stacks[0]
     again = pipe.redraw(stack, car, "a purple boat", generator=seeded(0, 12, 1))
-    moved = stack.moved(car, (-0.25, -0.1))
+    moved = stack.moved(car, (0.05, -0.35))
     shown = {
         "as drawn": stack.flatten(),
         "the car moved": moved.flatten(),
