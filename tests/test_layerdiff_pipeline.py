@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
+import lrd_helpers
 from lrd_helpers import Layer, Layout
 from lrd_helpers.layerdiff.alpha import encode_layers, grown
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline, given_pictures, recaptioned
@@ -281,6 +284,23 @@ def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
         assert times[:, -1].tolist() == [0, 0]
         assert times[:, :-1].min() > 0
         assert torch.allclose(sample[:, -1], clean.expand(2, -1, -1, -1), atol=1e-5)
+
+
+def test_the_example_in_the_readme_draws(layers, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [example] = [block for block in blocks if "storybook-layers" in block]
+    monkeypatch.setattr(lrd_helpers, "load_pipeline", lambda name: layers, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="does not know"):
+        exec(example, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "boat.png",
+        "house.png",
+        "moved.png",
+        "scene.psd",
+    ]
+    assert Image.open("house.png").mode == "RGBA"
 
 
 def test_alone_nobody_hears_what_is_given(layers, stack, monkeypatch):

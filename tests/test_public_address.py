@@ -131,6 +131,7 @@ def test_the_list_has_the_notebooks_that_are_there_and_names_the_others(copy):
     listed = (copy / "README.md").read_text(encoding="utf-8").split(START)[1].split(END)[0]
     rows = [line for line in listed.splitlines() if ".ipynb" in line]
     assert rows == [
+        '| <img src="figures/chapters/01_ddpm.png" width="140" alt=""> '
         "| [`01_ddpm`](notebooks/01_ddpm.ipynb) | How can destroying an image teach a network to "
         "make one? | [![Open In Colab][badge]](https://colab.research.google.com/github/"
         "ann-lee/Layers.2/blob/main/notebooks/01_ddpm.ipynb) |"
