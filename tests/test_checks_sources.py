@@ -18,7 +18,6 @@ from lrd_helpers.checks import (
     layerdiff,
     vision_guidance,
 )
-from lrd_helpers.editing import Edited
 from lrd_helpers.layerdiff.unet import SlotAttention, Slots
 from lrd_helpers.measure.layers import order_right
 from lrd_helpers.pictures import picture_of
@@ -87,6 +86,16 @@ def slots_attend(x, to_q, to_k, to_v):
     return module(x, Slots(len(x), None)) - x
 
 
+def ddim_move(x, epsilon, bar, bar_to):
+    """Down with DDIMScheduler, up with DDIMInverseScheduler."""
+    down = bar_to > bar
+    kind = DDIMScheduler if down else DDIMInverseScheduler
+    scheduler = kind(**STABLE_DIFFUSION, clip_sample=False)
+    scheduler.num_inference_steps = scheduler.config.num_train_timesteps
+    scheduler.alphas_cumprod = torch.stack([bar_to, bar] if down else [bar, bar_to])
+    return scheduler.step(epsilon, 1, x).prev_sample
+
+
 def step_with_given(ask, x, clean, given, t, bar, bar_to):
     """DDIMScheduler, for the slots that are not given."""
     rows = (given.nonzero().flatten(), (~given).nonzero().flatten())
@@ -95,10 +104,6 @@ def step_with_given(ask, x, clean, given, t, bar, bar_to):
         torch.zeros(len(x), dtype=torch.long).index_fill(0, rows[1], int(t)),
     )
     return clean.index_copy(0, rows[1], ddim_move(x[~given], noise[~given], bar, bar_to))
-
-
-def kept(before, after, changed):
-    return Edited(picture_of(after), picture_of(before), changed).kept
 
 
 def mended_map(query, key, heads, token):
@@ -113,7 +118,6 @@ SOURCES = [
     (image_tasks.check_noisy_start, noisy_start),
     (image_tasks.check_noisier, noisier),
     (image_tasks.check_euler_step, euler_step),
-    (editing.check_ddim_move, ddim_move),
     (layerdiff.check_slots_attend, slots_attend),
     (layerdiff.check_step_with_given, step_with_given),
     (cross_attention.check_mended_map, mended_map),
@@ -133,16 +137,6 @@ def solution_and_cases(monkeypatch, module, check):
     monkeypatch.setattr(module, "check_function", lambda *given, **_: noted.append(given[1:3]))
     check(None)
     return noted[0]
-
-
-def test_the_solution_of_kept_is_the_figure_of_the_package(monkeypatch):
-    """`Edited.kept` takes pictures of whole numbers, so not the check's own cases."""
-    solution, _ = solution_and_cases(monkeypatch, editing, editing.check_kept)
-    generator = torch.Generator().manual_seed(0)
-    before, after = (torch.randint(256, (3, 8, 8), generator=generator) / 255 for _ in range(2))
-    changed = torch.zeros(8, 8, dtype=torch.bool)
-    changed[2:5, 3:] = True
-    assert solution(before, after, changed) == pytest.approx(kept(before, after, changed))
 
 
 def test_the_solution_of_flattened_is_what_pil_composes(monkeypatch):

@@ -60,8 +60,6 @@ def check_function(
         mistakes: the likeliest, five at most. They are tried in their order; the first that agrees
             with `function` in all cases is named.
         tolerance: largest absolute difference that still counts as equal.
-        axes: what the result's axes count, such as ("row", "column"); counted from 0, they say
-            where a number is wrong.
         axes: what the axes of the result count ("row", "column"), to say where a mistake is.
         where: says of `function` and a case's arguments where it goes wrong; "" if it cannot.
     """
@@ -111,10 +109,6 @@ def check_function(
         right = _numbers(solution(*_copies(case)))
         differences = (output - right).abs().nan_to_num(nan=float("inf"))
         if differences.max() > tolerance:
-            i = int(differences.argmax())
-            saw, wanted = float(output.flatten()[i]), float(right.flatten()[i])
-            where = _place(i, right.shape, axes)
-            explain(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
             i = torch.unravel_index(differences.argmax(), right.shape)
             place = where(function, _copies(case)) if where else ""
             place = place or _place([int(number) for number in i], axes)
@@ -127,7 +121,7 @@ def _place(index: list[int], axes: Sequence[str]) -> str:
     """Where a number stands in a result, as in "… at row 3, column 4"; "" if it is the only one."""
     if axes:
         return " at " + ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True))
-    return f" at {index} of the result" if index else ""
+    return f" at {index}" if index else ""
 
 
 def explain(name: str, saw: str, expected: str, hint: str) -> None:
@@ -162,14 +156,6 @@ def _wrong_kind(output: Any, right: Tensor | float) -> tuple[str, str] | None:
     if output.shape != right.shape:
         return f"the shape {tuple(output.shape)}", f"the shape {tuple(right.shape)}"
     return None
-
-
-def _place(i: int, shape: torch.Size, axes: Sequence[str]) -> str:
-    """Where number `i` of a result stands: " at row 2, column 3", or " at [2, 3]"."""
-    indices = [int(n) for n in torch.unravel_index(torch.tensor(i), shape)] if shape else []
-    if not axes:
-        return f" at {indices}" if indices else ""
-    return " at " + ", ".join(f"{axis} {n}" for axis, n in zip(axes, indices, strict=True))
 
 
 def _numbers(output: Tensor | float) -> Tensor:
