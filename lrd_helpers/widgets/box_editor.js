@@ -290,9 +290,9 @@ class BoxEditor extends Editor {
   /** Around a mask: its own colour, all of it at the rim and a third within, and a dark rim. */
   outlineFilter() {
     const filter = h("filter", { id: `${this.name}-outline` });
-    filter.innerHTML = `<feMorphology operator="dilate" radius="2.5"/>
+    filter.innerHTML = `<feMorphology operator="dilate" radius="3"/>
       <feComposite operator="out" in2="SourceGraphic"/>
-      <feColorMatrix values="0 0 0 0 .125  0 0 0 0 .125  0 0 0 0 .125  0 0 0 .6 0" result="dark"/>
+      <feColorMatrix values="0 0 0 0 .125  0 0 0 0 .125  0 0 0 0 .125  0 0 0 .85 0" result="dark"/>
       <feMorphology in="SourceGraphic" operator="dilate" radius="1.5"/>
       <feComposite operator="out" in2="SourceGraphic" result="rim"/>
       <feComponentTransfer in="SourceGraphic" result="within"><feFuncA type="linear" slope=".35"/></feComponentTransfer>
