@@ -741,13 +741,14 @@ def test_what_is_set_goes_to_python_with_each_click(panel):
     assert page.get_by_role("slider", name="steps").input_value() == "100"
     strength = page.get_by_role("slider", name="strength of ξ")
     assert strength.is_disabled(), "the collage has no ξ"
-    page.get_by_label("method").select_option("paper")
+    page.get_by_label("method").select_option("authors")
     assert strength.is_enabled()
+    assert page.get_by_label("layered part t0, as a number").input_value() == "0.29"
     panel.button("^Render$").click()
     message = page.evaluate("messages.at(-1)")
     assert message["kind"] == "render"
-    assert message["settings"] | {"steps": 100, "method": "paper"} == message["settings"]
-    assert message["settings"]["layered_fraction"] == METHODS["paper"].layered_fraction
+    assert message["settings"] | {"steps": 100, "method": "authors"} == message["settings"]
+    assert message["settings"]["layered_fraction"] == METHODS["authors"].layered_fraction
     panel.button("^Live$").click()
     assert page.evaluate("messages.at(-1)")["live"] is True
     for name, kind in (("asked", "look"), ("Take boxes", "boxes"), ("seed 0", "show")):

@@ -125,7 +125,8 @@ class Panel {
   drawSettings() {
     const settings = this.model.get("settings"), method = this.model.get("methods")[settings.method];
     for (const { name, range, number, row } of this.sliders) {
-      range.value = number.value = settings[name];
+      range.value = settings[name];
+      number.value = Number(settings[name].toFixed(2)); // 15/51 as 0.29
       const off = name in NEEDS && !method[NEEDS[name]];
       range.disabled = number.disabled = off;
       row.classList.toggle("off", off);
