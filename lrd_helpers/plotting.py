@@ -1,6 +1,7 @@
 """Pictures for people: rows of images, layouts over them, stacks taken apart, planes, films.
 
-A layer has the same number and colour wherever it is drawn.
+A layer has the same number wherever it is drawn. Its colour here is that of its number; the editor
+and the studio draw it in the colour that it names (`layer_colours` of widgets/box_editor.py).
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
         draw.rectangle(tag, fill=colour, outline="#202020")
         draw.multiline_text(
-            (tag[0] + line, tag[1] + line // 2), text, font=font, fill=_ink_on(colour)
+            (tag[0] + line, tag[1] + line // 2), text, font=font, fill=ink_on(colour)
         )
     return picture
 
@@ -1004,7 +1005,7 @@ def _free_place(
     return (wanted + places)[0]
 
 
-def _ink_on(colour: str) -> str:
+def ink_on(colour: str) -> str:
     """Black or white, whichever is read more easily on `colour` (by WCAG's contrast ratio)."""
     channels = [value / 255 for value in ImageColor.getrgb(colour)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]

@@ -191,7 +191,7 @@ def test_labels_can_be_read(colour):
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    light, dark = sorted([luminance(colour), luminance(plotting._ink_on(colour))], reverse=True)
+    light, dark = sorted([luminance(colour), luminance(plotting.ink_on(colour))], reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
 
 
