@@ -193,7 +193,7 @@ def ablations(
     ways["with self-mask guidance, s = 1"] = (None, {"self_mask_scale": 1.0})
     whole = scored(from_text, pipe, scenes, detector=detector, **options)
     names = list(whole)
-    print("", *names, "", sep=" | ", end="\n|" + "---|" * (len(names) + 1) + "\n")
+    print("| |", " | ".join(names), "|\n|" + "---|" * (len(names) + 1))
     print("| as it is |", *(f"{with_interval(whole[name])} |" for name in names))
     for way, (part, more) in ways.items():
         with switched_off(pipe.unet, part) if part else nullcontext():
