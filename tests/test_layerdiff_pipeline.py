@@ -266,15 +266,21 @@ def test_given_pictures_may_be_arrays_or_of_16_bits(layers):
         assert picture[0, 3].min() == 1
 
 
-def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(layers, monkeypatch):
+    """The samples and times that the U-Net is called with."""
+    calls = []
     forward = layers.unet.forward
 
     def watched(sample, timestep, *rest):
-        seen.append((sample, timestep))
+        calls.append((sample, timestep))
         return forward(sample, timestep, *rest)
 
     monkeypatch.setattr(layers.unet, "forward", watched)
+    return calls
+
+
+def test_given_slots_are_clean_and_at_time_0(layers, stack, seen):
     together = {"guide_from": "together", "num_inference_steps": 2}
     layers("a car", **WORDS, image=stack.composite or stack.flatten(), **together)
     (slots,) = [given_pictures(layers._wanted("", "auto", "", {"composite": stack.flatten()}))]
@@ -303,15 +309,7 @@ def test_the_example_in_the_readme_draws(layers, tmp_path, monkeypatch):
     assert Image.open("house.png").mode == "RGBA"
 
 
-def test_alone_nobody_hears_what_is_given(layers, stack, monkeypatch):
-    seen = []
-    forward = layers.unet.forward
-
-    def watched(sample, timestep, *rest):
-        seen.append((sample, timestep))
-        return forward(sample, timestep, *rest)
-
-    monkeypatch.setattr(layers.unet, "forward", watched)
+def test_alone_nobody_hears_what_is_given(layers, stack, seen):
     layers("a car", **WORDS, image=stack.flatten(), num_inference_steps=1)
     (together, times), (alone, times_alone) = seen
     assert torch.equal(alone[:, 0], together[0])  # a stack of one slot for each slot
