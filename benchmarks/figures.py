@@ -236,17 +236,21 @@ def below_cell(notebook: str, cell_id: str) -> bytes:
     raise ValueError(f"{path.name} has no cell {cell_id!r} with a picture below it; execute it")
 
 
-def chapters(width: int = 280) -> None:
-    """The picture in each notebook's title, small, into figures/chapters/."""
+def chapter_picture(path: Path, width: int = 280) -> bytes:
+    """The picture in a notebook's title, small, as PNG."""
+    title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    [picture] = title["attachments"].values()
+    image = Image.open(io.BytesIO(base64.b64decode(picture["image/png"]))).convert("RGB")
+    image.thumbnail((width, width), Image.Resampling.LANCZOS)
+    return png_of(image.quantize(256), optimize=True)
+
+
+def chapters() -> None:
+    """The picture of each notebook into figures/chapters/."""
     folder = FIGURES / "chapters"
     folder.mkdir(exist_ok=True)
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
-        title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
-        [picture] = title["attachments"].values()
-        image = Image.open(io.BytesIO(base64.b64decode(picture["image/png"]))).convert("RGB")
-        image.thumbnail((width, width), Image.Resampling.LANCZOS)
-        small = png_of(image.quantize(256), optimize=True)
-        write_atomically(folder / f"{path.stem}.png", small)
+        write_atomically(folder / f"{path.stem}.png", chapter_picture(path))
 
 
 def main() -> None:

@@ -463,6 +463,7 @@ def test_a_callback_sees_changes_and_stops(layers):
         ({"generator": 0}, "generator is 0, but should be a torch.Generator"),
         ({"num_inference_steps": 1001}, "should be a whole number between 1 and 1000"),
         ({"num_inference_steps": True}, "num_inference_steps is True"),
+        ({"guide_from": "others"}, "guide_from is 'others', but should be 'alone' or 'together'"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan, but should be a finite number"),
         ({"self_mask_scale": "1"}, "self_mask_scale is '1', but should be a finite number"),
         ({"eta": float("nan")}, "eta is nan, but should be a finite number"),

@@ -263,6 +263,9 @@ def test_pictures_that_come_from_notebooks_are_the_ones_they_show():
         shown = figures.below_cell(notebook, cell)
         assert shown.startswith(b"\x89PNG")
         assert (ROOT / "figures" / f"{name}.png").read_bytes() == shown, name
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        shown = (ROOT / "figures" / "chapters" / f"{path.stem}.png").read_bytes()
+        assert shown == figures.chapter_picture(path), path.stem
     with pytest.raises(ValueError, match="has no cell 'nowhere' with a picture below it"):
         figures.below_cell("10_editing", "nowhere")
 
