@@ -58,7 +58,7 @@ def side_road_faults(notebook: NotebookNode) -> list[str]:
         for heading in HEADING.finditer(text):
             before, depth = level, len(heading[1])
             if heading[2].startswith("Side road:"):
-                level = level or depth
+                level = min(level, depth) if level else depth
             elif level and depth <= level:
                 stays = heading[2].startswith("Exercise ") and depth == level and tagged
                 level = level if stays else 0
@@ -74,6 +74,14 @@ def side_road_faults(notebook: NotebookNode) -> list[str]:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_can_be_done_in_the_minutes_that_it_says(path):
     assert form_faults(nbformat.read(path, as_version=4), path.stem) == []
+
+
+def test_the_core_path_takes_the_eight_hours_that_the_readme_says():
+    of = {path.stem: measured(nbformat.read(path, as_version=4))[0].minutes for path in PATHS}
+    spent = sum(m for name, m in of.items() if name < "11" and not is_side_road(name))
+    assert spent <= 485
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "(the core path of 00 to 10: about eight hours)" in readme
 
 
 # ------------------------------------------------------------------ would a fault be found?
@@ -206,6 +214,15 @@ def test_an_exercise_below_a_subsection_may_belong_to_it(tags):
     notebook = short()
     cell(notebook, "side").source = "### Side road: More"
     cell(notebook, "exercise-2").metadata = {"tags": tags}
+    assert side_road_faults(notebook) == []
+
+
+def test_a_section_that_is_a_side_road_may_follow_a_subsection_that_is():
+    notebook = short()
+    tags = {"tags": [SIDE_ROAD]}
+    notebook.cells.insert(7, new_markdown_cell("### Side road: Play", id="play", metadata=tags))
+    within = new_markdown_cell("### Within section 2", id="within", metadata=tags)
+    notebook.cells.insert(9, within)
     assert side_road_faults(notebook) == []
 
 
