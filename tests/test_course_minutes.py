@@ -13,6 +13,7 @@ from course_minutes import (
     lines,
     main,
     measured,
+    measured_part,
     stated,
     table,
     together,
@@ -253,3 +254,23 @@ def test_a_notebook_without_a_place_for_it_is_named(tmp_path, monkeypatch, capsy
     assert "01_ddpm.ipynb: 0 text cells have a line that begins" in capsys.readouterr().err
     assert main(["02_vq"]) == 2
     assert "there is no notebook '02_vq'" in capsys.readouterr().err
+
+
+def test_a_part_is_its_goals_its_sections_and_the_exercises_that_are_named():
+    cells = [
+        new_markdown_cell("# 01 · Goals\n\nthree words here"),
+        new_markdown_cell("## 1 · One\n\none two"),
+        new_markdown_cell("### Exercise 1 · Jump (easy, 5 minutes)\n\nthree four"),
+        new_code_cell("a = 1\nb = 2"),
+        new_markdown_cell("### After it\n\nfive"),
+        new_markdown_cell("### Exercise 2 · Fall (easy, 7 minutes)"),
+        new_markdown_cell("## 2 · Two\n\nnot read"),
+        new_markdown_cell("## Summary\n\nnot read"),
+        new_markdown_cell("## 3 · Side road: no"),
+    ]
+    cells[4].metadata["tags"] = ["side-road"]
+    notebook = new_notebook(cells=cells)
+    part = measured_part(notebook, {1, 3}, {1})
+    assert (part.exercises, part.code) == (5, 2)
+    assert part.words == sum(words(cells[n].source) for n in (0, 1, 2, 8))
+    assert measured_part(notebook, {1, 2}, {1, 2}).exercises == 12
