@@ -38,6 +38,7 @@ from lrd_helpers.methods import METHODS, Choices, Method, check_opacity, named
 from lrd_helpers.methods.regions import asked_prompt, phases
 from lrd_helpers.pictures import Picture, picture_of, reduced_data_uri
 from lrd_helpers.pipeline import texts_of_layout
+from lrd_helpers.sampling.memory import Memory
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets.box_editor import BoxEditor, layer_colours, layout_of, layout_svg
@@ -113,6 +114,8 @@ def render(
     settings: Settings | None = None,
     *,
     detector: Detector | None = None,
+    attention: bool = True,
+    memory: Memory | None = None,
     on_step: Callable[[float], bool] | None = None,
 ) -> Render | None:
     """Draw a layout and look at the picture: the plain function behind `LayoutStudio`.
@@ -122,6 +125,8 @@ def render(
         pipe: draws it.
         settings: how; `Settings()` by default.
         detector: finds the layers in the picture; without one there are no IoUs.
+        attention: whether it is noted where the model looks for each word.
+        memory: of the pictures before: what they have in common with this one is not drawn anew.
         on_step: called after each step, those of sketches too, with the share that is done, up to
             1; if it says False, nothing more is drawn, and the answer is None.
 
@@ -143,17 +148,36 @@ def render(
         method.check(run)
     remarks += _faults(layout, pipe)
     run.draw_noise()
-    total, latents = sum(method.count(run)), run.x_T
+    run.memory = memory
+    prompts = prompts_looked_at(run, method) if attention else []
     with torch.no_grad(), run.model.drawing():
-        with capture_attention(pipe, prompts_looked_at(run, method)) as attention:
-            for done, state in enumerate(method.sample(run), start=1):
-                latents = state.latents
-                if on_step is not None and not on_step(done / total):
-                    return None
+        if memory is not None:
+            memory.begin(run.model, prompts)
+        looking = capture_attention(pipe, prompts) if prompts else contextlib.nullcontext()
+        with looking as maps:
+            latents = _drawn(run, method, on_step)
+        if latents is None:
+            return None
         image = picture_of(run.model.decode(latents)[0] / 2 + 0.5)
     found, ious = _judged(layout, image, detector) if detector else (None, None)
     seconds = time.perf_counter() - start
-    return Render(layout, settings, image, _maps(attention), found, ious, seconds, tuple(remarks))
+    words = {} if maps is None else _maps(maps)
+    return Render(layout, settings, image, words, found, ious, seconds, tuple(remarks))
+
+
+def _drawn(
+    run: Run, method: Method, on_step: Callable[[float], bool] | None
+) -> Float[Tensor, "1 channels height width"] | None:
+    """The latents of the picture; None where `on_step` ends it."""
+    sketches, rest = method.count(run)
+    latents, made = run.x_T, Counter()
+    for state in method.sample(run):
+        latents = state.latents
+        made[state.sketch] += 1
+        done = made[True] if state.sketch else sketches + made[False]
+        if on_step is not None and not on_step(done / (sketches + rest)):
+            return None
+    return latents
 
 
 def _faults(layout: Layout, pipe: LayeredRenderingPipeline) -> list[str]:
