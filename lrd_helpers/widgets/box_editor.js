@@ -180,8 +180,10 @@ class BoxEditor extends Editor {
     super(model, el, history);
     this.tool = "box";
     this.over = false; // draw also where there is a box
+    this.large = false; // the canvas is as wide as the page allows, and the list is below it
     this.breadth = 0.08; // of the brush, as a fraction of the longer side
     this.cursor = [0.5, 0.5]; // of the brush, for the keyboard
+    this.hand = null; // what Python has of a gesture: "sent", "taken", or "late", as there is more
     const width = model.get("width"), height = model.get("height");
     this.step = [model.get("cell") / width, model.get("cell") / height]; // of the grid
     this.masks = new Masks(width, height, () => this.draw());
@@ -223,6 +225,7 @@ class BoxEditor extends Editor {
       () => { this.over = !this.over; this.draw(); });
     this.startersButton = button("starters", "Begin with one of these layouts", () => this.offer(this.starters.hidden));
     this.startersButton.hidden = !this.model.get("_starters").length;
+    this.largeButton = button("large", "Larger canvas", () => { this.large = !this.large; this.draw(); });
     this.snapButton = button("grid", "Keep to the grid of latent pixels", () => {
       this.model.set("snap", !this.snap);
       this.send();
@@ -230,12 +233,12 @@ class BoxEditor extends Editor {
     const toolbar = this.buildToolbar(
       h("div", { class: "group" }, ...this.tools),
       this.breadthInput,
-      h("div", { class: "group" }, this.overButton, this.snapButton, this.startersButton),
+      h("div", { class: "group" }, this.overButton, this.snapButton, this.largeButton, this.startersButton),
       [button("code", "Copy the layout as Python", () => this.copy(), { text: "Copy as Python" }),
         button("download", "Download the layout as JSON", () => this.download()),
         button("upload", "Load a layout from JSON", () => this.openDrawer())]);
     this.addButton = button("add", "Add a layer (N)", () => this.add({ box: MIDDLE }));
-    this.copyButton = button("duplicate", "Duplicate (Ctrl+D)", () => this.duplicate(this.selected));
+    this.copyButton = button("duplicate", "Duplicate (Ctrl+D, or drag with Alt): several boxes with one prompt", () => this.duplicate(this.selected));
     this.buildDrawer();
     this.buildStarters();
     this.scene = h("g");
@@ -332,6 +335,8 @@ class BoxEditor extends Editor {
     for (const element of this.tools) element.setAttribute("aria-pressed", element.dataset.tool === this.tool);
     this.overButton.setAttribute("aria-pressed", this.over);
     this.snapButton.setAttribute("aria-pressed", this.snap);
+    this.largeButton.setAttribute("aria-pressed", this.large);
+    this.root.classList.toggle("large", this.large);
     this.startersButton.setAttribute("aria-pressed", !this.starters.hidden);
     this.breadthInput.hidden = this.tool === "box";
     this.caption.placeholder = defaultCaption(this.doc) || "the whole picture in words";
@@ -352,7 +357,7 @@ class BoxEditor extends Editor {
 
   drawScene() {
     const picture = this.model.get("_picture");
-    this.backdrop.setAttribute("href", picture);
+    if (this.backdrop.getAttribute("href") !== picture) this.backdrop.setAttribute("href", picture);
     this.backdrop.style.display = picture ? "" : "none";
     this.behind.hidden = !picture;
     const seen = this.model.get("_picture_opacity");
@@ -494,7 +499,13 @@ class BoxEditor extends Editor {
       return { kind: "stroke", points: [start] };
     }
     if (handle) return { kind: "resize", id: this.selected, from: this.bounds(this.layer), handle, start };
-    const held = this.hold(this.over || event.shiftKey ? [] : this.under(start), start);
+    const found = this.over || event.shiftKey ? [] : this.under(start);
+    if (event.altKey && found.length) {
+      const copied = found.find((layer) => layer.id === this.selected) ?? found[0];
+      this.add({ ...copied, id: randomName() }, copied.prompt);
+      found.unshift(this.layer);
+    }
+    const held = this.hold(found, start);
     return held ? { ...held, from: this.bounds(this.layer) } : { kind: "draw", start };
   }
 
@@ -509,8 +520,35 @@ class BoxEditor extends Editor {
       const by = this.shift(gesture, point);
       if (!by) return null;
       gesture.box = this.gridded(gesture, ...by, point);
+      this.drawAlong();
     }
     return this.drawScene();
+  }
+
+  /** Where Python draws along, it gets the draft as the hand has it now, though no edit is made yet:
+   *  the newest, when it has taken the last. */
+  drawAlong() {
+    const layer = this.layerOf(this.gesture?.id);
+    if (!this.model.get("_followed") || !layer?.box || !this.gesture.box) return;
+    if (this.hand === "sent" || this.hand === "late") {
+      this.hand = "late";
+      return;
+    }
+    this.hand = "sent";
+    const box = this.gesture.box.map(tidy);
+    const layers = this.doc.layers.map((each) => each === layer ? { ...each, box } : each);
+    this.tellHand({ ...this.doc, layers });
+  }
+
+  letGo() {
+    if (this.hand) this.tellHand(null);
+    this.hand = null;
+  }
+
+  tellHand(document) {
+    try {
+      this.model.send({ kind: "hand", document });
+    } catch { /* the line is closed: the next edit says so */ }
   }
 
   /** The box that the gesture has come to. */
@@ -578,7 +616,7 @@ class BoxEditor extends Editor {
   // ---------------------------------------------------------------- edits
 
   add(shape, prompt = "") {
-    const layer = { id: randomName(), prompt, ...shape, hidden: false, locked: false };
+    const layer = { id: randomName(), ...shape, prompt, hidden: false, locked: false };
     this.selected = layer.id;
     this.edited([...this.doc.layers, layer]);
     if (!prompt) this.rows.get(layer.id).prompt.focus({ preventScroll: true }); // it is typed next
@@ -663,6 +701,11 @@ class BoxEditor extends Editor {
   }
 
   hear(message) {
+    if (message.kind === "handed" && this.hand) {
+      const late = this.hand === "late";
+      this.hand = "taken";
+      if (late) this.drawAlong();
+    }
     if (message.kind !== "loaded") return;
     this.drawer.hidden = true;
     this.say("Loaded.");
