@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.pipeline import LayeredRenderingXLPipeline
 from lrd_helpers.sampling.memory import Memory, digest
 from lrd_helpers.widgets import Settings, render
 
@@ -95,6 +96,16 @@ def test_another_model_finds_nothing_of_the_model_before(pipe, change):
         for part, state in zip(parts, before, strict=True):
             part.load_state_dict(state)
     assert kept.tobytes() == fresh.tobytes() != first.image.tobytes()
+
+
+def test_it_also_works_with_xl(tiny_xl):
+    pipe = LayeredRenderingXLPipeline(**tiny_xl.components)
+    memory = Memory()
+    render(CARS, pipe, QUICK, memory=memory)
+    size = memory.size
+    again, fresh = (render(moved(CARS), pipe, QUICK, memory=m).image for m in (memory, None))
+    assert memory.size == size > 0, "nothing new was asked"
+    assert abs(numpy.subtract(again, fresh, dtype=int)).max() <= 1
 
 
 def test_what_is_looked_at_is_always_asked(pipe):

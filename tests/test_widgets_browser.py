@@ -567,6 +567,22 @@ def test_the_eraser_cuts_a_box_into_a_shape(opened):
     assert mask_of(page, 0).box == near(0.34, 0.25, 0.85, 0.8)
 
 
+def test_an_ellipse_is_drawn_and_moved_as_a_box_is(opened):
+    page = opened()
+    page.button("Draw ellipses").click()
+    page.drag((0.2, 0.3), (0.6, 0.5))
+    page.page.keyboard.type("a white balloon")
+    page.press("Enter")
+    mask = mask_of(page, 0)
+    assert mask.box == near(0.2, 0.3, 0.6, 0.5)
+    assert numpy.mean(mask.image()) == pytest.approx(0.4 * 0.2 * numpy.pi / 4, abs=0.002)
+    page.screenshot("editor-ellipse")
+    page.drag((0.4, 0.4), (0.5, 0.6))
+    assert mask_of(page, 0).box == near(0.3, 0.5, 0.7, 0.7)
+    page.press("Escape", "Enter")
+    assert mask_of(page, 1).box == near(0.3, 0.3, 0.7, 0.7)
+
+
 def test_painting_by_keyboard(opened):
     page = opened()
     page.press("Tab", "p")

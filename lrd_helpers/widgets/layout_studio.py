@@ -61,7 +61,7 @@ SLOW = 1.0
 """Where it takes more seconds, nothing follows by itself."""
 
 QUICK_STEPS = (4, 10)
-"""So many steps such a picture has, least and most: below four a collage has no last steps."""
+"""So many steps such a picture has, least and most. Of four a collage makes the last one."""
 
 
 # ------------------------------------------------------------------ without a widget
@@ -563,8 +563,8 @@ class LayoutStudio(ipywidgets.VBox):
         told = _told(made)
         label = f"A quick picture ({told})"
         svg = layout_svg(layers, made.image.size, picture=reduced_data_uri(made.image), label=label)
-        more = {"svg": svg, "text": made.layout.caption, "told": told, "word": "", "quick": True}
-        self._panel.shown = self._panel.shown | more
+        more = {"svg": svg, "text": made.layout.caption, "told": told, "quick": True}
+        self._panel.shown = self._panel.shown | more | {"word": "", "name": ""}
 
     def _note_pace(self, job: Job, made: Render) -> None:
         """From what a picture took: the steps of the next quick one, and whether it is worth it."""
