@@ -3,8 +3,8 @@ does not see; prints one Markdown table, with the gates and without.
 
     python benchmarks/construction.py [--scenes 30] [--seed 0] [--json FILE]
 
-The scenes have two to four stickers and a caption that names all of them. Nothing here was tuned on
-the scenes of seeds 0 to 9: the limits of the gates were chosen on those of seed 10.
+The scenes have two to four stickers and a caption that names all of them. Nothing was tuned on the
+scenes of seeds 0 to 9: the limit of the gate "order" was chosen on pairs of those of seed 11.
 """
 
 import argparse

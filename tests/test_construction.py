@@ -547,7 +547,8 @@ def test_stacks_as_scenes_to_learn_from() -> None:
 def command(shards, tiny, monkeypatch) -> Callable[..., int]:
     """The command, by the flat world's stages."""
     monkeypatch.setattr(models, "load_pipeline", lambda name, device: tiny)
-    monkeypatch.setattr(models, "load_segmenter", lambda device: torch.nn.Linear(1, 1))
+    segmenter = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(models, "load_segmenter", lambda device: segmenter)
     monkeypatch.setattr(construction, "storybook_stages", lambda pipe, detector: flat_stages(grey))
     monkeypatch.setattr("lrd_helpers.storybook.IMAGE_SIZE", SIDE)
     return lambda *arguments: command_line.main(["construct", *map(str, arguments)])
@@ -587,11 +588,9 @@ def test_what_the_command_refuses(command, shards, monkeypatch, capsys, argument
 
 @pytest.mark.slow
 def test_a_true_scene_by_the_shipped_models(tmp_path, capsys) -> None:
-    stickers = [("car", "red", 0.35, 0.4), ("star", "blue", 0.56, 0.4)]
-    placed = tuple(
-        PlacedSticker(sticker, colour, (x, 0.6), (size, size))
-        for sticker, colour, x, size in stickers
-    )
+    car = PlacedSticker("car", "red", (0.3, 0.7), (0.45, 0.35))
+    star = PlacedSticker("star", "blue", (0.72, 0.3), (0.35, 0.35))
+    placed = (star, car)
     true = render_scenes([Scene("on grass", placed, "")])
     picture = ("car.png", png_of(picture_of(true.images[0])))
     (tmp_path / "0.tar").write_bytes(tar(picture, ("car.txt", b"a red car and a blue star")))
@@ -600,7 +599,7 @@ def test_a_true_scene_by_the_shipped_models(tmp_path, capsys) -> None:
     assert capsys.readouterr().out == "1 kept\n"
     shards = StackShards(tmp_path / "layers" / "0.tar", 128, held_out=None)
     stack = dict(shards.in_order())["car"]
-    assert [layer.prompt for layer in stack.layers] == ["a red car", "a blue star"]
+    assert [layer.prompt for layer in stack.layers] == ["a blue star", "a red car"]
     assert stack.background_prompt == "on grass"
     made = rendering_of([stack])
     assert soft_iou(made.rgba[0, :2], true.rgba[0]).min() > 0.8
