@@ -10,7 +10,7 @@ INSTALLED = $(VENV)/.installed
 CLASS = $(VENV)/.installed-class
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lab notebooks address site site-look release figures targets \
+.PHONY: help setup demo test test-quick lab notebooks minutes address site site-look release figures targets \
         benchmark bench clean classroom classroom-check \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler train-rgba-autoencoder train-layerdiff
@@ -67,6 +67,9 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab
 notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="01_ddpm": only that one)
 	$(RUN) tests/execute_notebooks.py $(ARGS)
 
+minutes: $(INSTALLED)  ## how long each notebook takes (ARGS="--write": into their goals, too)
+	$(RUN) tests/course_minutes.py $(ARGS)
+
 classroom: $(CLASS)  ## the teaching kit, into outputs/classroom (ARGS="--output FOLDER")
 	$(RUN) classroom/kit.py $(ARGS)
 
@@ -117,6 +120,7 @@ figures: $(INSTALLED)  ## draw the pictures in figures/ again
 
 targets: $(INSTALLED)  ## measure how good the shipped models are
 	$(RUN) benchmarks/targets.py
+	$(RUN) benchmarks/layers.py
 
 benchmark: $(INSTALLED)  ## measure all methods on 220 layouts: hours; goes on where it was cut (ARGS="--limit 26")
 	$(RUN) -m lrd_helpers benchmark $(ARGS)

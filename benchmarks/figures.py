@@ -8,6 +8,7 @@ out of the notebooks as they were last executed.
 
 import argparse
 import base64
+import io
 import json
 import textwrap
 from pathlib import Path
@@ -22,7 +23,7 @@ from lrd_helpers.layout import Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
 from lrd_helpers.models import load_pipeline
 from lrd_helpers.pictures import picture_of, png_of
-from lrd_helpers.plotting import BOX_COLOURS, side_by_side
+from lrd_helpers.plotting import BOX_COLOURS, on_checks, side_by_side
 from lrd_helpers.storybook import (
     COLOURS,
     PLACES,
@@ -31,6 +32,7 @@ from lrd_helpers.storybook import (
     PlacedSticker,
     Scene,
     aspect_ratio,
+    caption_of,
     render_scenes,
     sample_layout,
     sample_scene,
@@ -42,7 +44,7 @@ REPOSITORY = Path(__file__).parents[1]
 FIGURES = REPOSITORY / "figures"
 INK, PAPER = "#202020", "#ffffff"
 NOTEBOOKS = {
-    "style": ("04_conditioning", "styles-figure"),
+    "style": ("04b_style", "styles-figure"),
     "collage": ("08_layered_rendering", "sketches-figure"),
     "gallery": ("08_layered_rendering", "gallery-figure"),
     "gallery-collage": ("08_layered_rendering", "collage-gallery"),
@@ -161,6 +163,69 @@ def methods(pipe, count: int = 24, cell: int = 112) -> Image.Image:
     return sheet
 
 
+def layers(_, count: int = 12, cell: int = 112) -> Image.Image:
+    """Twelve stacks of two layers taken apart: background, layers, flattened, composite."""
+    pipe = load_pipeline("storybook-layers", "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    half, block = -(-count // 2), 5 * cell + 12
+    sheet = Image.new("RGB", (2 * block, 24 + half * (cell + 20)), PAPER)
+    draw, font, small = (
+        ImageDraw.Draw(sheet),
+        ImageFont.load_default(13),
+        ImageFont.load_default(10),
+    )
+    names = ("background", "layer 1", "layer 2", "laid over", "composite")
+    for side in range(2):
+        for column, name in enumerate(names):
+            draw.text((side * block + cell * (column + 0.5), 12), name, INK, font, "mm")
+    for number in tqdm(range(count), desc="layers"):
+        scene = sample_scene(seeded(HELD_OUT_SEED, 11, number), sticker_count=2)
+        prompts = [caption_of((each,), scene.place, name_place=False) for each in scene.stickers]
+        stack = pipe(
+            caption_of(scene.stickers, scene.place),
+            layers=prompts,
+            background=scene.place,
+            generator=seeded(0, 11, number),
+        ).stacks[0]
+        shown = [stack.background, *map(on_checks, stack.layers), stack.flatten(), stack.composite]
+        left, top = number // half * block, 24 + number % half * (cell + 20)
+        for column, picture in enumerate(shown):
+            small_one = picture.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS)
+            sheet.paste(small_one, (left + cell * column + 2, top))
+        draw.text((left + 4, top + cell), stack.caption, INK, small)
+    return sheet
+
+
+def layers_edited(_, cell: int = 192) -> Image.Image:
+    """A stack, and what can be done to it with no new drawing but the last two."""
+    pipe = load_pipeline("storybook-layers", "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    house, car = "a blue house", "a red car"
+    stack = pipe(
+        f"{house} and {car} on grass",
+        layers=[house, car],
+        background="on grass",
+        generator=seeded(0, 12, 0),
+    ).stacks[0]
+    again = pipe.redraw(stack, car, "a purple boat", generator=seeded(0, 12, 1))
+    moved = stack.moved(car, (0.05, -0.35))
+    shown = {
+        "as drawn": stack.flatten(),
+        "the car moved": moved.flatten(),
+        "and behind the house": moved.restacked([car, house]).flatten(),
+        "the house hidden": stack.changed(house, hidden=True).flatten(),
+        "the car in yellow": stack.recoloured(car, "gold").flatten(),
+        "its layer drawn anew: a boat": again.flatten(),
+    }
+    sheet = Image.new("RGB", (3 * cell, 2 * (cell + 22)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, (name, picture) in enumerate(shown.items()):
+        left, top = number % 3 * cell, number // 3 * (cell + 22)
+        sheet.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.LANCZOS), (left + 2, top))
+        draw.text((left + cell / 2, top + cell + 8), name, INK, font, "mm")
+    return sheet
+
+
 def below_cell(notebook: str, cell_id: str) -> bytes:
     """The first picture (PNG) that a cell of an executed notebook shows."""
     path = REPOSITORY / "notebooks" / f"{notebook}.ipynb"
@@ -171,6 +236,23 @@ def below_cell(notebook: str, cell_id: str) -> bytes:
     raise ValueError(f"{path.name} has no cell {cell_id!r} with a picture below it; execute it")
 
 
+def chapter_picture(path: Path, width: int = 280) -> bytes:
+    """The picture in a notebook's title, small, as PNG."""
+    title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    [picture] = title["attachments"].values()
+    image = Image.open(io.BytesIO(base64.b64decode(picture["image/png"]))).convert("RGB")
+    image.thumbnail((width, width), Image.Resampling.LANCZOS)
+    return png_of(image.quantize(256), optimize=True)
+
+
+def chapters() -> None:
+    """The picture of each notebook into figures/chapters/."""
+    folder = FIGURES / "chapters"
+    folder.mkdir(exist_ok=True)
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        write_atomically(folder / f"{path.stem}.png", chapter_picture(path))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ours = {
@@ -178,14 +260,15 @@ def main() -> None:
         "samples-64": samples,
         "demo": demo,
         "methods": methods,
+        "layers": layers,
+        "layers-edited": layers_edited,
     }
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"{', '.join([*ours, *NOTEBOOKS])} (all of them)"
-    )
-    names = parser.parse_args().names or [*ours, *NOTEBOOKS]
+    there = [*ours, *NOTEBOOKS, "chapters"]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(there)} (all)")
+    names = parser.parse_args().names or there
     for name in names:
-        if name not in ours and name not in NOTEBOOKS:
-            parser.error(f"there is no figure {name!r}; there are {', '.join([*ours, *NOTEBOOKS])}")
+        if name not in there:
+            parser.error(f"there is no figure {name!r}; there are {', '.join(there)}")
     FIGURES.mkdir(exist_ok=True)
     pipe = None
     if any(name in ours for name in names):
@@ -196,8 +279,11 @@ def main() -> None:
         if name in NOTEBOOKS:
             write_atomically(path, below_cell(*NOTEBOOKS[name]))
             continue
+        if name == "chapters":
+            chapters()
+            continue
         image = ours[name](pipe)
-        if name in ("contact-sheet", "methods"):
+        if name in ("contact-sheet", "methods", "layers"):
             # 256 colours are enough for flat drawings, and a third of the size.
             image = image.quantize(256)
         write_atomically(path, png_of(image, optimize=True))

@@ -1,22 +1,27 @@
 """How good the layered model is: measures each of its targets and prints one Markdown table.
 
-    python benchmarks/layers.py --model FOLDER [--stacks 500] [--parts text image auto speed]
+    python benchmarks/layers.py [--stacks 500] [--model FOLDER] [--parts text image auto speed]
+    python benchmarks/layers.py --ablations --stacks 100
 
 Nothing here was tuned on these scenes: they come from seeds that no training uses.
 """
 
 import argparse
+import itertools
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lrd_helpers.benchmark.estimates import estimate
 from lrd_helpers.layerdiff.alpha import over
 from lrd_helpers.layerdiff.pipeline import LEAST, LayerDiffPipeline
 from lrd_helpers.layerdiff.unet import PARTS, switched_off
@@ -29,6 +34,7 @@ from lrd_helpers.measure.layers import (
     soft_iou,
     ssim,
 )
+from lrd_helpers.measure.storybook import Description
 from lrd_helpers.models import load_pipeline
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.storybook import Scene, caption_of, render_scenes, sample_scene, seeded
@@ -39,6 +45,8 @@ GROUND = Scene("on snow", (), "on snow")
 
 TARGETS = {
     "composite right": (">=", None),
+    "flattened right": (">=", None),
+    "base model, caption alone, right": (">=", None),
     "layers right, alone": (">=", 0.92),
     "leakage": ("<=", 0.05),
     "predicted against composed, dB": (">=", 27),
@@ -70,101 +78,140 @@ def prompts_of(scene: Scene) -> list[str]:
 
 
 def drawn(pipe: LayerDiffPipeline, scene: Scene, seed: int, **options: object) -> Tensor:
-    """All slots as RGBA."""
+    """All slots as RGBA, from the scene's prompts if there are no others."""
+    asked = {"prompt": scene.caption, "layers": prompts_of(scene), "background": scene.place}
     generator = torch.Generator().manual_seed(seed)
-    return pipe(output_type="pt", generator=generator, **options).stacks[0]
+    return pipe(output_type="pt", generator=generator, **asked | options).stacks[0]
 
 
 def asked(scene: Scene) -> list[tuple[str, str]]:
     return sorted((placed.sticker, placed.colour) for placed in scene.stickers)
 
 
+Scores = dict[str, float]
+"""What one stack scores; of a score for each layer, their mean."""
+
+
 def from_text(
-    pipe: LayerDiffPipeline, detector: StorybookDetector, scenes: list[Scene], **options: object
-) -> dict[str, list[float]]:
-    """Text → layers: each score of each stack (of each layer, of each overlapping pair)."""
+    pipe: LayerDiffPipeline, scene: Scene, seed: int, detector: StorybookDetector, **options: object
+) -> Scores:
+    """Text → layers."""
     ground = render_scenes([GROUND]).backgrounds
-    kept: dict[str, list[float]] = {name: [] for name in TARGETS}
-    for seed, scene in enumerate(tqdm(scenes, desc="text → layers", leave=False)):
-        rgba = drawn(
-            pipe,
-            scene,
-            seed,
-            prompt=scene.caption,
-            layers=prompts_of(scene),
-            background=scene.place,
-            **options,
-        )
-        composite, layers = rgba[-1:, :3], rgba[1:-1]
-        flat = composed(rgba[:1, :3], layers[None])
-        alone = over(layers, ground)
-        found = detector.describe_all([*alone, composite[0]])
-        things = sorted((each.sticker, each.colour) for each in found[-1].stickers)
-        right = things == asked(scene) and found[-1].place == scene.place
-        kept["composite right"].append(right)
-        for placed, seen in zip(scene.stickers, found[:-1], strict=True):
-            names = [(each.sticker, each.colour) for each in seen.stickers]
-            exactly = names == [(placed.sticker, placed.colour)]
-            kept["layers right, alone"].append(exactly and seen.place == GROUND.place)
-            areas = [float(each.mask.sum()) for each in seen.stickers]
-            foreign = sum(
-                area
-                for area, each in zip(areas, seen.stickers, strict=True)
-                if each.sticker != placed.sticker
-            )
-            kept["leakage"].append(foreign / max(1.0, sum(areas)))
-        kept["predicted against composed, dB"].append(float(psnr(flat, composite)))
-        kept["predicted against composed, SSIM"].append(float(ssim(flat, composite)))
-        for back in range(len(layers)):
-            for front in range(back + 1, len(layers)):
-                answer = order_right(composite[0], layers[back], layers[front])
-                if answer is not None:
-                    kept["order right"].append(answer)
-    return {name: values for name, values in kept.items() if values}
+    rgba = drawn(pipe, scene, seed, **options)
+    composite, layers = rgba[-1:, :3], rgba[1:-1]
+    flat = composed(rgba[:1, :3], layers[None])
+    *alone, whole, laid = detector.describe_all([*over(layers, ground), composite[0], flat[0]])
+    right, leaks = [], []
+    for placed, seen in zip(scene.stickers, alone, strict=True):
+        names = [(each.sticker, each.colour) for each in seen.stickers]
+        right.append(names == [(placed.sticker, placed.colour)] and seen.place == GROUND.place)
+        areas = {each.sticker: 0.0 for each in seen.stickers}
+        for each in seen.stickers:
+            areas[each.sticker] += float(each.mask.sum())
+        total = sum(areas.values())
+        leaks.append(1 - areas.get(placed.sticker, 0.0) / total if total else 0.0)
+    orders = [order_right(composite[0], *pair) for pair in itertools.combinations(layers, 2)]
+    orders = [answer for answer in orders if answer is not None]  # None: they hardly overlap
+    scores = {
+        "composite right": float(is_right(whole, scene)),
+        "flattened right": float(is_right(laid, scene)),
+        "layers right, alone": statistics.fmean(right),
+        "leakage": statistics.fmean(leaks),
+        "predicted against composed, dB": float(psnr(flat, composite)),
+        "predicted against composed, SSIM": float(ssim(flat, composite)),
+    }
+    return scores | ({"order right": statistics.fmean(orders)} if orders else {})
 
 
-def from_image(
-    pipe: LayerDiffPipeline, scenes: list[Scene], **options: object
-) -> dict[str, list[float]]:
-    """Image → layers, of true scenes."""
-    kept: dict[str, list[float]] = {name: [] for name in TARGETS}
-    for seed, scene in enumerate(tqdm(scenes, desc="image → layers", leave=False)):
-        truth = render_scenes([scene])
-        rgba = drawn(
-            pipe,
-            scene,
-            seed,
-            prompt=scene.caption,
-            layers=prompts_of(scene),
-            background=scene.place,
-            image=picture_of(truth.images[0]),
-            **options,
-        )
-        layers, true = rgba[1:-1], truth.rgba[0, : len(scene.stickers)]
-        ious = soft_iou(layers, true)
-        kept["image → layers, alpha soft IoU"] += ious.tolist()
-        kept["image → layers, RGB L1"] += colour_error(layers, true).tolist()
-        flat = composed(rgba[:1, :3], layers[None])
-        kept["image → layers, recomposed dB"].append(float(psnr(flat, truth.images)))
-        for number in range(len(true) - 1):
-            hidden = (true[number, 3] > 0.5) & ~truth.masks[0, number]
-            if float(hidden.float().mean()) > 0.005 and ious[number] > 0.8:
-                kept["behind a hidden part, dB"] += psnr(
-                    over(layers[number : number + 1], 0.5),
-                    over(true[number : number + 1], 0.5),
-                    hidden[None],
-                ).tolist()
-    return {name: values for name, values in kept.items() if values}
+def is_right(seen: Description, scene: Scene) -> bool:
+    """Whether the detector sees the scene's things and place, and nothing else."""
+    things = sorted((each.sticker, each.colour) for each in seen.stickers)
+    return things == asked(scene) and seen.place == scene.place
 
 
-def auto(pipe: LayerDiffPipeline, scenes: list[Scene], **options: object) -> dict[str, list[float]]:
+def from_caption(
+    plain: StableDiffusionPipeline, scene: Scene, seed: int, detector: StorybookDetector
+) -> Scores:
+    """What the model that the layered one has grown from makes of the caption."""
+    generator = torch.Generator().manual_seed(seed)
+    [image] = plain(
+        scene.caption,
+        num_inference_steps=15,
+        guidance_scale=5.0,
+        generator=generator,
+        output_type="pt",
+    ).images
+    return {"base model, caption alone, right": float(is_right(detector.describe(image), scene))}
+
+
+def from_image(pipe: LayerDiffPipeline, scene: Scene, seed: int, **options: object) -> Scores:
+    """Image → layers, of a true scene."""
+    truth = render_scenes([scene])
+    rgba = drawn(pipe, scene, seed, image=picture_of(truth.images[0]), **options)
+    layers, true = rgba[1:-1], truth.rgba[0, : len(scene.stickers)]
+    ious = soft_iou(layers, true)
+    hidden = [(true[n, 3] > 0.5) & ~truth.masks[0, n] for n in range(len(true))]
+    behind = [
+        float(psnr(over(layers[n : n + 1], 0.5), over(true[n : n + 1], 0.5), part[None]))
+        for n, part in enumerate(hidden)
+        if float(part.float().mean()) > 0.005 and ious[n] > 0.8
+    ]
+    scores = {
+        "image → layers, alpha soft IoU": float(ious.mean()),
+        "image → layers, RGB L1": float(colour_error(layers, true).mean()),
+        "image → layers, recomposed dB": float(
+            psnr(composed(rgba[:1, :3], layers[None]), truth.images)
+        ),
+    }
+    return scores | ({"behind a hidden part, dB": statistics.fmean(behind)} if behind else {})
+
+
+def auto(pipe: LayerDiffPipeline, scene: Scene, seed: int, **options: object) -> Scores:
     """Caption alone, layers="auto": are there as many layers as the caption has things?"""
-    counts = []
-    for seed, scene in enumerate(tqdm(scenes, desc="auto", leave=False)):
-        rgba = drawn(pipe, scene, seed, prompt=scene.caption, **options)
-        full = sum(float(layer[3].mean()) >= LEAST for layer in rgba[1:-1])
-        counts.append(float(full == len(scene.stickers)))
-    return {"auto: as many layers as things": counts}
+    rgba = drawn(pipe, scene, seed, layers="auto", background="", **options)
+    full = sum(float(layer[3].mean()) >= LEAST for layer in rgba[1:-1])
+    return {"auto: as many layers as things": float(full == len(scene.stickers))}
+
+
+def scored(
+    score: Callable[..., Scores], model: DiffusionPipeline, scenes: list[Scene], **options: object
+) -> dict[str, list[float]]:
+    """The scores of all scenes; NaN where a scene has none of a kind."""
+    rows = [
+        score(model, scene, seed, **options)
+        for seed, scene in enumerate(tqdm(scenes, desc=score.__name__, leave=False))
+    ]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name, math.nan) for row in rows] for name in names}
+
+
+def ablations(
+    pipe: LayerDiffPipeline, scenes: list[Scene], detector: StorybookDetector, **options: object
+) -> None:
+    """Prints what each part is worth: the same noise without it, and the difference."""
+    ways = {f"without {part}": (part, {}) for part in PARTS}
+    ways["with self-mask guidance, s = 1"] = (None, {"self_mask_scale": 1.0})
+    whole = scored(from_text, pipe, scenes, detector=detector, **options)
+    names = list(whole)
+    print("| |", " | ".join(names), "|\n|" + "---|" * (len(names) + 1))
+    print("| as it is |", *(f"{with_interval(whole[name])} |" for name in names))
+    for way, (part, more) in ways.items():
+        with switched_off(pipe.unet, part) if part else nullcontext():
+            other = scored(from_text, pipe, scenes, detector=detector, **options | more)
+        cells = [
+            "–"  # no composite is drawn
+            if part == "composite slot" and name.startswith(("composite", "predicted", "order"))
+            else with_interval([b - a for a, b in zip(whole[name], other[name], strict=True)], "+")
+            for name in names
+        ]
+        print(f"| {way} |", *(f"{cell} |" for cell in cells), flush=True)
+
+
+def with_interval(values: list[float], sign: str = "") -> str:
+    """Their mean with its 95 % interval; a single value alone."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return "{0:{3}.3f} [{1:{3}.3f}, {2:{3}.3f}]".format(*estimate(values), sign)
 
 
 def ratio_of_four(
@@ -189,38 +236,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stacks", type=int, default=500)
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--model", required=True, help="a folder that training.layerdiff has made")
-    parser.add_argument("--parts", nargs="+", default=["text", "image", "auto", "speed"])
-    parser.add_argument("--self-mask-scale", type=float, default=0.0)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--without", choices=PARTS, help="a part that is switched off")
+    parser.add_argument("--model", default="storybook-layers", help="a folder, or the shipped one")
+    parser.add_argument("--parts", nargs="+", default=["text", "base", "image", "auto", "speed"])
+    parser.add_argument("--ablations", action="store_true", help="each part switched off instead")
+    parser.add_argument("--guidance-scale", type=float, help="another than the pipeline's")
     parser.add_argument("--json", type=Path, help="keep every score in this file, for pairs")
     options = parser.parse_args()
     pipe = load_pipeline(options.model, "cpu")
-    pipe.set_progress_bar_config(disable=True)
-    scenes = scenes_of(options.stacks, options.layers)
-    given = {"guidance_scale": options.guidance_scale}
+    plain = StableDiffusionPipeline.from_pipe(load_pipeline("storybook", "cpu"))
+    for each in (pipe, plain):
+        each.set_progress_bar_config(disable=True)
+    scenes, detector = scenes_of(options.stacks, options.layers), StorybookDetector()
+    mixed = [s for n in (1, 2, 3) for s in scenes_of(-(-options.stacks // 3), n)]
+    more = {} if options.guidance_scale is None else {"guidance_scale": options.guidance_scale}
+    if options.ablations:
+        ablations(pipe, scenes, detector, **more)
+        return
+    parts = {
+        "text": lambda: scored(from_text, pipe, scenes, detector=detector, **more),
+        "base": lambda: scored(from_caption, plain, scenes, detector=detector),
+        "image": lambda: scored(from_image, pipe, scenes, **more),
+        "auto": lambda: scored(auto, pipe, mixed, **more),
+        "speed": lambda: ratio_of_four(pipe, plain),
+    }
+    print("| what | target | measured | stacks |", "|---|---|---|---|", sep="\n")
     scores: dict[str, list[float]] = {}
-    off = switched_off(pipe.unet, options.without) if options.without else nullcontext()
-    with off:
-        if "text" in options.parts:
-            detector = StorybookDetector()
-            more = given | {"self_mask_scale": options.self_mask_scale}
-            scores |= from_text(pipe, detector, scenes, **more)
-        if "image" in options.parts:
-            scores |= from_image(pipe, scenes, **given)
-        if "auto" in options.parts:
-            mixed = [s for n in (1, 2, 3) for s in scenes_of(-(-options.stacks // 3), n)]
-            scores |= auto(pipe, mixed, **given)
-        if "speed" in options.parts:
-            plain = StableDiffusionPipeline.from_pipe(load_pipeline("storybook", "cpu"))
-            plain.set_progress_bar_config(disable=True)
-            scores |= ratio_of_four(pipe, plain)
-    print("| what | target | measured | n |", "|---|---|---|---|", sep="\n")
+    for part in options.parts:
+        scores |= parts[part]()
     for name, values in scores.items():
         sign, target = TARGETS[name]
         wanted = "" if target is None else f"{'≥' if sign == '>=' else '≤'} {target:g}"
-        print(f"| {name} | {wanted} | {statistics.fmean(map(float, values)):.3f} | {len(values)} |")
+        count = sum(not math.isnan(value) for value in values)
+        print(f"| {name} | {wanted} | {with_interval(values)} | {count} |")
     if options.json:
         options.json.write_text(json.dumps(scores))
 

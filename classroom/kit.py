@@ -32,6 +32,9 @@ from lrd_helpers.files import check_folder, write_atomically
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from public_address import NAME, NUMBER  # noqa: E402
+
 OUTPUT = ROOT / "outputs" / "classroom"
 SKIPPED = "skip-execution"
 """Cells with this tag are not run when a submission is graded: an answer needs none of them."""
@@ -79,7 +82,7 @@ def assignment(notebook: NotebookNode, address: str) -> NotebookNode:
         elif cell.cell_type == "code":
             cell.metadata.setdefault("tags", []).append(SKIPPED)
         elif cell.cell_type == "markdown":  # nbgrader has a folder for each assignment
-            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](../\1/\1.ipynb", cell.source)
+            cell.source = re.sub(rf"\]\(({NAME})\.ipynb", r"](../\1/\1.ipynb", cell.source)
     notebook.cells = cells
     return notebook
 
@@ -132,7 +135,7 @@ def guide(notebooks: dict[str, NotebookNode]) -> str:
 
 def _chapter(name: str, notebook: NotebookNode) -> str:
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    question = re.search(r"^# \d\d · (.+)$", text, re.MULTILINE)[1]
+    question = re.search(rf"^# {NUMBER} · (.+)$", text, re.MULTILINE)[1]
     facts = re.findall(r"^\*\*(?:Time|You should know)\*\* .+$", text, re.MULTILINE)
     lines = [f"### {name}: {question}", "", *(f"{fact}  " for fact in facts), ""]
     lines += ["| exercise | difficulty | minutes | points |", "|---|---|---|---|"]
@@ -165,7 +168,8 @@ def read_notebooks(folder: Path, names: Sequence[str] = ()) -> dict[str, Noteboo
     Raises:
         ValueError: a name that is none of them, or an exercise that has not the form of the others.
     """
-    there = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))}
+    paths = sorted(folder.glob("*.ipynb"))
+    there = {path.stem: path for path in paths if re.fullmatch(NAME, path.stem)}
     if unknown := [name for name in names if name not in there]:
         raise ValueError(f"there is no notebook {unknown[0]!r}; there are {', '.join(there)}")
     notebooks = {}

@@ -103,8 +103,8 @@ def _add_layers(commands: argparse._SubParsersAction) -> None:
     )
     add("--seed", type=_seed, default=0, help="of the initial noise (%(default)s)")
     add("--steps", type=int, default=15, help="denoising steps (%(default)s)")
-    add("--guidance-scale", type=_finite, default=4.0, help="γ of the prompts (%(default)s)")
-    add("--model", required=True, help="folder of a model that training.layerdiff has made")
+    add("--guidance-scale", type=_finite, default=3.0, help="γ of the prompts (%(default)s)")
+    add("--model", default="storybook-layers", help="storybook-layers, or a folder (%(default)s)")
     add("--device", help="cuda, mps, cpu (the best there is)")
     layers.set_defaults(run=_layers)
 

@@ -45,7 +45,7 @@ __all__ = [
 ASSETS = Path(__file__).parent / "assets"
 """Where the shipped models lie, a folder each."""
 
-SHIPPED = ("storybook",)
+SHIPPED = ("storybook", "storybook-layers")
 """The pipelines among them."""
 
 REVISIONS = {
@@ -57,6 +57,7 @@ REVISIONS = {
 TRAINED_BY = {
     "storybook": "latent_diffusion",
     "storybook-clip": "clip",
+    "storybook-layers": "layerdiff",
     "storybook-segmenter": "segmenter",
     "storybook-style": "style",
     "storybook-upsampler": "upsampler",
@@ -77,9 +78,9 @@ def load_pipeline(
     """The model as a layered pipeline, ready to draw: in eval mode, no safety checker.
 
     Args:
-        name_or_folder: "storybook" (shipped), a folder of a Stable Diffusion pipeline (1.x, 2.x or
-            XL) or of a `LayerDiffPipeline`, or a name on the Hugging Face hub such as
-            "stable-diffusion-v1-5/stable-diffusion-v1-5" or
+        name_or_folder: "storybook" or "storybook-layers" (shipped), a folder of a Stable Diffusion
+            pipeline (1.x, 2.x or XL) or of a `LayerDiffPipeline`, or a name on the Hugging Face
+            hub such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or
             "stabilityai/stable-diffusion-xl-base-1.0" (at the commit in `REVISIONS`). Only
             safetensors weights are read.
         device: "cuda", "mps", "cpu", …; the best there is by default.

@@ -510,10 +510,13 @@ def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout])
 def warn_of_words(pipe: LayeredRenderingMixin, layouts: Sequence[Layout]) -> None:
     """Warn of what the model does not know or read in the texts of layouts."""
     for layout in layouts:
-        texts = [("caption", layout.caption), ("background", layout.background)]
-        for number, layer in enumerate(layout.layers):
-            texts.append((layer_name(number, layer), layer.prompt))
-        warn_of_texts(pipe.tokenizer, texts, stacklevel=6)
+        warn_of_texts(pipe.tokenizer, texts_of_layout(layout), stacklevel=6)
+
+
+def texts_of_layout(layout: Layout) -> list[tuple[str, str]]:
+    """How messages call each text that the model reads, and the text."""
+    texts = [("caption", layout.caption), ("background", layout.background)]
+    return texts + [(layer_name(n, layer), layer.prompt) for n, layer in enumerate(layout.layers)]
 
 
 def _plain(images: Any) -> Any:

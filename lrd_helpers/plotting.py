@@ -1,27 +1,35 @@
-"""Pictures for people: rows of images, layouts drawn over them, stacks taken apart, figures, films.
+"""Pictures for people: rows of images, layouts over them, stacks taken apart, planes, films.
 
-A layer has the same number and colour wherever it is drawn.
+A layer has the same number wherever it is drawn. Its colour here is that of its number; the editor
+and the studio draw it in the colour that it names (`layer_colours` of widgets/box_editor.py).
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy
+import torch
 from IPython.display import display
 from jaxtyping import Float
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, FancyBboxPatch, Polygon, Rectangle
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
+from torch.nn import functional
 
 from lrd_helpers.layout import Layout
+from lrd_helpers.mask import Box
 from lrd_helpers.pictures import Picture, picture_of, png_of
 
 if TYPE_CHECKING:
@@ -32,6 +40,13 @@ BOX_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00",
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7f7f7f"
 """For lines and points: from the same set, and a grey."""
+
+CURVES = ((BLUE, "o-"), (ORANGE, "s--"), (GREY, "^:"), (GREEN, "D-."))
+"""Colour, mark and dash of the curves in a plot, in their order."""
+
+Numbers = Sequence[int | float] | Tensor
+Values = Sequence[float | int | Tensor] | Float[Tensor, "values"]
+"""What is drawn along an axis."""
 
 CAPTION_PAPER, CAPTION_INK = "#ffffff", "#202020"
 CHECKS = ("#ffffff", "#cccccc")
@@ -126,7 +141,7 @@ def draw_layout(image: Picture, layout: Layout, *, longest_side: int = 512) -> I
         colour = BOX_COLOURS[number % len(BOX_COLOURS)]
         draw.rectangle(tag, fill=colour, outline="#202020")
         draw.multiline_text(
-            (tag[0] + line, tag[1] + line // 2), text, font=font, fill=_ink_on(colour)
+            (tag[0] + line, tag[1] + line // 2), text, font=font, fill=ink_on(colour)
         )
     return picture
 
@@ -218,6 +233,190 @@ def on_checks(layer: StackLayer, cell: int = 8) -> Image.Image:
     return ground
 
 
+def map_image(
+    values: Float[Tensor, "rows columns"],
+    picture: Float[Tensor, "3 height width"] | None = None,
+    *,
+    top: float | None = None,
+) -> Float[Tensor, "3 _ _"]:
+    """A map in colours from blue to yellow (cividis): its cells as they are, or over a picture.
+
+    Args:
+        values: the least becomes blue and the largest yellow.
+        picture: of values in [0, 1]. The map is brought to its size, smoothly, and what is in it is
+            seen in the map as light and shade.
+        top: the value that becomes yellow, and 0 becomes blue: maps on one scale can be compared.
+
+    Raises:
+        ValueError: `top` is not above 0.
+    """
+    if top is not None and not top > 0:
+        raise ValueError(f"top is {top}, but should be above 0")
+    values = values.detach().float().cpu()
+    shade = torch.ones(values.shape)
+    if picture is not None:
+        size, grey = picture.shape[-2:], picture.detach().float().cpu().mean(0)
+        values = functional.interpolate(values[None, None], size, mode="bilinear")[0, 0]
+        shade = 0.65 + 0.35 * _stretched(grey)
+    values = _stretched(values) if top is None else values / top
+    colours = torch.from_numpy(pyplot.get_cmap("cividis")(values.clamp(0, 1).numpy())[..., :3])
+    return (colours * shade[..., None]).permute(2, 0, 1).float()
+
+
+def _stretched(values: Tensor) -> Tensor:
+    """From 0, the least, to 1, the largest."""
+    values = values - values.min()
+    return values / values.max().clamp(min=1e-12)
+
+
+# ------------------------------------------------------------------ on the axes of a figure
+
+
+def frame(
+    axis: Axes,
+    picture: Picture,
+    title: str = "",
+    below: str = "",
+    layout: Layout | None = None,
+) -> None:
+    """A picture on an axis from 0 to 1, and on it the box, or else the mask, of each layer.
+
+    Args:
+        picture: of any size; shown as the pixels it has.
+        below: what stands under it.
+    """
+    axis.imshow(picture_of(picture), extent=(0, 1, 1, 0), interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(_writable(title), fontsize=9, parse_math=False)
+    axis.set_xlabel(_writable(below), fontsize=9, parse_math=False)
+    for number, layer in enumerate(layout.layers if layout else ()):
+        # A dark rim, so that a light line shows on snow and a dark one at night.
+        for colour, width in (("black", 3.2), (BOX_COLOURS[number % len(BOX_COLOURS)], 1.8)):
+            if layer.mask is None:
+                x0, y0, x1, y1 = layer.bounding_box
+                axis.add_patch(
+                    Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=width)
+                )
+            else:
+                outline = {"colors": [colour], "linewidths": width}
+                place = {"origin": "lower", "extent": (0, 1, 0, 1)}
+                axis.contour(layer.mask.pixels(), [0.5], **outline, **place)
+
+
+def draw_judged(
+    rows: dict[str, Sequence[tuple[Layout, Picture, Sequence[float]]]],
+    *,
+    titles: Sequence[str] = (),
+    mean: bool = True,
+    width: float = 1.7,
+) -> Figure:
+    """A row of pictures under each name, with their layouts drawn in and the IoUs below.
+
+    Args:
+        rows: a name → of each picture its layout, itself and the IoU of each layer.
+        titles: one for each column; default: none.
+        mean: whether the mean of a row's IoUs stands beside its name.
+        width: of one picture, in inches.
+
+    Raises:
+        ValueError: no rows, rows of different or no length, or titles for other columns.
+    """
+    lengths = sorted({len(row) for row in rows.values()})
+    if len(lengths) != 1 or not lengths[0]:
+        raise ValueError(f"every row needs as many pictures, at least one, but they have {lengths}")
+    [columns] = lengths
+    if titles and len(titles) != columns:
+        raise ValueError(f"{columns} pictures a row, but {len(titles)} titles")
+    titles = titles or [""] * columns
+    height = width + (0.42 if any(rows) or mean else 0.25)
+    figure = pyplot.figure(figsize=(width * columns, height * len(rows) + 0.2 * any(titles)))
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (name, row) in zip(parts, rows.items(), strict=True):
+        ious = [iou for *_, each in row for iou in each]
+        name = _writable(f"{name}: mean IoU {sum(ious) / len(ious):.2f}" if mean else name)
+        if name:
+            part.suptitle(name, fontsize=10, parse_math=False)
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        above = titles if part is parts[0] else [""] * columns
+        for axis, (layout, picture, each), title in zip(axes, row, above, strict=True):
+            frame(axis, picture, title, "IoU " + ", ".join(f"{iou:.2f}" for iou in each), layout)
+    return figure
+
+
+def draw_maps(
+    maps: Sequence[Float[Tensor, "height width"]],
+    titles: Sequence[str],
+    *,
+    limits: tuple[float, float] = (0.0, 1.0),
+    columns: int | None = None,
+    layout: Layout | None = None,
+    width: float = 2.0,
+) -> Figure:
+    """Maps such as masks, channels or attention, dark to bright between two values.
+
+    Args:
+        maps: at least one.
+        titles: one a map.
+        limits: the values of the darkest and the brightest colour.
+        columns: maps a row; default: all in one.
+        layout: drawn over each.
+        width: of one map, in inches.
+
+    Raises:
+        ValueError: no maps, or another number of titles than of maps.
+    """
+    if not len(maps) or len(maps) != len(titles):
+        raise ValueError(f"{len(maps)} maps and {len(titles)} titles, but it should be one each")
+    low, high = limits
+    shades = [((each.float() - low) / (high - low)).clamp(0, 1).cpu().numpy() for each in maps]
+    columns = columns or len(maps)
+    rows = -(-len(maps) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, squeeze=False, figsize=(width * columns, (width + 0.3) * rows)
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, shade, title in zip(axes.flat, shades, titles, strict=False):
+        frame(axis, pyplot.colormaps["cividis"](shade)[..., :3], title, layout=layout)
+        axis.axis("on")
+    return figure
+
+
+def draw_lines(axis: Axes, x: Values, lines: dict[str, Values], **labels: object) -> None:
+    """Lines over x, told apart by colour, dash and mark, with a legend.
+
+    Args:
+        lines: a name → its values, at most four.
+        labels: of the axis, as `axis.set` takes them: title, xlabel, ylabel, yscale …
+
+    Raises:
+        ValueError: more than four lines.
+    """
+    if len(lines) > 4:
+        raise ValueError(f"{len(lines)} lines, but only four can be told apart")
+    styles = zip((ORANGE, BLUE, GREEN, GREY), ("-", "--", "-.", ":"), "osDv", strict=True)
+    for (name, values), (colour, dash, mark) in zip(lines.items(), styles, strict=False):
+        axis.plot(x, values, color=colour, linestyle=dash, marker=mark, label=_writable(name))
+    axis.set(**labels)
+    axis.legend(frameon=False, fontsize=8)
+
+
+def draw_dots(axis: Axes, rows: dict[str, Values], **labels: object) -> None:
+    """A row of dots under each name, from the top down, and a line at their mean.
+
+    Args:
+        rows: a name → its values.
+        labels: of the axis, as `axis.set` takes them.
+    """
+    for row, values in enumerate(rows.values()):
+        colour = (GREY, ORANGE, BLUE, GREEN)[row % 4]
+        axis.scatter(values, [row] * len(values), color=colour, alpha=0.6, s=36)
+        axis.plot([sum(values) / len(values)] * 2, [row - 0.32, row + 0.32], color=colour, lw=3)
+    axis.set_yticks(range(len(rows)), [_writable(name) for name in rows])
+    axis.invert_yaxis()
+    axis.set(**labels)
+
+
 # ------------------------------------------------------------------ in a notebook
 
 
@@ -281,6 +480,109 @@ def movie(
     show(file.getvalue(), alt)
 
 
+# ------------------------------------------------------------------ curves, sheets and the plane
+
+
+def draw_curves(
+    axis: Axes,
+    curves: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    log: str = "",
+    ticks: Numbers | None = None,
+) -> None:
+    """Curves with points, each in a colour, dash and mark of its own; a legend names several.
+
+    Args:
+        curves: name → its x and y.
+        log: which axes are logarithmic: "", "x", "y" or "xy".
+        ticks: the only places marked along x, as plain numbers.
+
+    Raises:
+        ValueError: `log` names another axis, or there are more curves than ways to tell them apart.
+    """
+    if set(log) - set("xy"):
+        raise ValueError(f"log is {log!r}, but should be '', 'x', 'y' or 'xy'")
+    if len(curves) > len(CURVES):
+        raise ValueError(f"{len(curves)} curves, but at most {len(CURVES)} can be told apart")
+    for (name, (x, y)), (colour, line) in zip(curves.items(), CURVES, strict=False):
+        axis.plot(x, y, line, color=colour, label=name)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(_writable(title), parse_math=False)
+    for letter, scale in (("x", axis.set_xscale), ("y", axis.set_yscale)):
+        if letter in log:
+            scale("log")
+    if ticks is not None:
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks([], minor=True)
+    if len(curves) > 1:
+        axis.legend(frameon=False, fontsize=8)
+
+
+def draw_numbers(
+    axis: Axes, numbers: Float[Tensor, "*shape"], *, reach: float, title: str = ""
+) -> None:
+    """A histogram of numbers between -reach and reach, and over it the bell of N(0, 1)."""
+    at = torch.linspace(-reach, reach, 200)
+    density = {"range": (-reach, reach), "density": True, "color": BLUE, "label": "latents"}
+    axis.hist(numbers.flatten().numpy(), 60, **density)
+    axis.plot(at, torch.exp(-(at**2) / 2) / math.sqrt(2 * math.pi), color=ORANGE, label="N(0, 1)")
+    axis.set(xlim=(-reach, reach))
+    axis.set_title(_writable(title), parse_math=False)
+
+
+def draw_bells(
+    axis: Axes,
+    means: Float[Tensor, "count 2"],
+    deviations: Float[Tensor, "count 2"] | None = None,
+    *,
+    colours: Sequence[str],
+    reach: float,
+    title: str = "",
+) -> None:
+    """Bells of the plane: a dot at the mean, an ellipse two deviations wide; dashed, N(0, 1)'s.
+
+    Args:
+        deviations: of each bell, along x and y; None for bare points.
+        colours: one a bell.
+        reach: the square ±reach is shown.
+    """
+    if deviations is not None:
+        for mean, wide, colour in zip(means.tolist(), deviations.tolist(), colours, strict=True):
+            size = {"width": 4 * wide[0], "height": 4 * wide[1]}
+            axis.add_patch(Ellipse(mean, **size, facecolor=colour, alpha=0.35, edgecolor="black"))
+    axis.scatter(*means.T, c=list(colours), s=12, edgecolors="black", linewidths=0.4, zorder=3)
+    axis.add_patch(Ellipse((0, 0), 4, 4, fill=False, edgecolor=GREY, linestyle="--", zorder=4))
+    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+
+
+def show_sheets(
+    sheets: Mapping[str, Float[Tensor, "batch 3 height width"]], columns: int, *, width: float = 8.0
+) -> Figure:
+    """Sheets of images in [-1, 1] one below the other, each under its title.
+
+    Args:
+        sheets: title → images of one size, in full rows of `columns`.
+        columns: images a row.
+        width: of the figure, in inches.
+
+    Raises:
+        ValueError: no sheets, or one with fewer images than fill a row.
+    """
+    if not sheets:
+        raise ValueError("there are no sheets to show")
+    rows = [max(1, len(images) // columns) for images in sheets.values()]
+    height = width / columns * sum(rows) + 0.35 * len(rows)
+    figure, axes = pyplot.subplots(
+        len(rows), squeeze=False, figsize=(width, height), height_ratios=rows, facecolor="white"
+    )
+    for axis, (title, images) in zip(axes.flat, sheets.items(), strict=True):
+        draw_sheet(axis, images, columns, title)
+    return figure
+
+
 def draw_sheet(
     axis: Axes, images: Float[Tensor, "batch 3 height width"], columns: int, title: str = ""
 ) -> None:
@@ -293,6 +595,313 @@ def draw_sheet(
     axis.imshow(((sheet + 1) / 2).clamp(0, 1).cpu().numpy(), interpolation="nearest")
     axis.axis("off")
     axis.set_title(_writable(title), parse_math=False)
+
+
+def draw_plane(
+    axis: Axes,
+    log_density: Callable[[Tensor], Tensor] | None = None,
+    *,
+    points: Float[Tensor, "count 2"] | None = None,
+    paths: Float[Tensor, "times lines 2"] | None = None,
+    field: Callable[[Tensor], Tensor] | None = None,
+    colour: str | Sequence[str] = BLUE,
+    title: str = "",
+    limit: float = 3.0,
+) -> None:
+    """The square ±limit of the plane: a density in grey, and over it points, paths and arrows.
+
+    Args:
+        log_density: of points (count, 2); e^0.5 times its largest value would be black.
+        points: a dot each.
+        paths: a line each, from a white dot to a dot of its colour.
+        field: at points (count, 2) the arrows that begin there; the longest spans a mesh.
+        colour: of the points and paths; a sequence has one for each of them.
+    """
+    if log_density is not None:
+        line = torch.linspace(-limit, limit, 120)
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
+        density = log_density(grid.flatten(0, 1)).exp().view(120, 120)
+        extent = (-limit, limit, -limit, limit)
+        most = 1.65 * density.max().item()
+        axis.imshow(density, cmap="Greys", vmin=0, vmax=most, origin="lower", extent=extent)
+    if field is not None:
+        mesh = torch.linspace(-limit, limit, 16)[1:-1]
+        at = torch.cartesian_prod(mesh, mesh)
+        arrows = field(at)
+        scale = float(arrows.norm(dim=1).max() / (mesh[1] - mesh[0]))
+        axis.quiver(*at.T, *arrows.T, angles="xy", scale_units="xy", scale=scale, color=ORANGE)
+    if points is not None:
+        axis.scatter(*points.T, s=3, color=colour, linewidths=0)
+    if paths is not None:
+        each = [colour] * paths.shape[1] if isinstance(colour, str) else colour
+        for path, ink in zip(paths.unbind(1), each, strict=True):
+            axis.plot(*path.T, color=ink, linewidth=0.9, alpha=0.8)
+        axis.scatter(*paths[0].T, s=18, facecolor="white", edgecolor="black", zorder=3)
+        axis.scatter(*paths[-1].T, s=18, facecolor=each, edgecolor="black", zorder=3)
+    axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+    axis.set_title(_writable(title), parse_math=False)
+
+
+# ------------------------------------------------------------------ a diagram
+
+_FIXED, _LEARNED, _DATA = "#d9d9d9", "#f5c99b", "white"
+_AREAS = (  # left edge, width, colour, title
+    (0.0, 4.1, "#f3ece4", "pixels: 3 × 128 × 128"),
+    (4.3, 9.0, "#e8f0f6", "latents: 4 × 16 × 16"),
+    (13.5, 3.3, "#eaf3ee", "condition: 24 tokens"),
+)
+_BLOCKS = (  # text, left edge, width, middle, height at the left and at the right, colour
+    ("$x$", 0.3, 1.1, 5.2, 1.2, 1.2, _DATA),
+    (r"$\mathcal{E}$", 2.1, 1.6, 5.2, 1.6, 0.8, _FIXED),
+    ("$z$", 4.7, 0.9, 5.2, 0.8, 0.8, _DATA),
+    ("$z_T$", 11.9, 0.9, 5.2, 0.8, 0.8, _DATA),
+    ("$z_t$", 11.9, 0.9, 2.2, 0.8, 0.8, _DATA),
+    ("", 7.4, 1.8, 2.2, 2.6, 1.2, _LEARNED),
+    ("", 9.2, 1.8, 2.2, 1.2, 2.6, _LEARNED),
+    ("$z$", 4.7, 0.9, 2.2, 0.8, 0.8, _DATA),
+    (r"$\mathcal{D}$", 2.1, 1.6, 2.2, 1.6, 0.8, _FIXED),
+    (r"$\tilde{x}$", 0.3, 1.1, 2.2, 1.2, 1.2, _DATA),
+    ("“a red car\nat night”", 14.0, 2.3, 5.45, 0.9, 0.9, _DATA),
+    ("tokenizer", 14.0, 2.3, 3.75, 0.9, 0.9, _FIXED),
+    (r"text encoder $\tau$", 14.0, 2.3, 2.25, 0.9, 0.9, _FIXED),
+)
+_ARROWS = (  # from x, y to x, y
+    (1.4, 5.2, 2.1, 5.2),
+    (3.7, 5.2, 4.7, 5.2),
+    (5.6, 5.2, 11.9, 5.2),
+    (12.35, 4.8, 12.35, 2.6),
+    (11.9, 2.2, 11.0, 2.2),
+    (7.4, 2.2, 5.6, 2.2),
+    (4.7, 2.2, 3.7, 2.2),
+    (2.1, 2.2, 1.4, 2.2),
+    (15.15, 5.0, 15.15, 4.2),
+    (15.15, 3.3, 15.15, 2.7),
+    (11.9, 4.2, 12.35, 4.2),
+)
+_WORDS = (  # text, x, y, colour
+    ("× scaling\nfactor", 4.2, 5.4, "black"),
+    ("÷ scaling\nfactor", 4.2, 2.4, "black"),
+    ("forward: noise, a fixed formula (scheduler)", 8.75, 5.35, "black"),
+    ("again, until t = 0", 9.2, 4.28, "black"),
+    (r"U-Net  $\varepsilon_\theta(z_t, t, \tau(y))$", 9.2, 3.6, "black"),
+    ("a little\nless noise", 6.5, 1.1, "black"),
+    ("$y$", 15.5, 4.45, "black"),
+    ("cross-attention: Q from the latents, K and V from the text", 9.2, 0.15, BLUE),
+)
+
+
+def diagram_of_latent_diffusion() -> Figure:
+    """The parts of Stable Diffusion and what goes from one to the next (LDM, Fig. 3).
+
+    Grey parts are frozen while the orange one, the U-Net, learns.
+    """
+    figure, axis = pyplot.subplots(figsize=(10, 4.3), facecolor="white")
+    for x, width, colour, title in _AREAS:
+        style = "round,pad=0,rounding_size=0.25"
+        axis.add_patch(FancyBboxPatch((x, 0), width, 7.4, style, facecolor=colour, linewidth=0))
+        axis.text(x + width / 2, 6.85, title, ha="center", fontsize=10)
+    for text, x, width, y, left, right, colour in _BLOCKS:
+        sides = [(x, y - left / 2), (x + width, y - right / 2)]
+        sides += [(x + width, y + right / 2), (x, y + left / 2)]
+        axis.add_patch(Polygon(sides, facecolor=colour, edgecolor="black", linewidth=1.2))
+        size = 9.5 if len(text) > 15 else 11
+        axis.text(x + width / 2, y, text, ha="center", va="center", fontsize=size)
+    arrow = {"arrowstyle": "-|>", "lw": 1.5, "color": "black", "shrinkA": 0, "shrinkB": 0}
+    for x0, y0, x1, y1 in _ARROWS:
+        axis.annotate("", xy=(x1, y1), xytext=(x0, y0), arrowprops=arrow)
+    for text, x, y, colour in _WORDS:
+        axis.text(x, y, text, ha="center", va="bottom", fontsize=8.5, color=colour)
+    for x in (7.75, 8.5, 9.9, 10.65):  # the layers with cross-attention
+        axis.plot([x, x], [1.45, 2.95], color=BLUE, linewidth=5, solid_capstyle="butt")
+        axis.plot([x, x], [0.65, 1.45], color=BLUE, linewidth=1.5)
+    axis.plot([15.15, 15.15, 7.75], [1.8, 0.65, 0.65], color=BLUE, linewidth=1.5)
+    axis.plot([6.6, 6.6, 11.9], [2.2, 4.2, 4.2], color="black", linewidth=1.5, linestyle="--")
+    axis.set(xlim=(-0.1, 16.9), ylim=(-0.1, 7.5))
+    axis.axis("off")
+    axis.set_title("Only the orange part learns here; the noise lives in the small space")
+    return figure
+
+
+# ------------------------------------------------------------------ figures with boxes and numbers
+
+
+def show_boxes(
+    pictures: Sequence[Picture],
+    layouts: Layout | Sequence[Layout],
+    titles: Sequence[str] | None = None,
+    below: Sequence[str] | None = None,
+    *,
+    found: Sequence[Sequence[Box | None]] | None = None,
+    suptitle: str = "",
+    width: float = 2.25,
+) -> Figure:
+    """The pictures in a row, each with the boxes of its layout and, dotted, those that were found.
+
+    Args:
+        pictures: at least one.
+        layouts: one for all of them, or one a picture.
+        titles: one a picture.
+        below: likewise: what is written below it.
+        found: for each picture a box a layer, None where nothing was found.
+        suptitle: above everything.
+        width: of a picture, in inches.
+
+    Raises:
+        ValueError: no pictures, or another number of something else than of pictures.
+    """
+    count = len(pictures)
+    if not count:
+        raise ValueError("there are no pictures to show")
+    rows = {
+        "layouts": [layouts] * count if isinstance(layouts, Layout) else layouts,
+        "titles": titles or [""] * count,
+        "texts below": below or [""] * count,
+        "lists of boxes": found or [()] * count,
+    }
+    for what, row in rows.items():
+        if len(row) != count:
+            raise ValueError(f"{count} pictures, but {len(row)} {what}")
+    lines = 1 + max(text.count("\n") for text in rows["texts below"])
+    size = (width * count, width + 0.2 * (lines + 1) + (0.3 if suptitle else 0))
+    figure, axes = pyplot.subplots(1, count, figsize=size, squeeze=False)
+    for axis, picture, layout, title, text, boxes in zip(
+        axes.flat, pictures, *rows.values(), strict=True
+    ):
+        frame(axis, picture, title, text, layout)
+        for x0, y0, x1, y1 in filter(None, boxes):
+            for colour, edge in (("black", 3.2), ("white", 1.8)):
+                corner, size = (x0, y0), (x1 - x0, y1 - y0)
+                dots = {"fill": False, "edgecolor": colour, "lw": edge, "ls": ":"}
+                axis.add_patch(Rectangle(corner, *size, **dots))
+    figure.suptitle(suptitle, fontsize=10, parse_math=False)
+    return figure
+
+
+def draw_table(
+    axis: Axes,
+    values: Sequence[Sequence[float]] | Float[Tensor, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    *,
+    texts: Sequence[Sequence[str]] | None = None,
+    ends: tuple[float, float] | None = None,
+) -> None:
+    """A cell for each number, coloured by it and with the number in it, under its names.
+
+    Args:
+        axis: what it is drawn on.
+        values: a row a row of the table.
+        rows, columns: their names.
+        title: what the table says.
+        texts: what is written into the cells; default: the values with two decimals.
+        ends: what is darkest and what is lightest; default: the least and the largest value.
+    """
+    numbers = numpy.array([[float(value) for value in row] for row in values])
+    low, high = ends or (numbers.min(), numbers.max())
+    axis.imshow(numbers, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (row, column), value in numpy.ndenumerate(numbers):
+        text = f"{value:.2f}" if texts is None else texts[row][column]
+        ink = "black" if value >= (low + high) / 2 else "white"
+        axis.text(column, row, text, color=ink, ha="center", va="center", fontsize=9)
+    axis.set_xticks(range(len(columns)), columns, fontsize=9)
+    axis.set_yticks(range(len(rows)), rows, fontsize=9)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(_writable(title), parse_math=False)
+
+
+def show_scored(
+    pictures: Sequence[Picture],
+    layout: Layout,
+    values: Sequence[Sequence[float]] | Float[Tensor, "pictures columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    texts: Sequence[Sequence[str]] | None = None,
+    *,
+    suptitle: str = "",
+) -> Figure:
+    """A row a picture: the picture with the boxes of the layout, and its numbers as `draw_table`.
+
+    The numbers are 0 (dark) to 1 (light).
+
+    Raises:
+        ValueError: another number of rows than of pictures.
+    """
+    count = len(pictures)
+    if not count or len(rows) != count:
+        raise ValueError(f"{count} pictures, but {len(rows)} names of rows")
+    figure = pyplot.figure(figsize=(7.4, 0.8 + 0.83 * count), layout="none")
+    edges = {"left": 0.02, "right": 0.99, "top": 1 - 0.9 / (1 + count), "bottom": 0.02}
+    grid = figure.add_gridspec(count, 2, width_ratios=(1, 6.2), hspace=0.06, wspace=0.32, **edges)
+    for row, picture in enumerate(pictures):
+        frame(figure.add_subplot(grid[row, 0]), picture, layout=layout)
+    axis = figure.add_subplot(grid[:, 1])
+    draw_table(axis, values, rows, columns, texts=texts, ends=(0.0, 1.0))
+    axis.xaxis.tick_top()
+    for row in range(1, count):
+        axis.axhline(row - 0.5, color="white", lw=3)
+    figure.suptitle(suptitle, fontsize=11)
+    return figure
+
+
+def show_paired(
+    values: Mapping[str, Sequence[float]], *, title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """Two rows of points, those of a pair joined by a line, and the two means as dashed lines.
+
+    Args:
+        values: what is compared: two names, each with as many numbers (from 0 to 1).
+        title, xlabel, ylabel: what the figure says, what a pair is, what the numbers are.
+
+    Raises:
+        ValueError: not two names, or another number of numbers.
+    """
+    counts = [len(numbers) for numbers in values.values()]
+    if len(counts) != 2 or counts[0] != counts[1]:
+        raise ValueError(
+            f"{counts} numbers of {', '.join(values)}, but two equal counts are paired"
+        )
+    figure, axis = pyplot.subplots(figsize=(7.4, 2.9))
+    colours = (BLUE, ORANGE)
+    for (name, numbers), colour, shift in zip(values.items(), colours, (-0.1, 0.1), strict=True):
+        axis.plot([n + shift for n in range(counts[0])], numbers, "o", color=colour, label=name)
+        axis.axhline(sum(map(float, numbers)) / counts[0], color=colour, lw=1, ls="--")
+    for number, pair in enumerate(zip(*values.values(), strict=True)):
+        axis.plot((number - 0.1, number + 0.1), pair, color=GREY, lw=0.8, zorder=0)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1), xticks=range(counts[0]))
+    axis.legend(fontsize=8, loc="upper right")
+    return figure
+
+
+def show_histograms(
+    samples: Mapping[str, Sequence[float] | Float[Tensor, "samples"]],
+    *,
+    title: str,
+    xlabel: str,
+    interval: tuple[float, float] | None = None,
+) -> Figure:
+    """Histograms on one axis, each as high as its own highest bin: where numbers lie, how wide.
+
+    Args:
+        samples: name → numbers.
+        title, xlabel: what the figure says, what the numbers are.
+        interval: a part of the axis to shade.
+    """
+    figure, axis = pyplot.subplots(figsize=(6.6, 2.8))
+    numbers = {name: numpy.asarray(sample) for name, sample in samples.items()}
+    ends = min(map(numpy.min, numbers.values())), max(map(numpy.max, numbers.values()))
+    for (name, sample), colour in zip(numbers.items(), cycle((GREY, BLUE)), strict=False):
+        counts, edges = numpy.histogram(sample, bins=60, range=ends)
+        axis.stairs(counts / counts.max(), edges, fill=True, color=colour, alpha=0.6, label=name)
+    if interval:
+        axis.axvspan(*interval, color=BLUE, alpha=0.15, lw=0)
+    axis.set(title=title, xlabel=xlabel, ylabel="share of the highest bin")
+    axis.legend(fontsize=8)
+    return figure
+
+
+# ------------------------------------------------------------------ parts of these
 
 
 def _writable(text: str) -> str:
@@ -396,7 +1005,7 @@ def _free_place(
     return (wanted + places)[0]
 
 
-def _ink_on(colour: str) -> str:
+def ink_on(colour: str) -> str:
     """Black or white, whichever is read more easily on `colour` (by WCAG's contrast ratio)."""
     channels = [value / 255 for value in ImageColor.getrgb(colour)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in channels]

@@ -90,21 +90,26 @@ def warn_of_texts(
         stacklevel: as for `warnings.warn`, counted from here.
     """
     for name, text in texts:
-        faults = []
-        if weight := weight_in(text):
-            faults.append(
-                f"the model reads the weight of {excerpt(weight)} as text; a layer's strength "
-                "(Layer.strength) says how strongly it is guided"
-            )
-        for word in unknown_words(tokenizer, text) if tokenizer else ():
-            near = ", ".join(nearest_words(tokenizer, word))
-            nearest = f"; the nearest it knows: {near}" if near else ""
-            faults.append(f"the model does not know the word {word!r}{nearest}")
-        if tokenizer and (rest := PromptTokens.encode(tokenizer, text).unread):
-            most = tokenizer.model_max_length
-            faults.append(f"the model reads only {most} tokens, and not {excerpt(rest)}")
-        for fault in faults:
+        for fault in faults_of_text(tokenizer, text):
             warnings.warn(f"{name}: {fault}", stacklevel=stacklevel)
+
+
+def faults_of_text(tokenizer: CLIPTokenizer | None, text: str) -> list[str]:
+    """What `warn_of_texts` warns of in one text, a sentence each."""
+    faults = []
+    if weight := weight_in(text):
+        faults.append(
+            f"the model reads the weight of {excerpt(weight)} as text; a layer's strength "
+            "(Layer.strength) says how strongly it is guided"
+        )
+    for word in unknown_words(tokenizer, text) if tokenizer else ():
+        near = ", ".join(nearest_words(tokenizer, word))
+        nearest = f"; the nearest it knows: {near}" if near else ""
+        faults.append(f"the model does not know the word {word!r}{nearest}")
+    if tokenizer and (rest := PromptTokens.encode(tokenizer, text).unread):
+        most = tokenizer.model_max_length
+        faults.append(f"the model reads only {most} tokens, and not {excerpt(rest)}")
+    return faults
 
 
 def word_tokenizer(words: Iterable[str], length: int = 24) -> CLIPTokenizer:

@@ -27,6 +27,7 @@ from slides import markdown_of, slides  # noqa: E402
 
 PAGES = {
     "README.md": "",
+    "TERMS.md": "",
     "CHANGELOG.md": "",
     "benchmarks/README.md": "",
     "classroom/README.md": "",
@@ -199,6 +200,8 @@ def stage(root: Path, folder: Path) -> None:
     for name, title in pages.items():
         text = relinked((root / name).read_text(encoding="utf-8"), name, root, staged)
         text = text.replace("[![Open In Colab][badge]]", "[Open in Colab]")  # fetches no picture
+        # Sphinx publishes pictures of Markdown only.
+        text = re.sub(r'<img src="([^"]+)" width="\d+" alt="">', r"![](\1)", text)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"# {title}\n\n{text}" if title else text, encoding="utf-8")
     notebooks = {}

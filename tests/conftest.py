@@ -41,6 +41,7 @@ CHECKED = (
     "methods.rag",
     "methods.regions",
     "methods.script",
+    "mixture",
     "pictures",
     "plotting",
     "sampling",

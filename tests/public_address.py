@@ -25,8 +25,10 @@ NOTEBOOKS = [
     "00_quickstart",
     "01_ddpm",
     "02_autoencoder",
+    "02b_codebooks_and_critic",
     "03_latent_diffusion",
     "04_conditioning",
+    "04b_style",
     "05_image_tasks",
     "06_cross_attention",
     "07_vision_guidance",
@@ -36,7 +38,13 @@ NOTEBOOKS = [
     "11_layerdiff",
     "12_stable_diffusion",
 ]
-"""All that the course will have, in its order."""
+"""All that the course will have, in its order; a side road stands behind its chapter."""
+
+NUMBER = r"\d\d[a-z]?"
+"""A notebook's number, as a regular expression: 02, or 02b, which is a side road of 02."""
+
+NAME = rf"{NUMBER}_\w+"
+"""A notebook's name, as a regular expression: 02b_codebooks_and_critic."""
 
 COLAB = "https://colab.research.google.com"
 BADGE_IMAGE = f"{COLAB}/assets/colab-badge.svg"
@@ -138,7 +146,7 @@ def question(notebook: Path) -> str:
         ValueError: it has no such title.
     """
     for cell in nbformat.read(notebook, as_version=4).cells:
-        if title := re.search(r"^# \d\d · (.+)$", cell.source, flags=re.MULTILINE):
+        if title := re.search(rf"^# {NUMBER} · (.+)$", cell.source, flags=re.MULTILINE):
             return title[1].strip()
     raise ValueError(f"{notebook.name} has no title like '# 01 · How can …?'")
 
@@ -151,11 +159,13 @@ def notebooks_in(root: Path) -> list[str]:
 def list_of_notebooks(root: Path, address: str) -> str:
     """README's part about the notebooks: a row for each there is, a line for those to come."""
     there = notebooks_in(root)
-    lines = ["", "| notebook | question it answers | |", "|---|---|---|"]
+    lines = ["", "| | notebook | question it answers | |", "|---|---|---|---|"]
     for name in there:
         path = f"notebooks/{name}.ipynb"
         opens = f"[![Open In Colab][badge]]({colab_link(address, name)})"
-        lines.append(f"| [`{name}`]({path}) | {question(root / path)} | {opens} |")
+        # Its first picture, which `make figures` takes out of it; beside its question, no more.
+        shown = f'<img src="figures/chapters/{name}.png" width="140" alt="">'
+        lines.append(f"| {shown} | [`{name}`]({path}) | {question(root / path)} | {opens} |")
     planned = [name.replace("_", " ") for name in NOTEBOOKS if name not in there]
     if planned:
         lines += ["", f"Still to come: {', '.join(planned)}."]

@@ -14,12 +14,14 @@ from transformers import CLIPModel, CLIPProcessor
 
 from lrd_helpers.attention import capture_attention
 from lrd_helpers.autoencoder import psnr
+from lrd_helpers.layerdiff.alpha import over
 from lrd_helpers.measure import StorybookDetector, layout_iou
-from lrd_helpers.models import ASSETS, load_segmenter, load_style
+from lrd_helpers.models import ASSETS, load_pipeline, load_segmenter, load_style
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import (
     STYLES,
     WORDS,
+    Scene,
     StorybookDataset,
     caption_of,
     render_scenes,
@@ -72,6 +74,8 @@ def promised(name, score):
         "storybook-segmenter",
         "storybook-style",
         "storybook-upsampler",
+        "storybook-layers",
+        "storybook-layers/vae",
     ],
 )
 def test_every_model_has_a_card_with_its_figures(name):
@@ -219,6 +223,30 @@ def test_layered_rendering_obeys_boxes_where_a_caption_does_not(pipe):
         ]
         means[name] = sum(sum(one) / len(one) for one in ious) / 6
     assert means["collage"] > means["plain"] + 0.15, means
+
+
+@pytest.mark.slow
+def test_layers_are_right_one_by_one_as_the_card_says():
+    pipe = load_pipeline("storybook-layers", "cpu")
+    pipe.set_progress_bar_config(disable=True)
+    scenes = StorybookDataset(6, seed=HELD_OUT_SEED + 7, sticker_count=2).scenes(0)
+    snow = render_scenes([Scene("on snow", (), "")]).backgrounds
+    alone = []
+    for number, scene in enumerate(scenes):
+        prompts = [caption_of((each,), scene.place, name_place=False) for each in scene.stickers]
+        caption, generator = caption_of(scene.stickers, scene.place), seeded(0, 9, number)
+        [rgba] = pipe(
+            caption,
+            layers=prompts,
+            background=scene.place,
+            num_inference_steps=8,
+            output_type="pt",
+            generator=generator,
+        ).stacks
+        alone += [*over(rgba[1:-1], snow)]
+    singles = [Scene("on snow", (each,), "") for scene in scenes for each in scene.stickers]
+    share = drawn_right(singles, alone)
+    assert share > promised("storybook-layers", "layers right, alone") - 0.2
 
 
 def test_each_word_is_told_at_its_own_token(pipe):

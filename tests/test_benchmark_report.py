@@ -21,11 +21,13 @@ from lrd_helpers.benchmark import (
     NamedLayout,
     by_layout,
     checked_metrics,
+    cost_figure,
     cost_table,
     differences,
     differences_table,
     estimate,
     methods_figure,
+    objects_figure,
     picture_file,
     quality_table,
     read_results,
@@ -388,3 +390,19 @@ def test_parts_of_the_report_from_rows_alone(tmp_path) -> None:
     assert strata_figure(methods, methods["plain"], ["iou"]).axes
     with pytest.raises(BenchmarkError, match="holds no results"):
         results_by_method(tmp_path)
+
+
+def test_figures_of_objects_and_of_costs() -> None:
+    methods = {
+        name: [replace(row(name, "car", iou), layers=n, seconds=3.0) for n in (1, 2)]
+        for name, iou in (("plain", 0.4), ("boxdiff", 0.41), ("collage", 0.9))
+    }
+    axes = objects_figure(methods, ["collage", "plain"]).axes[0]
+    assert [list(line.get_ydata()) for line in axes.lines] == [[1, 1], [0, 0], [1, 1]]
+    assert [line.get_label() for line in axes.lines[::2]] == ["collage", "1.00 to the power of n"]
+    above, below = cost_figure(methods).axes
+    assert "U-Net samples" in above.get_xlabel()
+    assert below.lines[0].get_xdata()[0] == 3
+    names = {text.get_text(): text.get_position()[1] for text in below.texts}
+    assert names["boxdiff"] - names["plain"] > 0.04, "names of neighbours do not meet"
+    assert names["collage"] == 0.9

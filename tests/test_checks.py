@@ -157,7 +157,10 @@ def test_another_wrong_answer_is_told_the_numbers(exercise, capsys):
     exercise.check(lambda *case: 1.37 * exercise.solution(*case) + 0.21)
     verdict = capsys.readouterr().out
     assert_rejected(verdict, f", from {exercise.options['expected']}\n")
-    assert re.search(r"saw:      [-+.e\d]+( as number \d+ of the flattened result)?\n", verdict)
+    assert re.search(
+        r"saw:      [-+.e\d]+( at (\[[\d, ]+\]|[a-z]+ \d+(, [a-z]+ \d+)*))?\n", verdict
+    )
+    assert re.search(r"saw:      [-+.e\d]+( at .+)?\n", verdict)
     assert verdict.endswith(f"\n  hint:     {exercise.options['hint']}\n")
 
 
@@ -247,8 +250,8 @@ def changes_its_argument(x):
         (lambda x: (2 * x).numpy(), "a ndarray", "a tensor of shape (3,)"),
         (lambda: 7, "it raised TypeError", "2·x"),
         (lambda x: x @ torch.ones(9), "it raised RuntimeError", "2·x"),
-        (lambda x: x / 0, "nan as number 0", "0, from 2·x"),
-        (lambda x: 3 * x, "6 as number 2", "4, from 2·x"),
+        (lambda x: x / 0, "nan at [0]", "0, from 2·x"),
+        (lambda x: 3 * x, "6 at [2]", "4, from 2·x"),
         (changes_its_argument, "it changed its arguments in place", "the same after the call"),
     ],
 )
@@ -258,6 +261,14 @@ def test_what_is_wrong_is_said_and_nothing_is_raised(function, saw, expected, ca
     assert saw in lines[1]
     assert expected in lines[2]
     assert lines[3].removeprefix("  hint:").strip()
+
+
+def test_a_wrong_number_is_found_by_the_names_of_the_axes(capsys):
+    options = {"expected": "x", "hint": "x", "axes": ("row", "column")}
+    wrong = torch.zeros(2, 3)
+    wrong[1, 2] = 7
+    checks.check_function(lambda x: x + wrong, torch.clone, [(torch.ones(2, 3),)], **options)
+    assert "saw:      8 at row 1, column 2\n  expected: 1, from x\n" in capsys.readouterr().out
 
 
 def how_many(x):
@@ -335,4 +346,4 @@ def test_yes_and_no_count_as_1_and_0(capsys):
         checks.check_function(function, lambda x: (x > 0).float(), cases, expected="x > 0", hint="")
     verdicts = capsys.readouterr().out
     assert verdicts.startswith("✓ ")
-    assert "1 as number 0" in verdicts
+    assert "1 at [0]" in verdicts

@@ -4,9 +4,6 @@ The mistakes that a check names are not here: `test_checks.py` tries each of the
 answers without a name, and mistakes that are written in another way than the check does.
 """
 
-import math
-
-import numpy
 import pytest
 import torch
 from test_checks import assert_rejected
@@ -15,6 +12,7 @@ from torch.nn import functional
 
 from lrd_helpers.checks import (
     autoencoder,
+    codebooks,
     conditioning,
     cross_attention,
     ddpm,
@@ -22,10 +20,13 @@ from lrd_helpers.checks import (
     evaluation,
     image_tasks,
     latent_diffusion,
+    layerdiff,
     layered_rendering,
     quickstart,
+    style,
     vision_guidance,
 )
+from lrd_helpers.layout_json import box_from_xywh
 
 # ------------------------------------------------------------------ notebooks 00 to 03
 
@@ -52,6 +53,15 @@ def kl(mean, log_variance):
     return -0.5 * (1 + log_variance - mean.pow(2) - log_variance.exp()).flatten(1).sum(1).mean()
 
 
+def standardised(z):
+    return (z - z.mean((0, 2, 3), keepdim=True)) / z.std((0, 2, 3), keepdim=True)
+
+
+def cut_anew(codes, codebook):
+    batch, rows, columns = codes.shape
+    return codebook[codes].view(batch, -1, rows, columns)
+
+
 def quantised(latents, codebook):
     """Without the package: all distances, position by position."""
     difference = latents[:, None] - codebook[None, :, :, None, None]
@@ -75,7 +85,35 @@ def loss_without_sample(unet, z, text, t, noise, bars, factor):
     return functional.mse_loss(unet(bar.sqrt() * factor * z + (1 - bar).sqrt() * noise, t, text), z)
 
 
+def guided_in_pairs(unet, x, t, text, empty, scale):
+    """Another order of the batch, kept to the end."""
+    texts = torch.stack([empty.expand_as(text), text], 1).flatten(0, 1)
+    both = unet(x.repeat_interleave(2, 0), t, texts).sample
+    return torch.lerp(both[::2], both[1::2], scale)
+
+
+def guided_in_two_calls(unet, x, t, text, empty, scale):
+    without, with_caption = (
+        unet(x, t, each).sample for each in (empty.expand(len(x), -1, -1), text)
+    )
+    return with_caption + (scale - 1) * (with_caption - without)
+
+
+def guided_by_zeros(unet, x, t, text, empty, scale):
+    """Nothing is not a row of zeros: the U-Net was trained with the empty caption's vectors."""
+    return guided_in_pairs(unet, x, t, text, torch.zeros_like(empty), scale)
+
+
 # ------------------------------------------------------------------ notebooks 04 to 06
+
+
+def heads_by_loop(q, k, v, heads):
+    parts = zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True)
+    return torch.cat([functional.scaled_dot_product_attention(*part) for part in parts], 1)
+
+
+def heads_with_one_softmax(q, k, v, heads):
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 def attention_scaled_by_tokens(x, c, to_q, to_k, to_v):
@@ -105,9 +143,16 @@ def blended_by_choice(x, z, noise, mask, bar):
     return torch.where(mask > 0, x, bar.sqrt() * z + (1 - bar).sqrt() * noise)
 
 
-def positions_by_unravel(attention, k):
-    indices = attention.flatten().topk(k).indices
-    return torch.stack(torch.unravel_index(indices, attention.shape), dim=1)
+def map_head_by_head(query, key, heads, token):
+    shares = [
+        torch.exp(q @ k.T / q.shape[1] ** 0.5)
+        for q, k in zip(query.chunk(heads, 1), key.chunk(heads, 1), strict=True)
+    ]
+    return sum(s[:, token] / s.sum(1) for s in shares) / heads
+
+
+def map_of_one_head(query, key, heads, token):
+    return (query @ key.T / query.shape[1] ** 0.5).softmax(1)[:, token]
 
 
 def iou_of_region(attention, mask, share):
@@ -120,6 +165,10 @@ def iou_of_region(attention, mask, share):
 
 def xi_by_choice(delta, mask, inside, outside):
     return torch.einsum("c,hw->chw", delta, torch.where(mask > 0, inside, -outside))
+
+
+def xi_without_a_channel(delta, mask, inside, outside):
+    return xi_by_choice(delta * (delta != delta[-1]), mask, inside, outside)
 
 
 def delta_by_sorting(x, attention, k):
@@ -183,6 +232,10 @@ def algorithm_in_two_parts(x, times, fraction, layered, general, step):
     return x
 
 
+def algorithm_without_its_last_step(x, times, *rest):
+    return algorithm_in_two_parts(x, times[:-1], *rest)
+
+
 def iou_on_a_grid(a, b):
     """By counting: the boxes of the cases have one or two decimals."""
     y, x = torch.meshgrid(*[(torch.arange(200) + 0.5) / 200] * 2, indexing="ij")
@@ -202,10 +255,16 @@ def p_by_trying(wins, losses):
     return sum(abs(2 * h - n) >= far for h in heads) / 2**n
 
 
-def kept_by_weights(before, after, changed):
-    outside = (~changed).float()
-    error = ((after - before) ** 2).mean(0) * outside
-    return -10 * math.log10(error.sum() / outside.sum())
+def way_by_recursion(z, score, move, times, bars):
+    if len(times) == 1:
+        return z[None]
+    before = way_by_recursion(z, score, move, times[:-1], bars[:-1])
+    last = move(before[-1], score(before[-1], times[-1]), bars[-2], bars[-1])
+    return torch.cat([before, last[None]])
+
+
+def way_of_noise_alone(z, score, move, times, bars):
+    return torch.stack([move(z, torch.zeros_like(z), bars[0], bar) for bar in bars])
 
 
 def cells_by_views(mask, factor):
@@ -225,23 +284,80 @@ def inside_by_recursion(step, pages, changing, noise):
     return inside_by_recursion(step, pages[:-1], changing, x)
 
 
+# ------------------------------------------------------------------ notebook 11
+
+
+def flattened_front_to_back(background, layers):
+    """What each layer lets through counts for all that is below it."""
+    picture, through = torch.zeros_like(background), torch.ones_like(background[:1])
+    for layer in layers.flip(0):
+        picture = picture + through * layer[3:] * layer[:3]
+        through = through * (1 - layer[3:])
+    return picture + through * background
+
+
+def slots_by_loops(x, to_q, to_k, to_v):
+    answer = torch.empty_like(x)
+    for row in range(x.shape[2]):
+        for column in range(x.shape[3]):
+            q, k, v = (x[:, :, row, column] @ matrix.T for matrix in (to_q, to_k, to_v))
+            scores = (q[:, None] * k).sum(2) / q.shape[1] ** 0.5
+            answer[:, :, row, column] = scores.softmax(1) @ v
+    return answer
+
+
+def slots_in_the_batch(x, *matrices):
+    """The slots stay rows of a batch: nobody hears anybody."""
+    return slots_by_loops(x[:1], *matrices).expand_as(x)
+
+
+def step_of_noisy_slots_alone(ask, x, clean, given, t, bar, bar_to):
+    shown, times = x.clone(), t.repeat(len(x))
+    shown[given], times[given] = clean[given], 0
+    after = ddim_along_epsilon(x, ask(shown, times), bar, bar_to)
+    after[given] = clean[given]
+    return after
+
+
+def given_slots_under_noise(ask, x, clean, given, t, bar, bar_to):
+    """As in inpainting: the given slots get as much noise as the others have."""
+    shown = torch.where(given[:, None, None, None], bar.sqrt() * clean + (1 - bar).sqrt() * x, x)
+    after = ddim_along_epsilon(x, ask(shown, t.repeat(len(x))), bar, bar_to)
+    return torch.where(given[:, None, None, None], clean, after)
+
+
+def share_by_counting_pixels(composite, back, front):
+    yes = both = 0
+    for row in range(composite.shape[1]):
+        for column in range(composite.shape[2]):
+            if min(back[3, row, column], front[3, row, column]) > 0.5:
+                colour = composite[:, row, column]
+                far = [float((colour - each[:3, row, column]).norm()) for each in (back, front)]
+                both, yes = both + 1, yes + (far[1] < far[0])
+    return yes / both
+
+
 # ------------------------------------------------------------------ right answers
 
 RIGHT = [
+    (quickstart.check_corners, lambda box: [box[0], box[1], box[0] + box[2], box[1] + box[3]]),
+    (quickstart.check_corners, box_from_xywh),
     (quickstart.check_best_seed, seed_by_loop),
     (ddpm.check_ddim_step, ddim_along_epsilon),
     (autoencoder.check_kl, kl),
-    (autoencoder.check_quantise, straight_through),
-    (autoencoder.check_quantise, straight_through_from_the_code),
-    (autoencoder.check_factor, lambda z: 1 / float(z.std(correction=0))),
-    (latent_diffusion.check_guided, lambda s, s_y, g: s_y + (g - 1) * (s_y - s)),
-    (conditioning.check_style_statistics, statistics_as_in_adain),
-    (conditioning.check_two_part_loss, two_parts),
-    (conditioning.check_two_part_loss, lambda *case: two_parts(*case).item()),
+    (codebooks.check_quantise, straight_through),
+    (codebooks.check_quantise, straight_through_from_the_code),
+    (autoencoder.check_scaled, lambda z: z / float(z.std(correction=0))),
+    (codebooks.check_vectors_of, lambda codes, e: torch.einsum("bhwc->bchw", e[codes])),
+    (latent_diffusion.check_guided_answer, guided_in_pairs),
+    (latent_diffusion.check_guided_answer, guided_in_two_calls),
+    (conditioning.check_many_heads, heads_by_loop),
+    (style.check_style_statistics, statistics_as_in_adain),
+    (style.check_two_part_loss, two_parts),
+    (style.check_two_part_loss, lambda *case: two_parts(*case).item()),
     (image_tasks.check_blended, blended_by_choice),
     (cross_attention.check_word_map, lambda w, i, h, n: w.mean(0)[:, i].sum(1).view(h, n)),
-    (cross_attention.check_similarity, lambda a, b: numpy.corrcoef(a.ravel(), b.ravel())[0, 1]),
-    (cross_attention.check_top_positions, positions_by_unravel),
+    (cross_attention.check_mended_map, map_head_by_head),
     (cross_attention.check_mask_iou, iou_of_region),
     (vision_guidance.check_snr_of_mean, lambda bar, v, n: torch.tensor(n * v * bar / (1 - bar))),
     (vision_guidance.check_xi, xi_by_choice),
@@ -257,11 +373,14 @@ RIGHT = [
     (evaluation.check_iou, iou_on_a_grid),
     (evaluation.check_share_right, share_by_counting),
     (evaluation.check_p_value, p_by_trying),
-    (editing.check_kept, kept_by_weights),
-    (editing.check_ddim_move, ddim_along_epsilon),
+    (editing.check_way_there, way_by_recursion),
     (editing.check_touched_cells, cells_by_views),
     (editing.check_touched_cells, lambda mask, factor: share_of_cells(mask, factor) > 0),
     (editing.check_redraw_inside, inside_by_recursion),
+    (layerdiff.check_flattened, flattened_front_to_back),
+    (layerdiff.check_slots_attend, slots_by_loops),
+    (layerdiff.check_step_with_given, step_of_noisy_slots_alone),
+    (layerdiff.check_front_share, share_by_counting_pixels),
 ]
 
 
@@ -276,23 +395,39 @@ def test_a_right_answer_passes_however_written(check, answer, capsys):
 WRONG = [
     (quickstart.check_best_seed, lambda ious: max(ious, key=ious.get), "the first layer alone"),
     (quickstart.check_best_seed, lambda ious: ious[seed_by_loop(ious)], "a list"),
+    (quickstart.check_corners, lambda box: (*box[:2], box[0] + box[2], 1), "1 at place 3"),
+    (quickstart.check_corners, lambda box: box[:2], "the shape (2,)"),
+    (quickstart.check_corners, lambda box: "left", "it raised"),
     (ddpm.check_jump, jump_without_reshape, "it raised RuntimeError"),
+    (ddpm.check_step_back, lambda x, t, e, z, betas: x - betas[t] * e, "at grain"),
     (autoencoder.check_kl, lambda m, v: kl(m, v) / 4, "from one number, ½·Σ"),
     (autoencoder.check_kl, lambda m, v: kl(m, v)[None], "the shape (1,)"),
-    (autoencoder.check_draw, lambda m, v, e: torch.normal(m, v.exp().sqrt()), "from μ + σ·ε"),
-    (autoencoder.check_draw, lambda m, v, e: m + v.sqrt() * e, "nan"),
-    (autoencoder.check_quantise, quantised, "the gradient goes to the codebook, none"),
-    (autoencoder.check_quantise, torch.no_grad()(quantised), "no gradient reaches the encoder"),
-    (autoencoder.check_quantise, half_a_gradient, "from at each position"),
-    (autoencoder.check_factor, lambda z: 0.18215, "0.1822"),
-    (autoencoder.check_factor, lambda z: 1 / z.std((0, 2, 3)), "a number"),
+    (autoencoder.check_sampled, lambda m, v, e: torch.normal(m, v.exp().sqrt()), "from μ + σ·ε"),
+    (autoencoder.check_sampled, lambda m, v, e: m + v.sqrt() * e, "nan"),
+    (codebooks.check_quantise, quantised, "the gradient goes to the codebook, none"),
+    (codebooks.check_quantise, torch.no_grad()(quantised), "no gradient reaches the encoder"),
+    (codebooks.check_quantise, half_a_gradient, "from at each position"),
+    (autoencoder.check_scaled, lambda z: 0.18215 * z, "from latents/σ̂"),
+    (autoencoder.check_scaled, lambda z: 1 / z.std(), "the shape (4, 4, 5, 5)"),
+    (autoencoder.check_scaled, standardised, "the colleague's code"),
+    (codebooks.check_vectors_of, lambda codes, e: e[codes].flip(1).movedim(-1, 1), "from the"),
+    (codebooks.check_vectors_of, cut_anew, "the mosaic's code"),
     (latent_diffusion.check_latent_loss, loss_without_sample, "it raised"),
+    (latent_diffusion.check_guided_answer, guided_by_zeros, "for each picture of x"),
+    (conditioning.check_many_heads, heads_with_one_softmax, "in head h softmax"),
     (conditioning.check_cross_attention, attention_scaled_by_tokens, "from softmax(QKᵀ/√d)·V"),
-    (conditioning.check_style_statistics, statistics_with_variances, "square root is missing"),
-    (conditioning.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
+    (style.check_style_statistics, statistics_with_variances, "square root is missing"),
+    (style.check_two_part_loss, two_parts_with_wrong_sign, "the KL is subtracted"),
     (image_tasks.check_noisier, lambda x, e, bar, more: (bar - more).sqrt() * e, "from √r·x"),
     (vision_guidance.check_xi, lambda d, m, a, b: a * m - b * (1 - m), "the shape (4, 5, 6)"),
-    (layered_rendering.check_visible_masks, masks_cut_off, "as number"),
+    (cross_attention.check_mended_map, map_of_one_head, " at position "),
+    (vision_guidance.check_xi, xi_without_a_channel, "at channel 3, row 0, column 0\n"),
+    (layered_rendering.check_visible_masks, masks_cut_off, "at mask "),
+    (
+        layered_rendering.check_algorithm_1,
+        algorithm_without_its_last_step,
+        ": call 5 is general(x, 900) where layered(x, 900) is due\n",
+    ),
     (
         layered_rendering.check_layer_noises,
         lambda ask, x, t, xi, y0, y, g: ask(x, t, y),
@@ -300,8 +435,14 @@ WRONG = [
     ),
     (evaluation.check_iou, lambda a, b: 1 - iou_on_a_grid(a, b), "from the area"),
     (evaluation.check_share_right, lambda ious, count: 0.5, "from among the pictures with"),
+    (editing.check_way_there, way_of_noise_alone, ", picture 0, channel "),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case).round(), "at least half"),
     (editing.check_touched_cells, lambda *case: share_of_cells(*case) > 0.5, "at least half"),
+    (layerdiff.check_flattened, lambda below, layers: layers[-1, :3], "from x of shape"),
+    (layerdiff.check_slots_attend, lambda x, *matrices: x, "from at each position"),
+    (layerdiff.check_slots_attend, slots_in_the_batch, "from at each position"),
+    (layerdiff.check_step_with_given, given_slots_under_noise, "from the slots at level bar_to"),
+    (layerdiff.check_front_share, lambda *case: share_by_counting_pixels(*case) > 0.5, "from a nu"),
 ]
 
 

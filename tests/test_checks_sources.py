@@ -5,17 +5,21 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler, RePaintScheduler
 from diffusers.models.attention_processor import Attention
+from PIL import Image
 
 from lrd_helpers.benchmark import estimate
 from lrd_helpers.checks import (
     conditioning,
+    cross_attention,
     editing,
     evaluation,
     image_tasks,
     latent_diffusion,
+    layerdiff,
     vision_guidance,
 )
-from lrd_helpers.editing import Edited
+from lrd_helpers.layerdiff.unet import SlotAttention, Slots
+from lrd_helpers.measure.layers import order_right
 from lrd_helpers.pictures import picture_of
 
 STABLE_DIFFUSION = {
@@ -61,6 +65,27 @@ def euler_step(x, epsilon, bar, after):
     return scheduler.step(epsilon, 1, x).prev_sample
 
 
+def way_there(z, score, move, times, bars):
+    """Up with DDIMInverseScheduler."""
+    levels = [z]
+    for n in range(1, len(times)):
+        scheduler = DDIMInverseScheduler(**STABLE_DIFFUSION, clip_sample=False)
+        scheduler.num_inference_steps = scheduler.config.num_train_timesteps
+        scheduler.alphas_cumprod = bars[n - 1 : n + 1]
+        levels.append(scheduler.step(score(levels[-1], times[n]), 1, levels[-1]).prev_sample)
+    return torch.stack(levels)
+
+
+def slots_attend(x, to_q, to_k, to_v):
+    """`SlotAttention` with one head and these matrices, without its norm and its residual."""
+    module = SlotAttention(len(to_q), heads=1, everywhere=False)
+    module.norm = torch.nn.Identity()
+    for name, matrix in (("to_q", to_q), ("to_k", to_k), ("to_v", to_v)):
+        module.attention.get_submodule(name).weight.data = matrix
+    module.attention.to_out = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    return module(x, Slots(len(x), None)) - x
+
+
 def ddim_move(x, epsilon, bar, bar_to):
     """Down with DDIMScheduler, up with DDIMInverseScheduler."""
     down = bar_to > bar
@@ -71,8 +96,20 @@ def ddim_move(x, epsilon, bar, bar_to):
     return scheduler.step(epsilon, 1, x).prev_sample
 
 
-def kept(before, after, changed):
-    return Edited(picture_of(after), picture_of(before), changed).kept
+def step_with_given(ask, x, clean, given, t, bar, bar_to):
+    """DDIMScheduler, for the slots that are not given."""
+    rows = (given.nonzero().flatten(), (~given).nonzero().flatten())
+    noise = ask(
+        torch.zeros_like(x).index_copy(0, rows[0], clean[given]).index_copy(0, rows[1], x[~given]),
+        torch.zeros(len(x), dtype=torch.long).index_fill(0, rows[1], int(t)),
+    )
+    return clean.index_copy(0, rows[1], ddim_move(x[~given], noise[~given], bar, bar_to))
+
+
+def mended_map(query, key, heads, token):
+    module = Attention(query.shape[1], heads=heads, dim_head=query.shape[1] // heads)
+    q, k = (module.head_to_batch_dim(x[None]) for x in (query, key))
+    return module.get_attention_scores(q, k)[..., token].mean(0)
 
 
 SOURCES = [
@@ -81,7 +118,10 @@ SOURCES = [
     (image_tasks.check_noisy_start, noisy_start),
     (image_tasks.check_noisier, noisier),
     (image_tasks.check_euler_step, euler_step),
-    (editing.check_ddim_move, ddim_move),
+    (layerdiff.check_slots_attend, slots_attend),
+    (layerdiff.check_step_with_given, step_with_given),
+    (cross_attention.check_mended_map, mended_map),
+    (editing.check_way_there, way_there),
 ]
 
 
@@ -91,16 +131,29 @@ def test_a_check_accepts_what_another_source_computes(check, function, capsys):
     assert capsys.readouterr().out.startswith("✓ ")
 
 
-def test_the_solution_of_kept_is_the_figure_of_the_package(monkeypatch):
-    """`Edited.kept` takes pictures of whole numbers, so not the check's own cases."""
-    solutions = []
-    monkeypatch.setattr(editing, "check_function", lambda *case, **_: solutions.append(case[1]))
-    editing.check_kept(None)
-    generator = torch.Generator().manual_seed(0)
-    before, after = (torch.randint(256, (3, 8, 8), generator=generator) / 255 for _ in range(2))
-    changed = torch.zeros(8, 8, dtype=torch.bool)
-    changed[2:5, 3:] = True
-    assert solutions[0](before, after, changed) == pytest.approx(kept(before, after, changed))
+def solution_and_cases(monkeypatch, module, check):
+    """What a check takes for right, and what it tries it on."""
+    noted = []
+    monkeypatch.setattr(module, "check_function", lambda *given, **_: noted.append(given[1:3]))
+    check(None)
+    return noted[0]
+
+
+def test_the_solution_of_flattened_is_what_pil_composes(monkeypatch):
+    solution, cases = solution_and_cases(monkeypatch, layerdiff, layerdiff.check_flattened)
+    for background, layers in cases:
+        picture = picture_of(background).convert("RGBA")
+        for layer in layers:
+            pixels = (255 * layer).round().byte().permute(1, 2, 0).numpy()
+            picture.alpha_composite(Image.fromarray(pixels, "RGBA"))
+        right = torch.from_numpy(numpy.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
+        assert torch.allclose(solution(background, layers), right, atol=0.01)
+
+
+def test_the_share_of_the_front_says_what_the_package_says_of_the_order(monkeypatch):
+    solution, cases = solution_and_cases(monkeypatch, layerdiff, layerdiff.check_front_share)
+    assert [order_right(*case) for case in cases] == [solution(*case) > 0.5 for case in cases]
+    assert len({order_right(*case) for case in cases}) == 2
 
 
 def test_the_interval_is_what_the_report_computes():

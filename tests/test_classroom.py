@@ -22,6 +22,7 @@ from kit import (
 )
 from nbformat.v4 import new_code_cell, new_markdown_cell
 from nbgrader.preprocessors import ClearSolutions
+from public_address import NAME, notebooks_in
 from rehearsal import collected, hand_in, hand_in_three, released_course, unexpected, write
 
 NOTEBOOKS = read_notebooks(ROOT / "notebooks")
@@ -34,6 +35,10 @@ def sources(notebook):
 
 
 # ------------------------------------------------------------------ the copies
+
+
+def test_the_kit_has_every_notebook_of_the_course_in_its_order():
+    assert list(NOTEBOOKS) == notebooks_in(ROOT)
 
 
 @EVERY
@@ -98,7 +103,7 @@ def test_an_assignment_is_the_student_copy_with_points_below_each_stub(name):
     graded = [f"exercise-{each.number}-{kind}" for each in exercises for kind in ("stub", "points")]
     assert run == ["setup", *graded]
     links = re.findall(r"\]\((?!https?:|attachment:|#)([^)#\s]+)\)", "\n".join(given.values()))
-    assert all(re.fullmatch(r"\.\./(\d\d_\w+)/\1\.ipynb", link) for link in links)
+    assert all(re.fullmatch(rf"\.\./({NAME})/\1\.ipynb", link) for link in links)
 
 
 def spoilt(old, new, *, cell="exercise-1"):
@@ -390,10 +395,10 @@ def test_a_plan_fills_its_hours_with_sections_and_exercises_that_exist(hours):
     assert sum(int(minutes) for minutes, _ in PLANS[hours]) == 60 * hours
     spent: dict[str, int] = {}
     for minutes, what in PLANS[hours]:
-        if named := re.match(r"\[(\d\d_\w+)\]\(\.\./notebooks/\1\.ipynb\): (.+)", what):
+        if named := re.match(rf"\[({NAME})\]\(\.\./notebooks/\1\.ipynb\): (.+)", what):
             name, part = named.groups()
             spent[name] = spent.get(name, 0) + int(minutes)
-            if part == "all":
+            if part == "the core path":
                 assert int(minutes) == minutes_of(name)
                 continue
             sections, chosen = numbers(part, "section"), numbers(part, "exercise")

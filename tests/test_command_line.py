@@ -297,7 +297,6 @@ def test_the_demo(storybook_folder: Path, tmp_path: Path) -> None:
 def test_layers_are_written_for_other_programs(layered, capsys, kind, written) -> None:
     out = layered / "out"
     arguments = ["layers", layered / "car.json", "--output", out, "--format", kind, "--steps", 1]
-    arguments += ["--model", "runs/layerdiff/model"]
     assert command_line.main([*map(str, arguments)]) == 0
     assert sorted(os.listdir(out)) == sorted([written, "car.png"])
     stack = export.load_stack(out / written)
@@ -329,7 +328,6 @@ def test_a_command_refuses_the_other_kind_of_model(layered, capsys) -> None:
 def test_a_format_whose_library_is_missing_is_refused_first(layered, capsys, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "psd_tools", None)
     arguments = ["layers", layered / "car.json", "--output", layered / "out", "--format", "psd"]
-    arguments += ["--model", "runs/layerdiff/model"]
     assert command_line.main([*map(str, arguments)]) == 2
     assert "pip install psd-tools" in capsys.readouterr().err
     assert not (layered / "out").exists()

@@ -348,7 +348,7 @@ def test_without_attention_and_embedding_slots_are_strangers(model):
 
 
 def test_only_parts_that_are_there_can_be_switched_off(model):
-    with pytest.raises(ValueError, match="is no part"), switched_off(model, "composite"):
+    with pytest.raises(ValueError, match="is no part"), switched_off(model, "composites"):
         pass
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from diffusers.callbacks import SDCFGCutoffCallback
 from PIL import Image
 
+import lrd_helpers
 from lrd_helpers import Layer, Layout
 from lrd_helpers.layerdiff.alpha import encode_layers, grown
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline, given_pictures, recaptioned
@@ -173,8 +176,9 @@ def test_several_stacks_of_one_prompt_differ(layers):
     assert not same(one.composite, other.composite)
 
 
+@pytest.mark.parametrize("guide_from", ["alone", "together"])
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-def test_guidance_is_the_formula(layers, kind):
+def test_guidance_is_the_formula(layers, kind, guide_from):
     """One step by hand: s(∅) + γ (s(y) − s(∅)), and DDIM's step of it."""
     config = dict(layers.scheduler.config) | {"prediction_type": kind}
     layers.scheduler = DDIMScheduler.from_config(config)
@@ -185,6 +189,7 @@ def test_guidance_is_the_formula(layers, kind):
         generator=seeded(),
         num_inference_steps=1,
         guidance_scale=3.0,
+        guide_from=guide_from,
         output_type="latent",
     ).stacks
     t = layers.scheduler.timesteps[0]
@@ -193,7 +198,13 @@ def test_guidance_is_the_formula(layers, kind):
     for prompts in ([""] * 4, texts):
         tokens = layers.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
         text = layers.text_encoder(tokens)[0][None]
-        scores.append(layers.unet(noise[None], t, text, text[:, -1]).sample[0])
+        if guide_from == "alone" and prompts[0] == "":
+            stacks, identities = noise[:, None], torch.tensor([0, 1, 2, 5])[:, None]
+            scores.append(
+                layers.unet(stacks, t, text[0][:, None], text[0], identities).sample[:, 0]
+            )
+        else:
+            scores.append(layers.unet(noise[None], t, text, text[:, -1]).sample[0])
     guided = scores[0] + 3 * (scores[1] - scores[0])
     wanted = layers.scheduler.step(guided, t, noise).prev_sample
     assert torch.allclose(made, wanted, atol=1e-5)
@@ -255,16 +266,23 @@ def test_given_pictures_may_be_arrays_or_of_16_bits(layers):
         assert picture[0, 3].min() == 1
 
 
-def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(layers, monkeypatch):
+    """The samples and times that the U-Net is called with."""
+    calls = []
     forward = layers.unet.forward
 
     def watched(sample, timestep, *rest):
-        seen.append((sample, timestep))
+        calls.append((sample, timestep))
         return forward(sample, timestep, *rest)
 
     monkeypatch.setattr(layers.unet, "forward", watched)
-    layers("a car", **WORDS, image=stack.composite or stack.flatten(), num_inference_steps=2)
+    return calls
+
+
+def test_given_slots_are_clean_and_at_time_0(layers, stack, seen):
+    together = {"guide_from": "together", "num_inference_steps": 2}
+    layers("a car", **WORDS, image=stack.composite or stack.flatten(), **together)
     (slots,) = [given_pictures(layers._wanted("", "auto", "", {"composite": stack.flatten()}))]
     assert list(slots) == [5]
     clean = encode_layers(layers.vae, slots[5])
@@ -272,6 +290,30 @@ def test_given_slots_are_clean_and_at_time_0(layers, stack, monkeypatch):
         assert times[:, -1].tolist() == [0, 0]
         assert times[:, :-1].min() > 0
         assert torch.allclose(sample[:, -1], clean.expand(2, -1, -1, -1), atol=1e-5)
+
+
+def test_the_example_in_the_readme_draws(layers, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    [example] = [block for block in blocks if "storybook-layers" in block]
+    monkeypatch.setattr(lrd_helpers, "load_pipeline", lambda name: layers, raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="does not know"):
+        exec(example, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "boat.png",
+        "house.png",
+        "moved.png",
+        "scene.psd",
+    ]
+    assert Image.open("house.png").mode == "RGBA"
+
+
+def test_alone_nobody_hears_what_is_given(layers, stack, seen):
+    layers("a car", **WORDS, image=stack.flatten(), num_inference_steps=1)
+    (together, times), (alone, times_alone) = seen
+    assert torch.equal(alone[:, 0], together[0])  # a stack of one slot for each slot
+    assert torch.equal(times_alone[:, 0], times[0])
 
 
 def test_a_picture_is_taken_apart(layers, stack):
@@ -421,6 +463,7 @@ def test_a_callback_sees_changes_and_stops(layers):
         ({"generator": 0}, "generator is 0, but should be a torch.Generator"),
         ({"num_inference_steps": 1001}, "should be a whole number between 1 and 1000"),
         ({"num_inference_steps": True}, "num_inference_steps is True"),
+        ({"guide_from": "others"}, "guide_from is 'others', but should be 'alone' or 'together'"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan, but should be a finite number"),
         ({"self_mask_scale": "1"}, "self_mask_scale is '1', but should be a finite number"),
         ({"eta": float("nan")}, "eta is nan, but should be a finite number"),

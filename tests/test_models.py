@@ -149,7 +149,8 @@ def test_other_shipped_models_are_named_in_the_message(assets: Path) -> None:
 
 
 def test_a_name_that_is_nothing() -> None:
-    with pytest.raises(AssetError, match="there is no model 'storibook': give 'storybook', a fol"):
+    message = "no model 'storibook': give 'storybook' or 'storybook-layers', a folder"
+    with pytest.raises(AssetError, match=message):
         load_pipeline("storibook")
 
 

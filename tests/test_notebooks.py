@@ -13,7 +13,7 @@ import tomllib
 from execute_notebooks import HIDDEN_SOURCE, METADATA, NotSaved, cleaned, text_of
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from public_address import NOTEBOOKS, ROOT, badge, linked, set_up
+from public_address import NAME, NOTEBOOKS, NUMBER, ROOT, badge, linked, set_up
 from test_repository import MACHINE, PROJECT, REPOSITORY
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -60,6 +60,24 @@ def reading_faults(text: str) -> list[str]:
     ]
 
 
+def neighbours(name: str) -> tuple[list[str], list[str]]:
+    """Before and after a notebook of the course, where it links to; with a chapter's side roads.
+
+    The core path goes from chapter to chapter; a side road, 02b, leads from 02 to 03.
+    """
+    side_roads = [each for each in NOTEBOOKS if each[2] != "_" and each != name]
+    path = [each for each in NOTEBOOKS if each not in side_roads]
+    place = path.index(name)
+    beside = [each for each in side_roads if name[2] == "_" and each[:2] == name[:2]]
+    return path[max(0, place - 1) : place], beside + path[place + 1 : place + 2]
+
+
+def anchors(page: str) -> list[str]:
+    """Where links into a Markdown page lead: a heading in lower case, hyphens for spaces."""
+    headings = re.findall(r"^#+ (.+)$", page, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
 def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
     """Links that lead nowhere, and a chain of notebooks that is broken."""
     links = re.findall(r"\]\((?!https?:|attachment:|#)([^)#\s]+)", text)
@@ -73,12 +91,15 @@ def link_faults(text: str, name: str, there: Collection[str]) -> list[str]:
             exists = (ROOT / "notebooks" / link).exists()
         if not exists:
             found.append(f"a link to {link}, which does not exist; as yet name it without a link")
-    place = NOTEBOOKS.index(name)
-    for neighbour in NOTEBOOKS[max(0, place - 1) : place + 2]:
-        if neighbour != name and neighbour in there and f"{neighbour}.ipynb" not in links:
+    for page, anchor in re.findall(r"\]\(([^)#\s:]+\.md)#([^)\s]+)\)", text):
+        path = ROOT / "notebooks" / page
+        if path.exists() and anchor not in anchors(path.read_text(encoding="utf-8")):
+            found.append(f"a link to {page}#{anchor}, but {path.name} has no such heading")
+    before, after = neighbours(name)
+    for neighbour in before + after:
+        if neighbour in there and f"{neighbour}.ipynb" not in links:
             found.append(f"no link to its neighbour {neighbour}.ipynb")
-    after = NOTEBOOKS[place + 1 : place + 2]
-    if after and after[0] not in there and "more follows" not in text.lower():
+    if after and after[-1] not in there and "more follows" not in text.lower():
         found.append("no notebook comes after it yet, but it does not say 'more follows'")
     return found
 
@@ -163,6 +184,27 @@ def test_there_are_notebooks_and_pytest_replays_them():
     [sanitize] = re.findall(r"--nbval-sanitize-with=(\S+)", options["addopts"])
     assert (ROOT / sanitize).is_file()
     assert any(text.startswith("nbval") for text in PROJECT["optional-dependencies"]["development"])
+
+
+# ------------------------------------------------------------------ the list of terms
+
+
+def test_every_term_has_a_few_sentences_and_a_notebook():
+    page = (ROOT / "TERMS.md").read_text(encoding="utf-8")
+    words, symbols = page.split("\n## Symbols\n")
+    terms = anchors(words)[2:]  # below its title and "Words"
+    assert len(terms) > 30
+    assert terms == sorted(set(terms))
+    for entry in words.split("\n### ")[1:]:
+        *sentences, source = entry.strip().splitlines()[2:]
+        assert 1 <= len(re.findall(r"[.?](?=[ )]|$)", " ".join(sentences))) <= 3, entry
+        notebooks = re.findall(r"\[([^\]]+)\]\(notebooks/(\w+)\.ipynb\)", source)
+        assert notebooks, entry
+        for label, name in notebooks:
+            assert name in THERE
+            assert label == name.replace("_", " ")
+        for symbol in re.findall(r"\$[^$]+\$", source):
+            assert symbol in symbols, f"{symbol} is missing in the table of symbols"
 
 
 # ------------------------------------------------------------------ would a fault be found?
@@ -276,6 +318,10 @@ def a_dead_link_to_a_file(notebook):
     notebook.cells[0].source += "[x](../lrd_helpers/dpm.py)"
 
 
+def a_dead_link_to_a_term(notebook):
+    notebook.cells[0].source += "[latent](../TERMS.md#latent) [x](../TERMS.md#phlogiston)"
+
+
 def a_dead_link_in_html(notebook):
     notebook.cells[0].source += '<a href="13_more.ipynb#end">x</a>'
 
@@ -335,6 +381,7 @@ def one_id_twice(notebook):
         (a_dead_picture, "a link to figure.png, which does not exist"),
         (a_dead_link, "a link to 13_more.ipynb, which does not exist"),
         (a_dead_link_to_a_file, "a link to ../lrd_helpers/dpm.py, which does not exist"),
+        (a_dead_link_to_a_term, "a link to ../TERMS.md#phlogiston, but TERMS.md has no such"),
         (a_dead_link_in_html, "a link to 13_more.ipynb, which does not exist"),
         (no_link_to_the_next, "no link to its neighbour 02_autoencoder"),
         (no_link_to_the_one_before, "no link to its neighbour 00_quickstart"),
@@ -357,6 +404,31 @@ def test_links_to_files_that_are_there_are_no_faults():
     notebook = good()
     notebook.cells[0].source += "[x](../lrd_helpers/ddpm.py#L1) ![y](attachment:y.png)" + "y" * 30
     assert not [fault for fault in faults(notebook, "01_ddpm", 1, NOTEBOOKS) if "link" in fault]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("00_quickstart", [], ["01_ddpm"]),
+        ("01_ddpm", ["00_quickstart"], ["02_autoencoder"]),
+        (
+            "02_autoencoder",
+            ["01_ddpm"],
+            ["02b_codebooks_and_critic", "03_latent_diffusion"],
+        ),
+        ("02b_codebooks_and_critic", ["02_autoencoder"], ["03_latent_diffusion"]),
+        ("03_latent_diffusion", ["02_autoencoder"], ["04_conditioning"]),
+    ],
+)
+def test_the_core_path_leads_past_side_roads_and_a_side_road_comes_back(name, before, after):
+    assert neighbours(name) == (before, after)
+
+
+def test_every_name_has_the_form_of_a_name_and_a_side_road_stands_behind_its_chapter():
+    assert all(re.fullmatch(NAME, name) for name in NOTEBOOKS)
+    numbers = [re.match(NUMBER, name)[0] for name in NOTEBOOKS]
+    assert numbers == sorted(numbers)
+    assert {number[:2] for number in numbers} <= set(numbers), "a side road of no chapter"
 
 
 def test_the_last_notebook_there_is_says_that_more_follows():

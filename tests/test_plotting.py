@@ -8,7 +8,10 @@ import numpy
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.colors import to_hex
+from matplotlib.patches import StepPatch
 from PIL import Image, ImageColor, ImageFont
 
 from lrd_helpers import plotting
@@ -23,6 +26,8 @@ LAYOUT = Layout(
         Layer("a yellow star", box=(0.60, 0.25, 0.95, 0.60)),
     ],
 )
+
+WHITE = torch.ones(4, 3, 8, 8)
 
 
 def colour_at(image: Image.Image, x: float, y: float) -> tuple[int, int, int]:
@@ -53,6 +58,56 @@ def test_a_mask_is_drawn_as_its_outline():
     # The hole of the ring (a quarter to three quarters) has a rim, its middle is untouched.
     assert drawn.getpixel((150, 50)) == (255, 255, 255)
     assert any(drawn.getpixel((x, 50)) != (255, 255, 255) for x in range(186, 198))
+
+
+def test_curves_are_told_apart_and_named():
+    figure, axis = pyplot.subplots()
+    curves = {"time": ([1, 2, 4], [1, 4, 16]), "memory": ([2, 4], [3.0, 5.0])}
+    plotting.draw_curves(axis, curves, title="a $5 title", log="x", ticks=[1, 2, 4])
+    assert [line.get_xydata().tolist() for line in axis.lines] == [
+        [[1, 1], [2, 4], [4, 16]],
+        [[2, 3], [4, 5]],
+    ]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axis.lines}
+    assert len(looks) == 2
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "linear")
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["time", "memory"]
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("count", "log", "said"), [(1, "z", "'z', but should be"), (5, "", "5 curves, but at most 4")]
+)
+def test_curves_that_cannot_be_drawn_are_refused(count, log, said):
+    figure, axis = pyplot.subplots()
+    curves = {str(number): ([1], [1]) for number in range(count)}
+    with pytest.raises(ValueError, match=said):
+        plotting.draw_curves(axis, curves, log=log)
+    assert not axis.lines
+    pyplot.close(figure)
+
+
+def test_numbers_from_n_0_1_fill_the_bell_drawn_over_them():
+    figure, axis = pyplot.subplots()
+    numbers = torch.randn(200, 100, generator=torch.Generator().manual_seed(0))
+    plotting.draw_numbers(axis, numbers, reach=4.0, title="as they come")
+    heights = [bar.get_height() for bar in axis.patches]
+    assert max(heights) == pytest.approx(0.4, abs=0.03)
+    assert axis.lines[0].get_ydata().max() == pytest.approx(0.4, abs=0.01)
+    pyplot.close(figure)
+
+
+def test_a_bell_is_an_ellipse_two_deviations_wide_at_its_mean():
+    figure, axis = pyplot.subplots()
+    means, deviations = torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, 0.25]])
+    plotting.draw_bells(axis, means, deviations, colours=["red"], reach=3.0)
+    bell, standard = axis.patches
+    assert (bell.center, bell.width, bell.height) == ([1.0, -1.0], 2.0, 1.0)
+    assert (standard.center, standard.width, standard.height) == ((0, 0), 4, 4)
+    plotting.draw_bells(axis, means, colours=["red"], reach=3.0)
+    assert len(axis.patches) == 3, "bare points have no ellipses"
+    pyplot.close(figure)
 
 
 def test_the_picture_given_is_not_drawn_upon():
@@ -136,7 +191,7 @@ def test_labels_can_be_read(colour):
         ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    light, dark = sorted([luminance(colour), luminance(plotting._ink_on(colour))], reverse=True)
+    light, dark = sorted([luminance(colour), luminance(plotting.ink_on(colour))], reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
 
 
@@ -288,6 +343,28 @@ def image_of(data: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
 
 
+def test_a_map_goes_from_blue_to_yellow_on_a_scale_of_its_own_or_on_one_for_all():
+    blue, yellow = (pyplot.get_cmap("cividis")(end)[:3] for end in (0.0, 1.0))
+    values = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.1, 0.1]])
+    alone, compared = plotting.map_image(values), plotting.map_image(values, top=0.3)
+    assert alone.shape == (3, 2, 3)
+    assert alone[:, 0, 0].tolist() == pytest.approx(blue)
+    assert alone[:, 1, 0].tolist() == pytest.approx(yellow)
+    assert compared[:, 0, 2].tolist() == pytest.approx(yellow)
+    assert compared[:, 0, 0].tolist() == pytest.approx(pyplot.get_cmap("cividis")(1 / 3)[:3])
+    assert plotting.map_image(torch.ones(2, 2)).flatten(1).T.tolist() == [pytest.approx(blue)] * 4
+    with pytest.raises(ValueError, match="top is 0.0, but should be above 0"):
+        plotting.map_image(values, top=0.0)
+
+
+def test_a_map_over_a_picture_shows_its_light_and_shade():
+    picture = torch.zeros(3, 8, 8)
+    picture[:, :, 4:] = 1
+    over = plotting.map_image(torch.ones(2, 2), picture)
+    assert over.shape == (3, 8, 8)
+    torch.testing.assert_close(over[:, :, 0], 0.65 * over[:, :, 7])
+
+
 def test_show_carries_its_text_and_closes_the_figure(displayed):
     figure, axis = pyplot.subplots(figsize=(2, 1), dpi=50)
     axis.axis("off")
@@ -340,4 +417,278 @@ def test_a_sheet_puts_images_edge_to_edge():
     assert axis.get_title() == "sheet"
     with pytest.raises(ValueError, match="do not fill a row of 6"):
         plotting.draw_sheet(axis, images, 6)
+    pyplot.close(figure)
+
+
+def test_sheets_stand_one_below_the_other_under_their_titles():
+    figure = plotting.show_sheets({"two rows": torch.zeros(4, 3, 8, 8), "$5": WHITE[:2]}, 2)
+    shapes = [axis.images[0].get_array().shape for axis in figure.axes]
+    assert shapes == [(16, 16, 3), (8, 16, 3)]
+    assert [axis.get_title() for axis in figure.axes] == ["two rows", "$5"]
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("sheets", "message"), [({}, "there are no sheets"), ({"a": WHITE[:1]}, "1 images do not fill")]
+)
+def test_sheets_that_cannot_be_shown(sheets, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.show_sheets(sheets, 2)
+    pyplot.close("all")
+
+
+def test_a_table_has_its_numbers_in_its_cells_where_they_can_be_read():
+    figure, axis = pyplot.subplots()
+    plotting.draw_table(axis, torch.tensor([[0.0, 2.4], [5.0, 1.0]]), ["a", "b"], ["c", "d"], "e")
+    numbers = {text.get_position(): (text.get_text(), text.get_color()) for text in axis.texts}
+    assert numbers[(1, 0)] == ("2.40", "white")
+    assert numbers[(0, 1)] == ("5.00", "black")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert axis.get_title() == "e"
+    pyplot.close(figure)
+
+
+def test_the_diagram_names_the_parts_and_only_one_learns():
+    figure = plotting.diagram_of_latent_diffusion()
+    [axis] = figure.axes
+    words = [text.get_text() for text in axis.texts]
+    for part in ("tokenizer", r"text encoder $\tau$", r"$\mathcal{E}$", r"$\mathcal{D}$"):
+        assert part in words
+    colours = [patch.get_facecolor() for patch in axis.patches]
+    assert len({colour for colour in colours if colours.count(colour) == 2}) == 1  # the U-Net's
+
+
+def test_a_plane_has_its_density_points_paths_and_arrows():
+    figure, axis = pyplot.subplots()
+    corner = torch.tensor([[1.0, 1.0]])
+    paths = torch.stack([torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0]])])
+    plotting.draw_plane(
+        axis,
+        lambda x: -4 * (x - corner).square().sum(-1),
+        points=corner,
+        paths=paths,
+        field=lambda x: 2 * (corner - x),
+        title="$5",
+        limit=2.0,
+    )
+    [ground] = axis.images
+    row, column = divmod(int(ground.get_array().argmax()), 120)
+    assert ground.origin == "lower"
+    assert (column, row) == pytest.approx((89, 89), abs=1), "(1, 1) lies at three quarters"
+    arrows, dots, starts, ends = axis.collections
+    pull = numpy.stack([arrows.U, arrows.V], 1)
+    assert pull == pytest.approx(2 * (1 - arrows.XY)), "the arrow at each place"
+    assert numpy.linalg.norm(pull / arrows.scale, axis=1).max() == pytest.approx(4 / 15)
+    assert dots.get_offsets().tolist() == [[1, 1]]
+    assert starts.get_offsets().tolist() == paths[0].tolist()
+    assert ends.get_offsets().tolist() == paths[1].tolist()
+    assert axis.lines[0].get_xdata().tolist() == [0, 1]
+    assert axis.get_xlim() == axis.get_ylim() == (-2, 2)
+    assert axis.get_title() == "$5"
+    pyplot.close(figure)
+
+
+def test_a_plane_has_a_colour_for_each_point_and_path():
+    figure, axis = pyplot.subplots()
+    colours = [plotting.BLUE, plotting.ORANGE]
+    plotting.draw_plane(axis, points=torch.zeros(2, 2), paths=torch.zeros(3, 2, 2), colour=colours)
+    dots, _, ends = axis.collections
+    for drawn in (dots, ends):
+        assert [to_hex(colour).upper() for colour in drawn.get_facecolor()] == colours
+    assert [line.get_color() for line in axis.lines] == colours
+    assert not axis.images
+
+
+# ------------------------------------------------------------------ on the axes of a figure
+
+
+def judged(*ious: float) -> tuple[Layout, Image.Image, list[float]]:
+    return LAYOUT, GREY, list(ious)
+
+
+def drawn(figure) -> numpy.ndarray:
+    """The figure's pixels, (height, width, 3)."""
+    return numpy.asarray(Image.open(io.BytesIO(plotting._png_of(figure))).convert("RGB"))
+
+
+def test_rows_of_judged_pictures_say_name_mean_and_ious_and_have_their_boxes():
+    rows = {"plain": [judged(0.2, 0.4), judged(0.6, 0.8)], "$ξ$": [judged(0, 0), judged(1, 1)]}
+    figure = plotting.draw_judged(rows, titles=["left", "right"])
+    upper, lower = figure.subfigs
+    assert [part._suptitle.get_text() for part in (upper, lower)] == [
+        "plain: mean IoU 0.50",
+        "$ξ$: mean IoU 0.50",
+    ]
+    assert [axis.get_title() for axis in upper.axes] == ["left", "right"]
+    assert [axis.get_title() for axis in lower.axes] == ["", ""]
+    assert [axis.get_xlabel() for axis in upper.axes] == ["IoU 0.20, 0.40", "IoU 0.60, 0.80"]
+    boxes = [(patch.get_xy(), patch.get_edgecolor()[:3]) for patch in upper.axes[0].patches[1::2]]
+    colours = [tuple(v / 255 for v in ImageColor.getrgb(c)) for c in plotting.BOX_COLOURS[:2]]
+    assert boxes == [((0.05, 0.55), colours[0]), ((0.60, 0.25), colours[1])]
+    drawn(figure)
+
+
+def test_without_a_mean_an_empty_name_takes_no_room():
+    figure = plotting.draw_judged({"": [judged(0.5)]}, mean=False)
+    assert figure.subfigs[0]._suptitle is None
+    with_name = plotting.draw_judged({"a": [judged(0.5)]}, mean=False)
+    assert with_name.get_figheight() > figure.get_figheight()
+    assert with_name.subfigs[0]._suptitle.get_text() == "a"
+    drawn(figure), drawn(with_name)
+
+
+@pytest.mark.parametrize("rows", [{}, {"a": []}, {"a": [judged(1.0)], "b": [judged(1.0)] * 2}])
+def test_rows_of_no_or_different_lengths_are_refused(rows):
+    with pytest.raises(ValueError, match="every row needs as many pictures"):
+        plotting.draw_judged(rows)
+
+
+def test_another_number_of_titles_than_of_columns_is_refused():
+    with pytest.raises(ValueError, match="2 pictures a row, but 1 titles"):
+        plotting.draw_judged({"a": [judged(1.0)] * 2}, titles=["x"])
+
+
+def test_the_outline_of_a_mask_lies_where_the_mask_is():
+    mask = torch.zeros(20, 20)
+    mask[2:6, 10:18] = 1  # above, on the right
+    figure, axis = pyplot.subplots()
+    plotting.frame(axis, GREY, "t", "b", Layout("c", layers=[Layer("a ring", mask=mask)]))
+    [rim, line] = axis.collections
+    x, y = line.get_paths()[0].vertices.T
+    assert [x.min(), x.max()] == pytest.approx([0.5, 0.9], abs=0.06)
+    assert [y.min(), y.max()] == pytest.approx([0.1, 0.3], abs=0.06)
+    assert axis.get_ylim() == (1, 0), "the picture's upper edge is above"
+    drawn(figure)
+
+
+def test_maps_are_dark_at_the_lower_and_bright_at_the_upper_limit():
+    figure = plotting.draw_maps([torch.full((4, 4), value) for value in (-3.0, 0.0, 9.0)], "abc")
+    shades = [axis.images[0].get_array()[0, 0] for axis in figure.axes]
+    cividis = pyplot.colormaps["cividis"]
+    for shade, value in zip(shades, (0.0, 0.0, 1.0), strict=True):
+        assert [float(v) / 255 for v in shade] == pytest.approx(cividis(value)[:3], abs=0.01)
+    drawn(figure)
+
+
+@pytest.mark.parametrize(("maps", "titles"), [([], []), ([torch.zeros(2, 2)], [])])
+def test_maps_without_a_title_each_are_refused(maps, titles):
+    with pytest.raises(ValueError, match="it should be one each"):
+        plotting.draw_maps(maps, titles)
+
+
+def test_lines_differ_in_more_than_colour_and_a_fifth_is_refused():
+    figure, axis = pyplot.subplots()
+    plotting.draw_lines(axis, [0, 1], {name: [0, n] for n, name in enumerate("abcd")}, title="T")
+    assert len({(line.get_linestyle(), line.get_marker()) for line in axis.lines}) == 4
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list("abcd")
+    assert axis.get_title() == "T"
+    with pytest.raises(ValueError, match="5 lines"):
+        plotting.draw_lines(axis, [0], {name: [0] for name in "abcde"})
+    pyplot.close(figure)
+
+
+def test_dots_stand_in_rows_from_the_top_with_a_line_at_their_mean():
+    figure, axis = pyplot.subplots()
+    plotting.draw_dots(axis, {"a": [0.0, 1.0], "b": [0.25, 0.25]}, xlabel="IoU")
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b"]
+    assert [float(line.get_xdata()[0]) for line in axis.lines] == [0.5, 0.25]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first name is above"
+
+
+# ------------------------------------------------------------------ figures with boxes and numbers
+
+
+def outlines(axis: Axes) -> list[tuple[tuple[float, ...], str, str]]:
+    """Corner and size, line style and colour of each outline, without their dark rims."""
+    found = [
+        (p.get_bbox().bounds, p.get_linestyle(), to_hex(p.get_edgecolor())) for p in axis.patches
+    ]
+    return [outline for outline in found if outline[2] != "#000000"]
+
+
+def test_boxes_stand_where_they_were_asked_for_and_found():
+    other = Layout("a boat", layers=[Layer("a boat", box=(0.5, 0.5, 1.0, 1.0))])
+    found = [[(0.1, 0.5, 0.5, 0.9), None], [None]]
+    figure = plotting.show_boxes(
+        [GREY, torch.ones(3, 8, 8)], [LAYOUT, other], ["$5", "b"], ["one\ntwo", ""], found=found
+    )
+    left, right = figure.axes
+    assert [axis.get_title() for axis in figure.axes] == ["$5", "b"]
+    assert left.get_xlabel() == "one\ntwo"
+    first, _, dotted = outlines(left)
+    assert first == (
+        pytest.approx((0.05, 0.55, 0.45, 0.40)),
+        "solid",
+        plotting.BOX_COLOURS[0].lower(),
+    )
+    assert dotted == (pytest.approx((0.1, 0.5, 0.4, 0.4)), ":", "#ffffff")
+    assert [bounds for bounds, *_ in outlines(right)] == [pytest.approx((0.5, 0.5, 0.5, 0.5))]
+    assert left.images[0].get_extent() == [0, 1, 1, 0]
+    figure.canvas.draw()
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "more", "message"),
+    [
+        ([], {}, "no pictures"),
+        ([GREY] * 2, {"layouts": [LAYOUT]}, "2 pictures, but 1 layouts"),
+        ([GREY] * 2, {"titles": ["a"]}, "2 pictures, but 1 titles"),
+        ([GREY], {"below": ["a", "b"]}, "1 pictures, but 2 texts below"),
+        ([GREY], {"found": [[], []]}, "1 pictures, but 2 lists of boxes"),
+    ],
+)
+def test_boxes_of_something_else_are_refused(pictures, more, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.show_boxes(pictures, **{"layouts": LAYOUT, **more})
+
+
+def test_a_table_has_its_numbers_and_each_picture_its_row():
+    values = torch.tensor([[0.0, 1.0], [0.25, 0.5]])
+    figure = plotting.show_scored([GREY] * 2, LAYOUT, values, ["a", "b"], ["c", "d"])
+    *pictures, table = figure.axes
+    assert [len(outlines(axis)) for axis in pictures] == [2, 2]
+    assert [text.get_text() for text in table.texts] == ["0.00", "1.00", "0.25", "0.50"]
+    assert [text.get_color() for text in table.texts] == ["white", "black", "white", "black"]
+    assert table.images[0].get_clim() == (0, 1)
+    assert [label.get_text() for label in table.get_yticklabels()] == ["a", "b"]
+    figure.canvas.draw()
+    pyplot.close(figure)
+    with pytest.raises(ValueError, match="1 pictures, but 2 names of rows"):
+        plotting.show_scored([GREY], LAYOUT, values, ["a", "b"], ["c", "d"])
+
+
+def test_a_table_is_coloured_from_its_least_to_its_largest_number():
+    _, axis = pyplot.subplots()
+    texts = [["a", "b", "c"]]
+    plotting.draw_table(axis, [[-20.0, 31.0, 80.0]], ["row"], ["1", "2", "3"], "title", texts=texts)
+    assert axis.images[0].get_clim() == (-20, 80)
+    assert [text.get_text() for text in axis.texts] == ["a", "b", "c"]
+    assert [text.get_color() for text in axis.texts] == ["white", "black", "black"]
+    assert axis.get_title() == "title"
+    pyplot.close(axis.figure)
+
+
+def test_pairs_are_joined_and_their_means_dashed():
+    texts = {"title": "t", "xlabel": "x", "ylabel": "y"}
+    figure = plotting.show_paired({"a": [0.1, 0.5], "b": [0.2, 0.2]}, **texts)
+    lines = [line.get_ydata() for line in figure.axes[0].lines]
+    drawn = [[float(y) for y in line] for line in lines]
+    assert [0.3, 0.3] in [pytest.approx(line) for line in drawn]
+    assert drawn[-2:] == [[0.1, 0.2], [0.5, 0.2]]
+    pyplot.close(figure)
+    for wrong in ({"a": [1.0]}, {"a": [1.0], "b": [1.0, 0.0]}):
+        with pytest.raises(ValueError, match="two equal counts are paired"):
+            plotting.show_paired(wrong, **texts)
+
+
+def test_histograms_share_their_axis():
+    samples = {"wide": torch.linspace(0, 1, 601), "narrow": [0.5] * 9}
+    figure = plotting.show_histograms(samples, title="t", xlabel="x", interval=(0.4, 0.6))
+    wide, narrow = (patch for patch in figure.axes[0].patches if isinstance(patch, StepPatch))
+    assert len(figure.axes[0].patches) == 3, "the interval is shaded"
+    assert numpy.nanmin(wide.get_data().values) > 0.8
+    counts, edges, _ = narrow.get_data()
+    assert sum(counts) == 1
+    assert edges[int(counts.argmax())] <= 0.5 <= edges[int(counts.argmax()) + 1]
     pyplot.close(figure)

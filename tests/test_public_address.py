@@ -7,7 +7,18 @@ import nbformat
 import public_address
 import pytest
 from execute_notebooks import text_of
-from public_address import END, NOTEBOOKS, ROOT, START, address_in, badge, linked, rewrite, set_up
+from public_address import (
+    END,
+    NOTEBOOKS,
+    ROOT,
+    START,
+    address_in,
+    badge,
+    linked,
+    question,
+    rewrite,
+    set_up,
+)
 from test_notebooks import PATHS
 
 OTHER = "https://github.com/ann-lee/Layers.2"
@@ -120,6 +131,7 @@ def test_the_list_has_the_notebooks_that_are_there_and_names_the_others(copy):
     listed = (copy / "README.md").read_text(encoding="utf-8").split(START)[1].split(END)[0]
     rows = [line for line in listed.splitlines() if ".ipynb" in line]
     assert rows == [
+        '| <img src="figures/chapters/01_ddpm.png" width="140" alt=""> '
         "| [`01_ddpm`](notebooks/01_ddpm.ipynb) | How can destroying an image teach a network to "
         "make one? | [![Open In Colab][badge]](https://colab.research.google.com/github/"
         "ann-lee/Layers.2/blob/main/notebooks/01_ddpm.ipynb) |"
@@ -174,6 +186,9 @@ def test_a_readme_without_the_list_and_a_notebook_without_a_title_are_named(copy
         rewrite(copy)
     readme.write_text(text, encoding="utf-8")
     path = copy / "notebooks" / "01_ddpm.ipynb"
-    path.write_text(path.read_text(encoding="utf-8").replace("# 01 · ", "# "), encoding="utf-8")
+    title = path.read_text(encoding="utf-8")
+    path.write_text(title.replace("# 01 · ", "# 01b · "), encoding="utf-8")
+    assert question(path).startswith("How can destroying"), "01b is a side road's number"
+    path.write_text(title.replace("# 01 · ", "# "), encoding="utf-8")
     with pytest.raises(ValueError, match=r"01_ddpm\.ipynb has no title"):
         rewrite(copy)

@@ -65,14 +65,16 @@ def repository(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").write_text(f'[project]\nurls.Repository = "{ADDRESS}"\n')
     pages = tmp_path / "site" / "pages"
     shutil.copytree(ROOT / "site" / "pages", pages, ignore=shutil.ignore_patterns("*.md", "api"))
-    toctree = "```{toctree}\n:glob:\n\nnotebooks/*\n```"
+    toctree = "```{toctree}\n:glob:\n\nnotebooks/*\nTERMS\n```"
+    terms = "# Terms\n\n## Words\n\n### Latent\n\nSee [the first](notebooks/00_quickstart.ipynb).\n"
+    (tmp_path / "TERMS.md").write_text(terms)
     include = "```{include} cards.txt\n```\n\n```{include} slides.txt\n```"
     (pages / "index.md").write_text(
         f"# The course\n\n{{{{ first_chapter }}}}\n\n{include}\n\n{toctree}\n", encoding="utf-8"
     )
     write(notebook("00_quickstart"), tmp_path / "notebooks" / "00_quickstart.ipynb")
-    next_to_it = "[before](00_quickstart.ipynb#where)"
-    write(notebook("01_ddpm", next_to_it), tmp_path / "notebooks" / "01_ddpm.ipynb")
+    links = "[before](00_quickstart.ipynb#where), [latent](../TERMS.md#latent)"
+    write(notebook("01_ddpm", links), tmp_path / "notebooks" / "01_ddpm.ipynb")
     return tmp_path
 
 
@@ -88,6 +90,7 @@ def test_a_small_site_is_built_whole_or_not_at_all(repository):
     page = (output / "notebooks" / "01_ddpm.html").read_text(encoding="utf-8")
     assert 'alt="A map M_0 of [two] *red* cars, &lt;bright&gt; where the model looks"' in page
     assert "00_quickstart.html#where" in page
+    assert "../TERMS.html#latent" in page
     assert "50%" not in page
     deck = (output / "slides" / "01_ddpm.html").read_text(encoding="utf-8")
     assert "Exercise 1 · Draw" in deck

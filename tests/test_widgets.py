@@ -6,7 +6,8 @@ import io
 import json
 import re
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy
@@ -18,12 +19,16 @@ from picture_files import as_a_phone_saves
 from PIL import Image
 
 import lrd_helpers
+from lrd_helpers import widgets
+from lrd_helpers.benchmark import ground_truth_scene
 from lrd_helpers.layout import Layer, Layout, LayoutError
-from lrd_helpers.measure import Detection
+from lrd_helpers.measure import Detection, StorybookDetector
 from lrd_helpers.pipeline import LayeredRenderingPipeline
+from lrd_helpers.plotting import BOX_COLOURS
+from lrd_helpers.storybook import render_scenes
 from lrd_helpers.widgets import BoxEditor, LayoutStudio, Render, Settings, render
-from lrd_helpers.widgets.box_editor import layout_svg
-from lrd_helpers.widgets.layout_studio import HISTORY
+from lrd_helpers.widgets.box_editor import layer_colours, layout_svg
+from lrd_helpers.widgets.layout_studio import HISTORY, layout_in, starters
 
 TWO = Layout(
     caption="a yellow house and a purple cat on snow",
@@ -273,8 +278,11 @@ def test_the_static_picture_is_an_svg_whatever_is_in_it(told, shown):
     svg = layout_svg(layers, (64, 128), picture=told, label=told)
     parsed = ElementTree.fromstring(svg.encode())
     tags = [element.tag.partition("}")[2] for element in parsed.iter()]
-    assert tags == ["svg", "image", "mask", "image", "rect", "text", "rect", "rect", "text"]
-    assert [e.text for e in parsed.iter() if e.text] == [f"1 {shown} 50 %", f"2 {shown}"]
+    masked, boxed = ["mask", "image", "rect"], ["rect", "rect"]
+    assert tags == ["svg", "image", *masked, "rect", "text", *boxed, "rect", "text"]
+    texts = [f"1 {shown} 50 %", f"2 {shown}"]
+    cut = [text if len(text) <= 28 else f"{text[:27]}…" for text in texts]  # 200 wide
+    assert [e.text for e in parsed.iter() if e.text] == cut
     attribute = shown.replace("\t", " ")  # as XML reads it
     assert [e.get("href") for e in parsed.iter() if e.get("href")] == [attribute] * 2
     assert parsed.get("aria-label") == attribute
@@ -292,9 +300,24 @@ def test_two_static_pictures_of_one_mask_share_a_name_only_if_they_are_alike():
 def test_a_name_that_would_be_cut_off_ends_at_the_right_edge():
     layers = [Layer("a car", (0, 0, 0.5, 0.5)), Layer("a yellow house", (0.8, 0.5, 1, 1))]
     svg = BoxEditor(Layout("c", layers=layers)).static_svg()
-    left, right = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)"', svg)
-    assert left == ("5.0", "start")
-    assert right == ("395.0", "end")
+    left, right = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="18"', svg)
+    assert left[0] == "0.0"
+    assert sum(map(float, right)) == pytest.approx(400)
+    assert "2 a yellow house" in svg
+
+
+@pytest.mark.parametrize(
+    ("layer", "colour"),
+    [
+        ({"prompt": "a yellow star"}, "#ffff00"),
+        ({"prompt": "a light-blue star"}, "#add8e6"),
+        ({"prompt": "a yellow star", "colour": "Teal"}, "#008080"),
+        ({"prompt": "a cat"}, BOX_COLOURS[1].lower()),
+        ({"prompt": ""}, BOX_COLOURS[1].lower()),
+    ],
+)
+def test_a_layer_is_drawn_in_its_own_colour(layer, colour):
+    assert layer_colours([{"prompt": "a dog"}, layer]) == [BOX_COLOURS[0].lower(), colour]
 
 
 def test_the_widgets_are_public_names():
@@ -310,6 +333,11 @@ CARS = Layout(
     layers=[Layer("a red car", box=(0, 0.5, 0.5, 1)), Layer("a yellow star", box=(0.5, 0, 1, 0.5))],
 )
 QUICK = Settings(steps=3)
+
+
+def say(studio, kind, **more):
+    """What the studio's page says to Python."""
+    studio._on_message(studio._panel, {"kind": kind, "number": "1"} | more, [])
 
 
 def finds_what_was_asked(image, prompts):
@@ -394,15 +422,20 @@ def test_remarks_of_the_pipeline_are_kept(pipe, recwarn):
 
 
 def test_the_button_renders_shows_and_works_again(studio):
+    jobs = []
+    studio._panel.observe(lambda change: jobs.append(change["new"].get("share")), "job")
     studio.start()
-    assert studio._render_button.disabled
     studio.wait()
-    assert not studio._render_button.disabled
+    assert jobs == [0, *(pytest.approx(step / 12) for step in range(1, 13)), None]
     assert [made.layout for made in studio.renders] == [CARS]
-    assert "<svg" in studio._picture.value
-    assert studio.renders[0].layout.caption in studio._picture.value
-    assert "0.00" in studio._numbers.value
-    assert len(studio._strip.children) == 1
+    shown = studio._panel.shown
+    assert shown["svg"].startswith("<svg")
+    assert shown["text"] == CARS.caption
+    assert [row["iou"] for row in shown["ious"]] == [1, 0]
+    assert shown["told"].startswith("seed 0 · 3 steps · collage · ")
+    assert studio._panel.job == {"text": "Done."}
+    assert [each["label"] for each in studio._panel.strip] == ["seed 0 · 0.50"]
+    assert studio.editor._picture.startswith("data:image/"), "it lies under the boxes, too"
     assert repr(studio).endswith("1 renders)")
 
 
@@ -413,16 +446,19 @@ def test_large_pictures_are_reduced_and_texts_are_escaped_once(studio, photo):
     studio.renders = [made] * HISTORY
     studio._show(made)
     assert len(json.dumps(dependency_state(studio))) < 1e6
-    for text in (layout.caption, "Where the model looks for “a&b” (bright = much)"):
-        figure = ElementTree.fromstring(studio._picture.value)
-        assert figure.find("p").text == text
-        assert figure[0].get("aria-label") == f"{text} (seed 0)"
-        studio._words.children[0].click()
+    for text, word in (
+        (layout.caption, ""),
+        ("Where the model looks for “a&b” (bright = much)", "a&b"),
+    ):
+        say(studio, "look", view="picture", word=word)
+        assert studio._panel.shown["text"] == text
+        figure = ElementTree.fromstring(studio._panel.shown["svg"])
+        assert figure.get("aria-label") == f"{text} (seed 0)"
 
 
 def test_the_button_draws_what_the_page_has(studio, heard):
     messages = heard(studio.editor)
-    studio._render_button.click()
+    say(studio, "render")
     answer = {"kind": "edit", "number": "7", "document": draft(STAR), "snap": False}
     answer["question"] = messages[0]["question"]
     studio.editor._on_message(studio.editor, answer, [])
@@ -431,44 +467,49 @@ def test_the_button_draws_what_the_page_has(studio, heard):
 
 
 def test_the_views_and_the_word_that_is_clicked(studio):
+    say(studio, "look", view="found", word="")  # nothing is there to look at
     studio.start()
     studio.wait()
-    plain = studio._picture.value
-    studio._view.value = "asked"
-    assert studio._picture.value.count("<rect") > plain.count("<rect")
-    studio._view.value = "found"
-    assert "stroke-dasharray" in studio._picture.value
-    car = next(button for button in studio._words.children if button.description == "car")
-    car.click()
-    assert "looks for “car”" in studio._picture.value
-    studio._view.value = "picture"
-    assert studio._picture.value == plain
+    plain = studio._panel.shown["svg"]
+    say(studio, "look", view="asked", word="")
+    assert studio._panel.shown["svg"].count("<rect") > plain.count("<rect")
+    say(studio, "look", view="found", word="car")
+    assert "looks for “car”" in studio._panel.shown["text"]
+    say(studio, "look", view="found", word="")
+    assert "stroke-dasharray" in studio._panel.shown["svg"]
+    say(studio, "look", view="found", word="car")
+    studio.start()
+    studio.wait()
+    assert studio._panel.shown["word"] == "", "a new picture is not covered by an old word's map"
+    assert studio._panel.shown["view"] == "found"
+    say(studio, "look", view="picture", word="")
+    assert studio._panel.shown["svg"] == plain
 
 
 def test_what_is_not_finished_is_said_and_nothing_is_rendered(studio, heard):
     messages = heard(studio.editor)
     studio.editor.document = draft(CAR, STAR | {"prompt": ""})
     studio.start()
-    assert "layer 2 has no prompt" in studio._message.value
+    assert "layer 2 has no prompt" in studio._panel.job["text"]
     assert messages[0]["mark"] == ["1"]
-    assert not studio._render_button.disabled
+    assert studio._panel.job["bad"]
     assert studio.renders == []
 
 
 def test_an_error_is_shown_and_the_button_works_again(studio):
-    studio._sliders["method"].value = "paper"  # its K is larger than this tiny model's latents
+    studio.settings = Settings(
+        method="paper", steps=3
+    )  # its K is larger than this tiny model's latents
     studio.start()
     studio.wait()
-    assert "bad" in studio._message.value
-    assert "top_k is 20" in studio._message.value
-    assert not studio._render_button.disabled
-    studio._sliders["method"].value = "boxdiff"
+    assert studio._panel.job["bad"]
+    assert "share" not in studio._panel.job, "the button works again"
+    assert "top_k is 20" in studio._panel.job["text"]
+    studio.settings = Settings(method="boxdiff", steps=3)
     studio.editor.layout = replace(CARS, layers=[replace(CARS.layers[0], opacity=0.5)])
     studio.start()
     studio.wait()
-    assert (
-        "has an opacity of 0.5, but method &#x27;boxdiff&#x27; knows none" in studio._message.value
-    )
+    assert "has an opacity of 0.5, but method 'boxdiff' knows none" in studio._panel.job["text"]
 
 
 def test_a_render_draws_the_layout_as_it_was_when_it_began(studio):
@@ -485,11 +526,11 @@ def test_cancel_and_what_is_outdated_leave_no_picture(studio):
         studio.cancel()
     studio.wait()
     assert studio.renders == []
-    assert "Cancelled" in studio._message.value
+    assert "Cancelled" in studio._panel.job["text"]
     with studio._pipe_is_free:
         studio.start()
         first = studio._thread
-        studio._sliders["seed"].value = 7
+        studio.settings = replace(QUICK, seed=7)
         studio.start()
     first.join()
     studio.wait()
@@ -512,7 +553,7 @@ def test_a_render_also_stops_while_it_sketches(studio, monkeypatch, by):
     first.join()
     if by == "cancel":
         assert len(asked) == 1
-        assert "Cancelled" in studio._message.value
+        assert "Cancelled" in studio._panel.job["text"]
     studio.wait()
     assert len(studio.renders) == (by == "start")
     dropped_and_next = len(asked)
@@ -536,21 +577,97 @@ def test_live_mode_waits_for_a_pause_and_for_prompts(pipe, monkeypatch):
 
 def test_the_history_keeps_the_last_renders_to_go_back_to(studio):
     for seed in range(HISTORY + 1):
-        studio._sliders["seed"].value = seed
+        studio.settings = replace(QUICK, seed=seed)
         studio.start()
         studio.wait()
     assert [made.settings.seed for made in studio.renders] == list(range(1, HISTORY + 1))
-    newest = studio._picture.value
-    studio._strip.children[0].children[1].click()
-    assert studio._picture.value != newest
+    newest = studio._panel.shown
+    say(studio, "show", name=studio._panel.strip[0]["name"])
+    assert studio._panel.shown["svg"] != newest["svg"]
+    assert studio._panel.shown["told"].startswith("seed 1 · ")
+    assert studio.settings.seed == 1, "the sliders are those of the picture"
+    assert studio._panel.job == {"text": ""}
 
 
 def test_a_method_brings_its_own_layered_part(studio):
-    studio._sliders["method"].value = "authors"
+    studio.settings = Settings(method="authors")
     assert studio.settings.layered_fraction == pytest.approx(15 / 51)
 
 
-def test_the_strength_of_no_guidance_cannot_be_set(studio):
-    assert studio._sliders["strength"].disabled, "the default has no ξ"
-    studio._sliders["method"].value = "paper"
-    assert not studio._sliders["strength"].disabled
+def test_settings_come_with_what_is_clicked_and_live_mode_hears_them(studio, monkeypatch):
+    started = []
+    monkeypatch.setattr("lrd_helpers.widgets.layout_studio.PAUSE", 0.01)
+    monkeypatch.setattr(studio, "start", lambda: started.append(studio.settings.seed))
+    later = asdict(replace(studio.settings, seed=5))
+    say(studio, "set", settings=later, live=False)
+    assert studio._timer is None
+    say(studio, "set", settings=later, live=True)
+    studio.wait()
+    assert started == [5]
+
+
+def test_a_word_that_is_not_known_hides_only_its_own_iou_and_is_told_once(studio, pipe):
+    def knows_no_unicorn(image, prompts):
+        if any("unicorn" in prompt for prompt in prompts):
+            raise ValueError("no unicorn")
+        return finds_what_was_asked(image, prompts)
+
+    layers = [CARS.layers[0], Layer("a unicorn", box=(0.5, 0, 1, 0.5))]
+    layout = Layout("a red car and a unicorn at night", background="at night", layers=layers)
+    made = render(layout, pipe, QUICK, detector=knows_no_unicorn)
+    assert made.ious == [1, None]
+    assert made.found == [(0, 0.5, 0.5, 1), None]
+    told = [remark for remark in made.remarks if "unicorn" in remark]
+    assert told == ["layer 2 'a unicorn': the model does not know the word 'unicorn'"]
+    studio.renders = [made]
+    studio._show(made)
+    assert [row["iou"] for row in studio._panel.shown["ious"]] == [1, None]
+    assert studio._panel.strip[0]["label"] == "seed 0 · 1.00"
+
+
+def test_a_layout_begins_with_what_is_found_in_a_picture(studio, heard):
+    heard(studio.editor)
+    image = Image.new("RGB", (64, 64), "red")
+    studio.start_from(image, ["a star", "a red car"])
+    assert studio.editor.layout.layers == (Layer("a red car", box=(0, 0.5, 0.5, 1)),)
+    assert studio.editor._picture
+    with pytest.raises(LayoutError, match="nothing was found"):
+        studio.start_from(image, ["a star"])
+    with pytest.raises(ValueError, match="needs to know what to find"):
+        studio.start_from(image)
+    studio.start()
+    studio.wait()
+    say(studio, "boxes")
+    assert [layer.prompt for layer in studio.editor.layout.layers] == ["a red car"]
+    studio.detector = None
+    say(studio, "boxes")
+    assert studio._panel.job["bad"]
+
+
+def test_the_shipped_detector_needs_no_prompts():
+    layout = Layout("a red car on snow", layers=[Layer("a red car", (0.2, 0.3, 0.8, 0.8))])
+    scene = ground_truth_scene(replace(layout, background="on snow"))
+    picture = render_scenes([scene]).images[0]
+    seen = layout_in(picture, StorybookDetector())
+    assert (seen.caption, seen.background) == ("a red car on snow", "on snow")
+    assert seen.layers[0].box == pytest.approx(layout.layers[0].box, abs=0.05)
+
+
+def test_starters_are_of_every_kind_that_has_boxes():
+    assert len(starters()) == 13
+    assert all(layer.mask is None for layout in starters() for layer in layout.layers)
+
+
+# ------------------------------------------------------------------ what they look like
+
+RULE = re.compile(r"[^{}]+\{[^{}]*\}")
+
+
+@pytest.mark.parametrize(
+    "sheet", sorted(Path(widgets.__file__).parent.glob("*.css")), ids=lambda sheet: sheet.name
+)
+def test_every_rule_of_a_style_sheet_stands_alone(sheet):
+    """A rule inside another, or an open brace, takes what follows out of the page, silently."""
+    text = re.sub(r"/\*.*?\*/", "", sheet.read_text(encoding="utf-8"), flags=re.DOTALL)
+    inner = re.sub(r"@(media|container)[^{}]*\{((?:[^{}]+\{[^{}]*\})*)\s*\}", r"\2", text)
+    assert RULE.sub("", inner).strip() == ""

@@ -29,7 +29,11 @@ from editor_page import Page, near, touch
 from widget_page import SCREENSHOTS
 
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.widgets.box_editor import BoxEditor
+from lrd_helpers.methods import METHODS
+from lrd_helpers.pictures import reduced_data_uri
+from lrd_helpers.widgets import Settings, layout_studio
+from lrd_helpers.widgets.box_editor import BoxEditor, layer_colours
+from lrd_helpers.widgets.layout_studio import StudioPanel
 
 pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
@@ -641,6 +645,165 @@ def test_closing_the_page_leaves_no_listener(opened):
     page.page.evaluate("model.set('document', {...state.document, caption: 'later'})")
 
 
+# ------------------------------------------------------------------ what is drawn, and on what
+
+
+def test_a_layer_has_python_s_colour_and_its_whole_name(opened):
+    layers = [
+        Layer("a yellow star", box=(0.8, 0.1, 0.95, 0.3)),
+        Layer("a red car", box=(0.1, 0.5, 0.2, 0.9), colour="teal"),
+        Layer("a dark-blue field mouse", box=(0.4, 0.5, 0.5, 0.9), opacity=0.5),
+        Layer("a field", box=(0.6, 0.5, 0.7, 0.9)),  # a word that is a colour of the system
+    ]
+    editor = BoxEditor(Layout(caption="c", layers=layers))
+    page = opened(Layout(caption="c", layers=layers))
+    drawn = page.page.evaluate(
+        """[...document.querySelectorAll(".layer .tag")].map((tag) => ["fill", "x", "width"]
+           .map((name) => tag.querySelector("rect").getAttribute(name)))"""
+    )
+    assert [fill.lower() for fill, _, _ in drawn] == layer_colours(editor.document["layers"])
+    assert drawn[0][0] == "#ffff00"
+    assert float(drawn[0][1]) + float(drawn[0][2]) == pytest.approx(400)
+    assert page.page.locator(".tag text").all_text_contents() == [
+        "1 a yellow star", "2 a red car", "3 a dark-blue field mouse 50 %", "4 a field",
+    ]  # fmt: skip
+    chip = page.page.locator(".chip").last
+    assert chip.evaluate("e => getComputedStyle(e).color") == "rgb(0, 0, 0)", "not white on yellow"
+
+
+def test_a_layer_by_a_button_and_a_layout_to_begin_with(opened):
+    page = opened(starters=[TWO, Layout("a sea", layers=[Layer("a sea", mask=[[1, 0]])])])
+    page.screenshot("editor-starters")
+    starters = page.page.locator(".starters button")
+    assert starters.count() == 2
+    starters.first.click()
+    assert prompts(page) == ["a yellow house", "a purple cat"]
+    assert starters.first.is_hidden()
+    page.button("Add a layer").click()
+    page.page.keyboard.type("a red car")
+    page.press("Enter")
+    assert prompts(page) == ["a yellow house", "a purple cat", "a red car"]
+    assert page.boxes[2] == near(0.3, 0.3, 0.7, 0.7)
+    page.press("Control+z", "Control+z", "Control+z")
+    assert prompts(page) == []
+    page.button("Begin with one of").click()
+    assert starters.first.is_visible()
+
+
+def test_the_picture_under_the_boxes_can_be_made_fainter(opened):
+    page = opened(TWO)
+    slider = page.page.get_by_role("slider", name="Picture under the boxes")
+    assert slider.is_hidden()
+    picture = BoxEditor(image=numpy.full((8, 8, 3), 200, numpy.uint8))._picture
+    page.page.evaluate(f"model.set('_picture', '{picture}')")
+    slider.focus()
+    page.press("Home")
+    assert page.page.locator("svg.canvas image").first.get_attribute("opacity") == "0"
+    assert page.page.evaluate("state._picture_opacity") == 0
+    assert page.syncs == 0, "only what one sees"
+
+
+# ------------------------------------------------------------------ the studio around the editor
+
+SEEN = {
+    "name": "2",
+    "view": "found",
+    "word": "",
+    "words": ["a", "yellow", "house", "and", "a", "purple", "cat", "on", "snow", "<b>"],
+    "svg": BoxEditor(TWO).static_svg(),
+    "text": "Dashed: what the detector found.",
+    "told": "seed 0 · 25 steps · collage · 4.1 s",
+    "remarks": ["layer 2 'a purple cat': " + "a_long_word_" * 12],
+    "ious": [
+        {"prompt": "a yellow house", "colour": "#ffff00", "iou": 0.63},
+        {"prompt": "a purple cat", "colour": "#800080", "iou": None},
+    ],
+    "boxes": True,
+}
+
+
+@pytest.fixture
+def panel(shown: Callable[..., Page]) -> Page:
+    """The studio's page without its editor, with a picture."""
+    settings = dataclasses.asdict(Settings(layered_fraction=0.5))
+    uri = reduced_data_uri(numpy.zeros((8, 8, 3), numpy.uint8))
+    strip = [{"name": name, "uri": uri, "label": "seed 0 · .6", "about": "again"} for name in "12"]
+    methods = layout_studio._looked_at()
+    widget = StudioPanel(methods=methods, settings=settings, shown=SEEN, strip=strip)
+    return shown(widget)
+
+
+def test_what_is_set_goes_to_python_with_each_click(panel):
+    page = panel.page
+    number = page.get_by_label("steps, as a number")
+    number.fill("250")
+    number.press("Tab")
+    assert page.get_by_role("slider", name="steps").input_value() == "100"
+    strength = page.get_by_role("slider", name="strength of ξ")
+    assert strength.is_disabled(), "the collage has no ξ"
+    page.get_by_label("method").select_option("authors")
+    assert strength.is_enabled()
+    assert page.get_by_label("layered part t0, as a number").input_value() == "0.29"
+    panel.button("^Render$").click()
+    message = page.evaluate("messages.at(-1)")
+    assert message["kind"] == "render"
+    assert message["settings"] | {"steps": 100, "method": "authors"} == message["settings"]
+    assert message["settings"]["layered_fraction"] == METHODS["authors"].layered_fraction
+    panel.button("^Live$").click()
+    assert page.evaluate("messages.at(-1)")["live"] is True
+    for name, kind in (("asked", "look"), ("Take boxes", "boxes"), ("seed 0", "show")):
+        panel.button(name).click()
+        assert page.evaluate("messages.at(-1).kind") == kind
+    untold = "[...document.querySelectorAll(':is(button, input, select)')].filter((e) => !e.title)"
+    assert page.evaluate(f"{untold}.length") == 0
+
+
+def test_a_word_is_pressed_once_more_for_the_picture(panel):
+    look = "(({ view, word }) => [view, word])(messages.at(-1))"
+    panel.button("^house$").click()
+    assert panel.page.evaluate(look) == ["found", "house"]
+    panel.page.evaluate("model.set('shown', { ...state.shown, word: 'house' })")
+    pressed = panel.page.locator(".result [aria-pressed=true]")
+    assert pressed.all_text_contents() == ["house"], "a map is no view"
+    panel.button("^house$").click()
+    assert panel.page.evaluate(look) == ["found", ""]
+
+
+def test_while_a_cell_runs_the_studio_says_that_it_waits(panel):
+    panel.page.clock.install()
+    panel.page.evaluate("answers = false")
+    panel.button("^Render$").click()
+    panel.page.clock.run_for(1000)
+    message = panel.page.locator(".message")
+    assert message.inner_text().startswith("Python is busy with another cell")
+    panel.page.evaluate("fromPython({ kind: 'received', number: messages.at(-1).number })")
+    assert message.inner_text() == ""
+    panel.page.evaluate("model.set('job', { text: 'Rendering …', share: 0.5 })")
+    assert panel.page.evaluate("document.querySelector('progress').value") == 0.5
+    assert panel.button("^Render$").is_disabled()
+    assert panel.button("^Cancel$").is_enabled()
+
+
+@pytest.mark.parametrize("width", [320, 400, 1000])
+def test_nothing_of_the_studio_is_cut_off(panel, width):
+    page = panel.page
+    page.set_viewport_size({"width": width, "height": 1500})
+    page.evaluate("document.body.style.background = '#111318'")
+    page.evaluate("model.set('job', { text: 'layer 1 has no prompt', bad: true })")
+    page.wait_for_selector(".lrd-panel[data-theme=dark]")
+    cut = page.evaluate(
+        """[...document.querySelectorAll("#cell :is(section *, .strip *)")].filter((e) => {
+           const { left, right } = e.getBoundingClientRect();
+           return left < 0 || right > innerWidth || e.scrollWidth > Math.max(1, e.clientWidth) + 1
+             && getComputedStyle(e).display !== "inline" && !e.closest("svg");
+        }).map((e) => e.outerHTML.slice(0, 80))"""
+    )
+    assert cut == []
+    ground = page.locator(".message").evaluate("e => getComputedStyle(e).backgroundColor")
+    assert ground == "rgb(69, 34, 31)", "dark, as the page"
+    panel.screenshot(f"studio-panel-{width}")
+
+
 # ------------------------------------------------------------------ in real notebooks
 
 CELLS = (
@@ -857,7 +1020,8 @@ def in_both_themes(page: NotebookPage, name: str) -> None:
             "theme => jupyterapp.commands.execute('apputils:change-theme', {theme})",
             f"JupyterLab {theme}",
         )
-        page.page.wait_for_selector(f".lrd-editor[data-theme={theme.lower()}]")
+        for part in (".lrd-editor", ".lrd-panel"):
+            page.page.wait_for_selector(f"{part}[data-theme={theme.lower()}]", state="attached")
         path = SCREENSHOTS / f"{name}-{theme.lower()}.png"
         page.page.locator(".lrd-studio").screenshot(path=path)
 
@@ -865,16 +1029,28 @@ def in_both_themes(page: NotebookPage, name: str) -> None:
 def test_the_studio_renders_with_the_shipped_model(chromium, jupyter):
     steps = os.environ.get("STUDIO_STEPS", "4")  # for a better screenshot: 25
     cell = STUDIO.replace("LAYOUT", repr(SEA.to_json())).replace("STEPS", steps)
-    page = NotebookPage(chromium, jupyter, "lab/tree", (cell,))
-    page.page.set_viewport_size({"width": 1300, "height": 1500})
+    page = NotebookPage(chromium, jupyter, "lab/tree", (cell, "import time\ntime.sleep(4)"))
+    page.page.set_viewport_size({"width": 1366, "height": 768})  # a laptop
     page.run_cell(0)
     page.page.wait_for_selector(".lrd-editor[data-theme=light]")
+    places = "['.canvas', '.figure'].map((e) => document.querySelector(e).getBoundingClientRect())"
+    empty = page.page.evaluate(places)
+    page.run_cell(1)  # as after "Run all": Python does not hear the click yet
     start = time.monotonic()
     page.button("Render").click()
-    page.page.wait_for_selector(".lrd-figure svg image")
+    page.page.wait_for_selector("text=Python is busy with another cell")
+    page.page.wait_for_selector(".lrd-panel .figure svg image")
     print(f"Render → picture: {time.monotonic() - start:.1f} s for {steps} steps")
+    page.page.locator(".lrd-panel .views").scroll_into_view_if_needed()
+    places = page.page.evaluate(places)
+    assert [place["x"] for place in places] == [place["x"] for place in empty], "nothing jumps"
+    top = min(place["top"] for place in places)
+    render = page.button("Render").bounding_box()
+    assert max(*(place["bottom"] for place in places), render["y"] + render["height"]) - top < 600
+    assert places[0]["right"] < places[1]["left"], "side by side"
+    page.page.set_viewport_size({"width": 1366, "height": 1300})
     page.button("found").click()
-    page.page.wait_for_selector(".lrd-figure svg text")
+    page.page.wait_for_selector(".lrd-panel .figure svg text")
     in_both_themes(page, "studio")
     page.button("^boat$").click()
     page.page.wait_for_selector("text=Where the model looks for “boat”")

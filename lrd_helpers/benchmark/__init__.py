@@ -15,7 +15,7 @@ was killed goes on where it stopped, and methods and seeds can be added later.
 | `cost`, `judges` | what a picture takes, and how good it is |
 | `folder` | settings, rows and pictures on the disk |
 | `runs` | draw and measure what is missing |
-| `estimates`, `tables`, `figures`, `reports` | what came out: `table.md`, two figures |
+| `estimates`, `tables`, `figures`, `reports` | what came out: `table.md`, figures |
 
 `torchrun --standalone --nproc_per_node 2 -m lrd_helpers benchmark` shares the work; on several GPUs
 `accelerate launch` does so, too.
@@ -41,7 +41,7 @@ from lrd_helpers.benchmark.estimates import (
     differences,
     estimate,
 )
-from lrd_helpers.benchmark.figures import methods_figure, strata_figure
+from lrd_helpers.benchmark.figures import cost_figure, methods_figure, objects_figure, strata_figure
 from lrd_helpers.benchmark.folder import Row, picture_file, read_results
 from lrd_helpers.benchmark.functions import ContenderError, Function
 from lrd_helpers.benchmark.judges import LookingOnce, scored
@@ -82,6 +82,7 @@ __all__ = [
     "ablations",
     "by_layout",
     "checked_metrics",
+    "cost_figure",
     "cost_table",
     "differences",
     "differences_table",
@@ -94,6 +95,7 @@ __all__ = [
     "methods_figure",
     "methods_named",
     "noise_of",
+    "objects_figure",
     "objects_table",
     "overlaps_table",
     "picture_file",

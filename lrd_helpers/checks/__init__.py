@@ -44,6 +44,8 @@ def check_function(
     hint: str,
     mistakes: Sequence[Mistake] = (),
     tolerance: float = 1e-4,
+    axes: Sequence[str] = (),
+    where: Callable[[Callable[..., Any], tuple[Any, ...]], str] | None = None,
 ) -> None:
     """Compares `function` with `solution` on every case and prints the verdict; never raises.
 
@@ -58,6 +60,8 @@ def check_function(
         mistakes: the likeliest, five at most. They are tried in their order; the first that agrees
             with `function` in all cases is named.
         tolerance: largest absolute difference that still counts as equal.
+        axes: what the axes of the result count ("row", "column"), to say where a mistake is.
+        where: says of `function` and a case's arguments where it goes wrong; "" if it cannot.
     """
     name = getattr(function, "__name__", "your function")
     outputs = []
@@ -105,11 +109,19 @@ def check_function(
         right = _numbers(solution(*_copies(case)))
         differences = (output - right).abs().nan_to_num(nan=float("inf"))
         if differences.max() > tolerance:
-            i = int(differences.argmax())
-            saw, wanted = float(output.flatten()[i]), float(right.flatten()[i])
-            where = f" as number {i} of the flattened result" if right.ndim else ""
-            explain(name, f"{saw:.4g}{where}", f"{wanted:.4g}, from {expected}", hint)
+            i = torch.unravel_index(differences.argmax(), right.shape)
+            place = where(function, _copies(case)) if where else ""
+            place = place or _place([int(number) for number in i], axes)
+            saw, wanted = float(output[i]), float(right[i])
+            explain(name, f"{saw:.4g}{place}", f"{wanted:.4g}, from {expected}", hint)
             return
+
+
+def _place(index: list[int], axes: Sequence[str]) -> str:
+    """Where a number stands in a result, as in "… at row 3, column 4"; "" if it is the only one."""
+    if axes:
+        return " at " + ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=True))
+    return f" at {index}" if index else ""
 
 
 def explain(name: str, saw: str, expected: str, hint: str) -> None:

@@ -1,22 +1,14 @@
-"""The exercises of notebook 02: KL, a draw with gradients, nearest codes with gradients, scale."""
+"""The exercises of notebook 02: KL, a sample with gradients, one scale for all latents."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrd_helpers.autoencoder import (
-    kl_divergence,
-    look_up,
-    nearest_codes,
-    reparameterise,
-    scaling_factor,
-    straight_through,
-)
+from lrd_helpers.autoencoder import kl_divergence, reparameterise, scaling_factor
 from lrd_helpers.checks import Mistake, check_function, normal
 
 MEAN, LOG_VARIANCE = normal(3, 4, seed=0), normal(3, 4, seed=1)
@@ -67,8 +59,8 @@ def check_kl(function: Callable[..., Any]) -> None:
     )
 
 
-def check_draw(function: Callable[..., Any]) -> None:
-    """Exercise 2, `draw(mean, log_variance, noise)`: z = μ + σ·ε."""
+def check_sampled(function: Callable[..., Any]) -> None:
+    """Exercise 2, `sampled(mean, log_variance, noise)`: z = μ + σ·ε."""
     check_function(
         function,
         reparameterise,
@@ -95,93 +87,51 @@ def check_draw(function: Callable[..., Any]) -> None:
     )
 
 
-def check_quantise(function: Callable[..., Any]) -> None:
-    """Exercise 3, `quantise(latents, codebook)`: the nearest codes, gradients passed through.
+def check_scaled(function: Callable[..., Any]) -> None:
+    """Exercise 3, `scaled(latents)`: all numbers of a batch times one factor, 1/σ̂."""
+    everywhere, of_channel = None, (0, 2, 3)
 
-    A case is called for its values, or for the gradient of a sum of its values with random weights
-    with respect to the latents, or to the codebook.
-    """
+    def by(deviation_over: Any, mean_over: Any = ()) -> Callable[..., Tensor]:
+        def scaled(latents: Tensor) -> Tensor:
+            if mean_over != ():
+                latents = latents - latents.mean(mean_over, keepdim=True)
+            return latents / latents.std(deviation_over, keepdim=True)
 
-    def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-        return look_up(nearest_codes(latents, codebook), codebook)
+        return scaled
 
-    def best_by_product(latents: Tensor, codebook: Tensor) -> Tensor:
-        return look_up(torch.einsum("bchw,kc->bkhw", latents, codebook).argmax(1), codebook)
-
-    def looked_at(quantise: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(quantise)
-        def look(latents: Tensor, codebook: Tensor, at: str) -> Any:
-            if at == "values":
-                return quantise(latents, codebook)
-            latents, codebook = latents.requires_grad_(), codebook.requires_grad_()
-            with torch.enable_grad():
-                values = quantise(latents, codebook)
-                # A stub is found with the first case, whose output is looked at as it is.
-                loss = (values * normal(*values.shape, seed=9)).sum() + 0 * latents.sum()
-            wanted = latents if at == "latents" else codebook
-            [gradient] = torch.autograd.grad(loss, wanted, allow_unused=True)
-            return torch.zeros_like(wanted) if gradient is None else gradient
-
-        return look
-
-    latents, codebook = normal(2, 3, 4, 4, seed=6), normal(5, 3, seed=7)
-    check_function(
-        looked_at(function),
-        looked_at(lambda z, e: straight_through(z, nearest(z, e))),
-        [(latents, codebook, at) for at in ("values", "latents", "codebook")],
-        expected="at each position the nearest row of the codebook, with the gradient of the "
-        "latents: z + (e − z).detach()",
-        hint="the nearest row by torch.cdist and argmin; then a sum that is e, with z's gradient",
-        mistakes=[
-            Mistake(
-                "the right values, but no gradient reaches the encoder",
-                "argmin and indexing stop it; return latents + (quantised - latents).detach()",
-                looked_at(lambda z, e: nearest(z, e).detach()),
-            ),
-            Mistake(
-                "the right values, but the gradient goes to the codebook, none to the encoder",
-                "detach the difference, not the latents: latents + (quantised - latents).detach()",
-                looked_at(nearest),
-            ),
-            Mistake(
-                "the right values, but the gradient goes to the latents and to the codebook",
-                "the codebook has a loss of its own: detach the whole difference, "
-                "(quantised - latents).detach()",
-                looked_at(lambda z, e: nearest(z, e) + z - z.detach()),
-            ),
-            Mistake(
-                "codes that are chosen by the largest product, not by the smallest distance",
-                "a long code has a large product with everything; compare ‖z − e‖: nearest_codes",
-                looked_at(lambda z, e: straight_through(z, best_by_product(z, e))),
-            ),
-        ],
-    )
-
-
-def check_factor(function: Callable[..., Any]) -> None:
-    """Exercise 4, `factor(latents)`: 1/σ̂ of all the numbers in a batch of latents."""
+    uneven = torch.tensor([1.0, 2.0, 3.0, 0.5])[:, None, None]
     check_function(
         function,
-        lambda latents: float(scaling_factor(latents)),
-        [(3 * normal(4, 4, 5, 5, seed=8) + 2,), (0.2 * normal(4, 3, 8, 8, seed=9) - 1,)],
-        expected="one number, 1/√(mean of (z − μ̂)²), over all numbers of the batch",
-        hint="one μ̂ and one σ̂ for everything: latents.std() is σ̂",
-        tolerance=1e-2,  # with n − 1 or with n: both are right
+        lambda latents: latents * scaling_factor(latents),
+        [(uneven * normal(4, 4, 5, 5, seed=8) + uneven,), (0.2 * normal(4, 4, 8, 8, seed=9) - 1,)],
+        expected="latents/σ̂, one σ̂ for all numbers of the batch, of the latents' shape",
+        hint="decoding divides all numbers by one factor, so scaling may only multiply by one",
+        tolerance=2e-2,  # with n − 1 or with n: both are right
         mistakes=[
             Mistake(
-                "σ̂ itself",
-                "latents are multiplied with the factor and must then have a deviation of 1: 1/σ̂",
-                lambda latents: latents.std(),
+                "each channel has a mean and a deviation of its own: this is the colleague's code",
+                "what is taken off each channel is never put back; one number for everything",
+                by(of_channel, of_channel),
             ),
             Mistake(
-                "1/σ̂²: the square root is missing",
-                "the numbers scale with σ̂; the variance with its square",
-                lambda latents: 1 / latents.var(),
+                "each channel has a factor of its own",
+                "a channel that is wider than the others must stay wider: one σ̂ for everything",
+                by(of_channel),
             ),
             Mistake(
-                "1 over the mean square's root: the mean is not taken off first",
-                "σ̂² is the mean of (z − μ̂)²; use latents.std()",
-                lambda latents: 1 / latents.square().mean().sqrt(),
+                "each picture has a factor of its own",
+                "nobody knows a picture's factor when it comes from noise: one σ̂ for the batch",
+                by((1, 2, 3)),
+            ),
+            Mistake(
+                "the mean is taken off, and never put back",
+                "decoding only divides by the factor, so a shift stays in the picture",
+                by(everywhere, everywhere),
+            ),
+            Mistake(
+                "the latents times σ̂",
+                "they must become as wide as the noise: divide by σ̂",
+                lambda latents: latents * latents.std(),
             ),
         ],
     )

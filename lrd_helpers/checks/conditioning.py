@@ -1,16 +1,13 @@
-"""The exercises of notebook 04: cross-attention, a style's statistics, joined tokens, the loss."""
+"""The exercises of notebook 04: cross-attention, and cross-attention in several heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lrd_helpers.autoencoder import kl_divergence
 from lrd_helpers.checks import Mistake, check_function, normal
-from lrd_helpers.style import join
 
 
 def check_cross_attention(function: Callable[..., Any]) -> None:
@@ -37,6 +34,7 @@ def check_cross_attention(function: Callable[..., Any]) -> None:
         function,
         right,
         [case(3, 2, 5, 4, 7, 0), case(6, 4, 3, 8, 5, 10), case(2, 9, 6, 3, 4, 20)],
+        axes=("place", "feature"),
         expected="softmax(QKᵀ/√d)·V, a row a position of x, with Q from x and K, V from c",
         hint="three lines: q, k, v by @ with the matrices' .T (q from x, k and v from c); the "
         "softmax of q @ k.T / d**0.5 along its last axis; times v",
@@ -70,139 +68,71 @@ def check_cross_attention(function: Callable[..., Any]) -> None:
     )
 
 
-def check_style_statistics(function: Callable[..., Any]) -> None:
-    """Exercise 2, `style_statistics(features)`: each channel's mean and spread over the picture.
+def check_many_heads(function: Callable[..., Any]) -> None:
+    """Exercise 2, `many_heads(q, k, v, heads)`: softmax(QKᵀ/√d_head)·V in each head, then joined.
 
-    σ is √variance (AdaIN: Huang & Belongie 2017, Eq. 5 and 6). With N or N − 1, with or without a
-    small ε in the root: all pass.
+    Head h has the features h·d_head to (h + 1)·d_head − 1 of every position (Vaswani et al. 2017).
     """
 
-    def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-        return features.mean((2, 3)), features.std((2, 3))
+    def split(x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(0, 1)
 
-    def case(batch: int, channels: int, height: int, width: int, seed: int) -> tuple[Tensor]:
-        size = 0.5 + normal(batch, channels, 1, 1, seed=seed).sigmoid()
-        place = 3 * normal(batch, channels, 1, 1, seed=seed + 1)
-        return (place + size * normal(batch, channels, height, width, seed=seed + 2),)
+    def split_by_rows(x: Tensor, heads: int) -> Tensor:
+        return x.reshape(heads, len(x), -1)
 
-    check_function(
-        function,
-        lambda features: torch.cat(statistics(features), 1),
-        [case(2, 3, 20, 16, 0), case(3, 5, 12, 30, 10), case(1, 2, 18, 18, 20)],
-        expected="the means of all channels, then their spreads √variance: (batch, 2·channels)",
-        hint="take mean and std over the last two axes, (2, 3); torch.cat(…, 1) puts them in a row",
-        tolerance=0.02,  # N or N − 1, of at least 320 numbers, must make no difference
-        mistakes=[
-            Mistake(
-                "the spreads are variances: the square root is missing",
-                "σ = √variance: .std, or .var with .sqrt()",
-                lambda x: torch.cat([x.mean((2, 3)), x.var((2, 3))], 1),
-            ),
-            Mistake(
-                "the spreads are the roots of the mean squares: the mean was not taken off",
-                "spread is around the mean: .std does it",
-                lambda x: torch.cat([x.mean((2, 3)), x.square().mean((2, 3)).sqrt()], 1),
-            ),
-            Mistake(
-                "the spreads come first",
-                "means first: torch.cat([mean, spread], 1)",
-                lambda x: torch.cat(statistics(x)[::-1], 1),
-            ),
-            Mistake(
-                "mean and spread of each channel stand side by side",
-                "all means, then all spreads: torch.cat(…, 1), not stack and flatten",
-                lambda x: torch.stack(statistics(x), 2).flatten(1),
-            ),
-        ],
-    )
+    def attention(
+        cut: Callable[[Tensor, int], Tensor] = split,
+        width: Callable[[Tensor, int], int] = lambda q, heads: q.shape[1] // heads,
+        axis: int = -1,
+        joined: Callable[[Tensor], Tensor] = lambda answers: answers.transpose(0, 1).flatten(1),
+    ) -> Callable[..., Tensor]:
+        def many_heads(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+            q_h, k_h, v_h = (cut(x, heads) for x in (q, k, v))
+            fits = q_h @ k_h.transpose(1, 2) / width(q, heads) ** 0.5
+            return joined(fits.softmax(axis) @ v_h)
 
+        return many_heads
 
-def check_joined(function: Callable[..., Any]) -> None:
-    """Exercise 3, `joined(text, style, strength)`: [text; strength·style], token after token."""
-
-    def case(batch: int, words: int, tokens: int, width: int, strength: float, seed: int):
-        text, style = (normal(batch, n, width, seed=seed + n) for n in (words, tokens))
-        return text, style, strength
+    def case(positions: int, tokens: int, d: int, heads: int, seed: int) -> tuple[Any, ...]:
+        q, k, v = (normal(n, d, seed=seed + i) for i, n in enumerate((positions, tokens, tokens)))
+        return 2 * q, k, v, heads
 
     check_function(
         function,
-        join,
-        [case(2, 5, 3, 4, 0.5, 0), case(1, 7, 2, 6, 1.0, 10), case(3, 2, 4, 5, 0.2, 20)],
-        expected="[text; strength·style] of shape (batch, words + tokens, features)",
-        hint="torch.cat([…, …], 1): axis 0 is the batch, 1 the tokens, 2 the features",
+        attention(),
+        [case(4, 3, 6, 2, 0), case(5, 7, 12, 3, 10), case(3, 2, 4, 1, 20), case(2, 5, 8, 4, 30)],
+        axes=("place", "feature"),
+        expected="in head h softmax(QKᵀ/√d_head)·V with the features h·d_head … (h + 1)·d_head − 1 "
+        "of every row; the heads' answers side by side: (places, d)",
+        hint="try x = torch.arange(8.0).view(2, 4), two tokens of four features, with two heads: "
+        "head 0 must get [[0, 1], [4, 5]]",
         mistakes=[
             Mistake(
-                "the style stands before the text",
-                "text first: the U-Net was tuned with the style behind it, and so is ours",
-                lambda text, style, strength: torch.cat([strength * style, text], 1),
+                "with one head it is right; with several, a head gets some *tokens* whole",
+                "reshape keeps the order of the numbers in memory: cut each row first, "
+                "unflatten(-1, (heads, -1)), then let tokens and heads change places",
+                attention(split_by_rows),
             ),
             Mistake(
-                "strength is ignored",
-                "strength·style",
-                lambda text, style, strength: join(text, style, 1.0),
+                "the heads are cut right, but their answers are not put side by side again",
+                "the answers are (heads, places, d_head): let heads and places change places "
+                "before the last two axes become one",
+                attention(joined=lambda x: x.reshape(x.shape[1], -1)),
             ),
             Mistake(
-                "the text is scaled, too",
-                "strength belongs to the style alone: the words stay as they are",
-                lambda text, style, strength: strength * join(text, style, 1.0),
+                "QKᵀ is divided by √d of all heads together: the shares are too even",
+                "a sum over d_head numbers grows with √d_head, the width of *one* head",
+                attention(width=lambda q, heads: q.shape[1]),
             ),
             Mistake(
-                "the text fades as the style grows",
-                "nothing is mixed here: the words stay as they are, the style's tokens join them",
-                lambda text, style, strength: join((1 - strength) * text, style, strength),
-            ),
-        ],
-    )
-
-
-def check_two_part_loss(function: Callable[..., Any]) -> None:
-    """Exercise 4, `two_part_loss(noise, prediction, mean, log_variance, kl_weight)`.
-
-    ‖ε − ε̂‖² (a mean over all numbers) + w·KL(N(μ, σ²) ‖ N(0, 1)) in nats, a mean over the batch.
-    """
-
-    def loss(weighted_kl: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[..., float]:
-        return lambda noise, prediction, mean, log_variance, kl_weight: float(
-            (noise - prediction).square().mean() + weighted_kl(mean, log_variance, kl_weight)
-        )
-
-    def case(batch: int, code: int, kl_weight: float, seed: int):
-        noise, prediction = (normal(batch, 4, 3, 5, seed=seed + i) for i in range(2))
-        mean, log_variance = (normal(batch, code, seed=seed + i) for i in range(2, 4))
-        return noise, prediction, 1.5 * mean, log_variance - 1, kl_weight
-
-    check_function(
-        function,
-        loss(lambda m, v, weight: weight * kl_divergence(m, v)),
-        [case(3, 2, 0.5, 0), case(2, 4, 0.1, 10), case(5, 3, 2.0, 20)],
-        expected="mean((noise − prediction)²) + kl_weight·KL, with KL = ½·Σ(μ² + σ² − 1 − log σ²) "
-        "summed over a code and averaged over the batch",
-        hint="σ² is log_variance.exp(); .sum(1).mean() sums over each code and averages the codes",
-        mistakes=[
-            Mistake(
-                "the KL is subtracted",
-                "both parts are to be small: their sum is the loss",
-                loss(lambda m, v, weight: -weight * kl_divergence(m, v)),
+                "the softmax runs over the places of the picture",
+                "each place shares 1 among the tokens: the softmax is along the last axis",
+                attention(axis=-2),
             ),
             Mistake(
-                "the KL is not weighted",
-                "kl_weight·KL",
-                loss(lambda m, v, weight: kl_divergence(m, v)),
-            ),
-            Mistake(
-                "the KL is averaged over the numbers of a code",
-                "the nats of a code's numbers add up: .sum(1), then the mean over the batch",
-                loss(lambda m, v, weight: weight * kl_divergence(m, v) / m.shape[1]),
-            ),
-            Mistake(
-                "the KL is summed over the batch",
-                "the batch is averaged: .sum(1).mean()",
-                loss(lambda m, v, weight: weight * kl_divergence(m, v) * len(m)),
-            ),
-            Mistake(
-                "the KL lacks its ½",
-                "½·Σ(μ² + σ² − 1 − log σ²)",
-                loss(lambda m, v, weight: 2 * weight * kl_divergence(m, v)),
+                "head h gets every heads-th feature in place of a block of neighbours",
+                "to_q was trained with blocks: unflatten(-1, (heads, -1)), heads first",
+                attention(lambda x, heads: x.unflatten(-1, (-1, heads)).permute(2, 0, 1)),
             ),
         ],
     )

@@ -1,4 +1,4 @@
-"""The exercises of notebook 06: a word's map, likeness of maps, top-k positions, map and mask."""
+"""The exercises of notebook 06: a word's map, a map to mend, map against mask."""
 
 from __future__ import annotations
 
@@ -59,99 +59,72 @@ def check_word_map(function: Callable[..., Any]) -> None:
             ),
         ],
         tolerance=1e-5,
+        axes=("row", "column"),
     )
 
 
-def check_similarity(function: Callable[..., Any]) -> None:
-    """Exercise 2, `similarity(a, b)`: Pearson's correlation of two maps."""
+def check_mended_map(function: Callable[..., Any]) -> None:
+    """Exercise 2, `mended_map(query, key, heads, token)`: the softmax goes over the tokens."""
 
-    def cosine(a: Tensor, b: Tensor) -> float:
-        return float((a * b).sum() / (a.norm() * b.norm()))
+    def fits(query: Tensor, key: Tensor, heads: int) -> Tensor:
+        """(heads, positions, tokens): what the softmax gets."""
+        q, k = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (query, key))
+        return q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
 
-    def covariance(a: Tensor, b: Tensor) -> float:
-        return float(((a - a.mean()) * (b - b.mean())).mean())
+    def over(axis: int) -> Callable[..., Tensor]:
+        def mapped(query: Tensor, key: Tensor, heads: int, token: int) -> Tensor:
+            return fits(query, key, heads).softmax(dim=axis)[..., token].mean(dim=0)
 
-    first, second = _map(4, 5, seed=0), _map(4, 5, seed=1)
-    check_function(
-        function,
-        lambda a, b: cosine(a - a.mean(), b - b.mean()),
-        [
-            (first, second),
-            (first, 0.3 * first + 0.2),
-            (first, 1 - first),
-            (_map(3, 3, seed=2), _map(3, 3, seed=3) ** 2),
-        ],
-        expected="Σ(a − ā)(b − b̄) / √(Σ(a − ā)² · Σ(b − b̄)²), one number",
-        hint="take each map's mean off first; a map with itself must give 1, with 1 − itself −1",
-        mistakes=[
-            Mistake(
-                "the means are still in it: that is the cosine",
-                "maps are positive everywhere, so without taking the means off all look alike",
-                cosine,
-            ),
-            Mistake(
-                "this is the covariance: it depends on how bright the maps are",
-                "divide by √(Σ(a − ā)² · Σ(b − b̄)²)",
-                covariance,
-            ),
-            Mistake(
-                "it mixes a mean over n with a spread over n − 1: a map with itself gives less "
-                "than 1",
-                "torch's .std() divides by n − 1; use sums above and below the line",
-                lambda a, b: covariance(a, b) / float(a.std() * b.std()),
-            ),
-        ],
-    )
+        return mapped
 
+    def shared(query: Tensor, key: Tensor, heads: int, token: int) -> Tensor:
+        attention = over(2)(query, key, heads, token)
+        return attention / attention.sum()
 
-def check_top_positions(function: Callable[..., Any]) -> None:
-    """Exercise 3, `top_positions(attention, k)`: row and column of the k largest, largest first."""
+    def mean_first(query: Tensor, key: Tensor, heads: int, token: int) -> Tensor:
+        return fits(query, key, heads).mean(dim=0).softmax(dim=-1)[:, token]
 
-    def right(attention: Tensor, k: int) -> Tensor:
-        indices, width = attention.flatten().topk(k).indices, attention.shape[1]
-        return torch.stack([indices // width, indices % width], dim=1)
-
-    def divided_by_height(attention: Tensor, k: int) -> Tensor:
-        indices, height = attention.flatten().topk(k).indices, attention.shape[0]
-        return torch.stack([indices // height, indices % height], dim=1)
-
-    def in_reading_order(attention: Tensor, k: int) -> Tensor:
-        return (attention >= attention.flatten().topk(k).values[-1]).nonzero()
+    def case(positions: int, tokens: int, heads: int, token: int, seed: int) -> tuple[Any, ...]:
+        query, key = (2 * normal(n, 6 * heads, seed=seed + n) for n in (positions, tokens))
+        return query, key, heads, token
 
     check_function(
         function,
-        right,
-        [(_map(4, 7, seed=0), 5), (_map(6, 3, seed=1), 1), (_map(5, 8, seed=2), 12)],
-        expected="(row, column) of each of the k largest values, largest first, of shape (k, 2)",
-        hint="attention.flatten().topk(k).indices, and then: how many positions has one row?",
+        over(2),
+        [case(12, 7, 2, 3, 0), case(9, 5, 4, 0, 100), case(16, 6, 3, 5, 200)],
+        expected="the mean over the heads of the token's shares, of shape (positions,), where at "
+        "each position the shares of all tokens are 1 together",
+        hint="take one position and one head: add up the shares of all tokens; is it 1?",
         mistakes=[
             Mistake(
-                "rows and columns have changed places",
-                "row = index // width, column = index % width, and the row comes first",
-                lambda attention, k: right(attention, k).flip(1),
+                "each token's shares add up to 1 over the positions, as in your colleague's",
+                "who chooses among what? A position chooses among the tokens",
+                over(1),
             ),
             Mistake(
-                "the index is divided by the height",
-                "a row has as many positions as the map is *wide*: divide by the width",
-                divided_by_height,
+                "the shares add up to 1 over the heads",
+                "each head has a softmax of its own; within it, a position chooses among the "
+                "tokens",
+                over(0),
             ),
             Mistake(
-                "the right positions, the faintest first",
-                "topk already gives the largest first: leave its order",
-                lambda attention, k: right(attention, k).flip(0),
+                "right up to a factor: the map is divided by its sum",
+                "then every word would have the same total again; leave the shares as they are",
+                shared,
             ),
             Mistake(
-                "the right positions, but in reading order",
-                "leave topk's order, largest first",
-                in_reading_order,
+                "the heads are averaged before the softmax",
+                "each head makes shares of its own; average those",
+                mean_first,
             ),
         ],
-        tolerance=0,
+        tolerance=1e-5,
+        axes=("position",),
     )
 
 
 def check_mask_iou(function: Callable[..., Any]) -> None:
-    """Exercise 4, `mask_iou(attention, mask, share)`: the region above a share of the peak."""
+    """Exercise 3, `mask_iou(attention, mask, share)`: the region above a share of the peak."""
 
     def scored(score: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., float]:
         return lambda attention, mask, share: float(

@@ -127,6 +127,7 @@ def check_step_back(function: Callable[..., Any]) -> None:
         [(x, t, epsilon, noise, BETAS) for t in (19, 8, 1, 0)],
         expected="(x_t − β_t/√(1 − ᾱ_t)·ε̂)/√(1 − β_t) + √β_t·z, and no z at t = 0",
         hint="β_t = betas[t]; ᾱ_t is a product over all s ≤ t: (1 - betas).cumprod(0)[t]",
+        axes=("grain", "coordinate"),
         mistakes=[
             Mistake(
                 "noise is added at t = 0 as well",
@@ -174,6 +175,7 @@ def check_ddim_step(function: Callable[..., Any]) -> None:
         [(x, epsilon, bar, previous) for bar, previous in levels],
         expected="x̂_0 = (x − √(1 − ᾱ)·ε̂)/√ᾱ, then √ᾱ_prev·x̂_0 + √(1 − ᾱ_prev)·ε̂",
         hint="two lines: guess x_0 from x and ε̂, then use exercise 1 with ᾱ_prev and the same ε̂",
+        axes=("grain", "coordinate"),
         mistakes=[
             Mistake(
                 "√(1 − ᾱ)·ε̂ is added where it should be taken away",

@@ -1,4 +1,4 @@
-"""The exercises of notebook 10: PSNR outside, DDIM both ways, touched cells, drawing inside."""
+"""The exercises of notebook 10: the way to noise, change inside, touched cells."""
 
 from __future__ import annotations
 
@@ -15,97 +15,149 @@ from lrd_helpers.ddpm import NoiseSchedule
 BARS = NoiseSchedule.scaled_linear().alphas_cumprod
 
 
-def check_kept(function: Callable[..., Any]) -> None:
-    """Exercise 1, `kept(before, after, changed)`: −10·log₁₀ of the mean squared error outside."""
+def check_way_there(function: Callable[..., Any]) -> None:
+    """Exercise 1, `way_there(z, score, move, times, bars)`: DDIM from a picture to noise."""
 
-    def decibels(differences: Tensor) -> float:
-        return float(-10 * differences.square().mean().log10())
+    def move(z: Tensor, epsilon: Tensor, bar: Tensor, bar_to: Tensor) -> Tensor:
+        z0 = (z - (1 - bar).sqrt() * epsilon) / bar.sqrt()
+        return bar_to.sqrt() * z0 + (1 - bar_to).sqrt() * epsilon
 
-    def right(before: Tensor, after: Tensor, changed: Tensor) -> float:
-        return decibels((after - before)[:, ~changed])
+    def score(z: Tensor, t: int) -> Tensor:
+        """Another ε for another z and another time; cells look at their neighbours."""
+        return 0.6 * torch.tanh(z + 0.002 * t) + 0.3 * avg_pool2d(z, 3, 1, 1)
 
-    def case(seed: int, height: int, width: int, share: float) -> tuple[Tensor, ...]:
-        """Much was changed in `share` of the picture, little elsewhere."""
-        before = normal(3, height, width, seed=seed).sigmoid()
-        changed = torch.zeros(height, width, dtype=torch.bool)
-        changed[: round(share * height), 1:] = True
-        size = torch.where(changed, 0.5, 0.02)
-        return before, (before + size * normal(3, height, width, seed=seed + 1)), changed
+    def walk(step: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The loop over levels; `step(levels, level, …)` makes the latents of `level`."""
 
+        def way_there(z: Tensor, score: Any, move: Any, times: list[int], bars: Tensor) -> Tensor:
+            levels = [z]
+            for level in range(1, len(times)):
+                levels.append(step(levels, level, score, move, times, bars))
+            return torch.stack(levels)
+
+        return way_there
+
+    def case(times: list[int], seed: int) -> tuple[Any, ...]:
+        return normal(1, 4, 4, 5, seed=seed), score, move, times, BARS[times]
+
+    right = walk(
+        lambda levels, n, score, move, times, bars: move(
+            levels[-1], score(levels[-1], times[n]), bars[n - 1], bars[n]
+        )
+    )
     check_function(
         function,
         right,
-        [case(0, 8, 10, 0.5), case(10, 12, 6, 0.25), case(20, 5, 5, 0.8)],
-        expected="−10·log₁₀(mean of the squared differences where `changed` is not set)",
-        hint="`(after - before)[:, ~changed]` are the differences outside, as (3, pixels); square "
-        "them, take the mean, then −10·log₁₀",
+        [case([0, 1, 201, 401, 601], 0), case([0, 301, 801], 1)],
+        expected="z_0 … z_T, stacked; from each level to the next one move(z, ε, its ᾱ, the next "
+        "level's ᾱ) with ε = score(z, the next level's time)",
+        hint="each step begins at levels[-1]; which time and which two ᾱ belong to it?",
         mistakes=[
             Mistake(
-                "the PSNR of the whole picture, with what was meant to change",
-                "only the pixels outside count: [:, ~changed]",
-                lambda before, after, changed: decibels(after - before),
+                "the U-Net is told the time of the level that z has, not of the one it goes to",
+                "on the way back this step is made with the noisier level's time; tell it that",
+                walk(
+                    lambda levels, n, score, move, times, bars: move(
+                        levels[-1], score(levels[-1], times[n - 1]), bars[n - 1], bars[n]
+                    )
+                ),
             ),
             Mistake(
-                "the PSNR inside, of what was meant to change",
-                "turn the mask over: ~changed is what should have stayed",
-                lambda before, after, changed: right(before, after, ~changed),
+                "the two levels of move have changed places",
+                "z comes from the cleaner level and goes to the noisier one",
+                walk(
+                    lambda levels, n, score, move, times, bars: move(
+                        levels[-1], score(levels[-1], times[n]), bars[n], bars[n - 1]
+                    )
+                ),
             ),
             Mistake(
-                "the changed pixels are set to 0, but counted in the mean",
-                "zeros make every picture look kept: choose pixels, [:, ~changed], in place of "
-                "multiplying",
-                lambda before, after, changed: decibels((after - before) * ~changed),
+                "ε is asked for at the picture each time",
+                "the U-Net should look at the z that the step begins with, levels[-1]",
+                walk(
+                    lambda levels, n, score, move, times, bars: move(
+                        levels[-1], score(levels[0], times[n]), bars[n - 1], bars[n]
+                    )
+                ),
             ),
             Mistake(
-                "the right size with the wrong sign",
-                "the better, the higher: −10·log₁₀",
-                lambda before, after, changed: -right(before, after, changed),
+                "each level is reached from the picture in one leap",
+                "each step begins where the last one ended",
+                walk(
+                    lambda levels, n, score, move, times, bars: move(
+                        levels[0], score(levels[-1], times[n]), bars[0], bars[n]
+                    )
+                ),
+            ),
+            Mistake(
+                "the right levels, the noise first",
+                "the picture is level 0",
+                lambda *case: right(*case).flip(0),
             ),
         ],
-        tolerance=1e-3,
+        axes=("level", "picture", "channel", "row", "column"),
     )
 
 
-def check_ddim_move(function: Callable[..., Any]) -> None:
-    """Exercise 2, `ddim_move(x, epsilon, bar, bar_to)`: √ᾱ'·x̂_0 + √(1 − ᾱ')·ε, both ways."""
+def check_redraw_inside(function: Callable[..., Any]) -> None:
+    """Exercise 2, `redraw_inside(step, levels, changing, noise)`: blended after each step."""
 
-    def clean(x: Tensor, epsilon: Tensor, bar: Tensor) -> Tensor:
-        return (x - (1 - bar).sqrt() * epsilon) / bar.sqrt()
+    def step(x: Tensor, level: int) -> Tensor:
+        """From a level to the next lower one; cells look at their neighbours, as in a U-Net."""
+        return 0.7 * torch.tanh(x + 0.1 * level) + 0.3 * avg_pool2d(x, 3, 1, 1)
 
-    def noisy(x0: Tensor, epsilon: Tensor, bar: Tensor) -> Tensor:
-        return bar.sqrt() * x0 + (1 - bar).sqrt() * epsilon
+    def walk(put_back: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The loop over levels; `put_back(x, pages, changing, level)` ends each step."""
 
-    x, epsilon = (normal(2, 4, 3, 5, seed=seed) for seed in range(2))
+        def redraw_inside(step: Any, pages: Tensor, changing: Tensor, noise: Tensor) -> Tensor:
+            x = torch.where(changing, noise, pages[-1])
+            for level in range(len(pages) - 1, 0, -1):
+                x = put_back(step(x, level), pages, changing, level)
+            return x
+
+        return redraw_inside
+
+    def at_the_end(x: Tensor, pages: Tensor, changing: Tensor, level: int) -> Tensor:
+        return torch.where(changing, x, pages[0]) if level == 1 else x
+
+    def case(levels: int, height: int, width: int, seed: int) -> tuple[Any, ...]:
+        changing = torch.zeros(height, width, dtype=torch.bool)
+        changing[1:3, 2:] = True
+        pages = normal(levels, 4, height, width, seed=seed)
+        return step, pages, changing, normal(4, height, width, seed=seed + 1)
+
+    right = walk(lambda x, pages, changing, level: torch.where(changing, x, pages[level - 1]))
     check_function(
         function,
-        lambda x, e, bar, bar_to: noisy(clean(x, e, bar), e, bar_to),
-        [(x, epsilon, BARS[t], BARS[t_to]) for t, t_to in ((601, 561), (201, 601), (41, 1))],
-        expected="√bar_to·x̂_0 + √(1 − bar_to)·epsilon with x̂_0 = (x − √(1 − bar)·epsilon)/√bar, "
-        "of x's shape",
-        hint="two lines: first which clean picture x̂_0 this ε means, at the level that x has; "
-        "then as much of the same ε on it as the other level has",
+        right,
+        [case(5, 4, 6, 0), case(3, 5, 5, 10)],
+        expected="x of shape (channels, height, width): noise inside and levels[-1] outside at "
+        "first; then for each level T … 1 one step, and after it levels[level − 1] outside again",
+        hint="for level in range(len(levels) - 1, 0, -1): step, then "
+        "torch.where(changing, x, levels[level - 1])",
         mistakes=[
             Mistake(
-                "it stops at x̂_0, the clean picture",
-                "put noise back on it: √bar_to·x̂_0 + √(1 − bar_to)·epsilon",
-                lambda x, e, bar, bar_to: clean(x, e, bar),
+                "what is put back is as noisy as before the step",
+                "step(x, level) brings x to level − 1, so levels[level - 1] fits",
+                walk(lambda x, pages, changing, level: torch.where(changing, x, pages[level])),
             ),
             Mistake(
-                "the two levels have changed places",
-                "x has the level `bar`; it should come to the level `bar_to`",
-                lambda x, e, bar, bar_to: noisy(clean(x, e, bar_to), e, bar),
+                "the clean picture is put back at every step",
+                "x is still noisy, so must be what is put beside it: levels[level - 1]",
+                walk(lambda x, pages, changing, level: torch.where(changing, x, pages[0])),
             ),
             Mistake(
-                "x̂_0 is not divided by √bar",
-                "the picture in x is faded to √bar of itself: divide",
-                lambda x, e, bar, bar_to: noisy(x - (1 - bar).sqrt() * e, e, bar_to),
+                "the picture is put back only once, at the end",
+                "then the inside was drawn for other surroundings: put back after *each* step",
+                walk(at_the_end),
             ),
             Mistake(
-                "no square roots",
-                "ᾱ is a share of the variance; the numbers themselves scale with √ᾱ and √(1 − ᾱ)",
-                lambda x, e, bar, bar_to: bar_to * (x - (1 - bar) * e) / bar + (1 - bar_to) * e,
+                "inside and outside have changed places",
+                "torch.where(changing, new, old): new where it may change",
+                lambda step, pages, changing, noise: right(step, pages, ~changing, noise),
             ),
         ],
+        axes=("channel", "row", "column"),
     )
 
 
@@ -157,65 +209,5 @@ def check_touched_cells(function: Callable[..., Any]) -> None:
                 lambda mask, factor: mask[::factor, ::factor],
             ),
         ],
-    )
-
-
-def check_redraw_inside(function: Callable[..., Any]) -> None:
-    """Exercise 4, `redraw_inside(step, known, changing, noise)`: blended after each step."""
-
-    def step(x: Tensor, level: int) -> Tensor:
-        """From a level to the next lower one; cells look at their neighbours, as in a U-Net."""
-        return 0.7 * torch.tanh(x + 0.1 * level) + 0.3 * avg_pool2d(x, 3, 1, 1)
-
-    def walk(put_back: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The loop over levels; `put_back(x, pages, changing, level)` ends each step."""
-
-        def redraw_inside(step: Any, pages: Tensor, changing: Tensor, noise: Tensor) -> Tensor:
-            x = torch.where(changing, noise, pages[-1])
-            for level in range(len(pages) - 1, 0, -1):
-                x = put_back(step(x, level), pages, changing, level)
-            return x
-
-        return redraw_inside
-
-    def at_the_end(x: Tensor, pages: Tensor, changing: Tensor, level: int) -> Tensor:
-        return torch.where(changing, x, pages[0]) if level == 1 else x
-
-    def case(levels: int, height: int, width: int, seed: int) -> tuple[Any, ...]:
-        changing = torch.zeros(height, width, dtype=torch.bool)
-        changing[1:3, 2:] = True
-        pages = normal(levels, 4, height, width, seed=seed)
-        return step, pages, changing, normal(4, height, width, seed=seed + 1)
-
-    right = walk(lambda x, pages, changing, level: torch.where(changing, x, pages[level - 1]))
-    check_function(
-        function,
-        right,
-        [case(5, 4, 6, 0), case(3, 5, 5, 10)],
-        expected="x of shape (channels, height, width): noise inside and known[-1] outside at "
-        "first; then for each level T … 1 one step, and after it known[level − 1] outside again",
-        hint="for level in range(len(known) - 1, 0, -1): step, then "
-        "torch.where(changing, x, known[level - 1])",
-        mistakes=[
-            Mistake(
-                "what is put back is as noisy as before the step",
-                "step(x, level) brings x to level − 1, so known[level - 1] fits",
-                walk(lambda x, pages, changing, level: torch.where(changing, x, pages[level])),
-            ),
-            Mistake(
-                "the clean picture is put back at every step",
-                "x is still noisy, so must be what is put beside it: known[level - 1]",
-                walk(lambda x, pages, changing, level: torch.where(changing, x, pages[0])),
-            ),
-            Mistake(
-                "the picture is put back only once, at the end",
-                "then the inside was drawn for other surroundings: put back after *each* step",
-                walk(at_the_end),
-            ),
-            Mistake(
-                "inside and outside have changed places",
-                "torch.where(changing, new, old): new where it may change",
-                lambda step, pages, changing, noise: right(step, pages, ~changing, noise),
-            ),
-        ],
+        axes=("row", "column"),
     )

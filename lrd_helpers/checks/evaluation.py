@@ -16,29 +16,20 @@ from lrd_helpers.measure import box_iou, picture_success
 from lrd_helpers.widgets.side_by_side import sign_test
 
 
+def _iou_with_ghosts(a: Box, b: Box) -> float:
+    """The notebook's `colleagues_iou`: boxes apart in both directions get more than 0."""
+    return _iou(a, b, shared=lambda width, height: max(width * height, 0.0))
+
+
+def _iou(a: Box, b: Box, shared: Callable[[float, float], float]) -> float:
+    """IoU with `shared` for the area that both cover, from its width and height (0 or below)."""
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    both = shared(min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1]))
+    return both / (areas - both)
+
+
 def check_iou(function: Callable[..., Any]) -> None:
     """Exercise 1, `iou(a, b)`: what both boxes cover over what either covers."""
-
-    def area(box: Box) -> float:
-        return (box[2] - box[0]) * (box[3] - box[1])
-
-    def product(a: Box, b: Box) -> float:
-        """Width times height of what both cover; each of them is below 0 in boxes apart."""
-        return (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
-
-    def not_cut_off(a: Box, b: Box) -> float:
-        return product(a, b) / (area(a) + area(b) - product(a, b))
-
-    def cut_off_late(a: Box, b: Box) -> float:
-        shared = max(product(a, b), 0.0)
-        return shared / (area(a) + area(b) - shared)
-
-    def counted_twice(a: Box, b: Box) -> float:
-        return box_iou(a, b) / (1 + box_iou(a, b))
-
-    def from_corner_and_size(a: Box, b: Box) -> float:
-        return box_iou(*((x, y, x + width, y + height) for x, y, width, height in (a, b)))
-
     check_function(
         function,
         box_iou,
@@ -48,32 +39,38 @@ def check_iou(function: Callable[..., Any]) -> None:
             ((0.4, 0.4, 0.6, 0.9), (0.3, 0.5, 0.7, 0.8)),
             ((0.1, 0.1, 0.4, 0.4), (0.6, 0.7, 0.9, 0.8)),  # apart in both directions
             ((0.1, 0.1, 0.4, 0.9), (0.6, 0.1, 0.9, 0.5)),  # side by side
+            ((0.2, 0.1, 0.5, 0.3), (0.1, 0.6, 0.4, 0.9)),  # one above the other
         ],
         expected="the area that both boxes cover over the area that at least one covers, 0 to 1",
         hint="what both cover is a box as well: from the larger of the two left edges to the "
         "smaller of the two right ones, and the same from top to bottom",
         mistakes=[
             Mistake(
+                "the four ghosts are still there: boxes that are apart get more than 0",
+                "two boxes that are apart in both directions share a width and a height below 0; "
+                "look at what becomes of the two when they are multiplied",
+                _iou_with_ghosts,
+            ),
+            Mistake(
                 "boxes that are apart get something other than 0",
-                "where the boxes are apart, width and height of what they share come out below 0: "
-                "max(0, …), each of them, before they are multiplied",
-                not_cut_off,
+                "where the boxes are apart, what they share comes out below 0 in width or height, "
+                "and no length is: 0 takes its place before the two are multiplied",
+                lambda a, b: _iou(a, b, lambda width, height: width * height),
             ),
             Mistake(
-                "the product of width and height is cut off at 0, not each of them",
-                "two boxes that are apart in both directions share a width and a height below 0, "
-                "and their product is positive: max(0, …) of each, before they are multiplied",
-                cut_off_late,
+                "a gap between two boxes counts as an area that they share",
+                "a length below 0 says that there is a gap: nothing is shared, whatever its size",
+                lambda a, b: _iou(a, b, lambda width, height: abs(width * height)),
             ),
             Mistake(
-                "what both cover is counted twice in the union",
-                "area of a + area of b − area of both",
-                counted_twice,
+                "boxes one above the other get something other than 0: only the width is cut off",
+                "what is done to the width is to be done to the height",
+                lambda a, b: _iou(a, b, lambda width, height: max(width, 0.0) * height),
             ),
             Mistake(
-                "boxes read as left, top, width, height",
-                "a box is left, top, right, bottom: its width is box[2] − box[0]",
-                from_corner_and_size,
+                "boxes side by side get something other than 0: only the height is cut off",
+                "what is done to the height is to be done to the width",
+                lambda a, b: _iou(a, b, lambda width, height: width * max(height, 0.0)),
             ),
         ],
         tolerance=1e-6,

@@ -1,4 +1,4 @@
-"""The exercises of notebook 03: Stable Diffusion's betas, its loss, guidance, averaged weights."""
+"""The exercises of notebook 03: Stable Diffusion's betas, loss, guided answer, averaged weights."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def check_scaled_linear(function: Callable[..., Any]) -> None:
         function,
         lambda steps, start, end: NoiseSchedule.scaled_linear(steps, start, end).betas,
         [(1000, 0.00085, 0.012), (50, 0.01, 0.3), (3, 0.04, 0.16)],
+        axes=("step",),
         expected="(√start, …, √end in equal steps)², of shape (steps,)",
         hint="torch.linspace(a, b, steps) gives equal steps from a to b, both ends included",
         mistakes=[
@@ -116,38 +117,76 @@ def check_latent_loss(function: Callable[..., Any]) -> None:
     )
 
 
-def check_guided(function: Callable[..., Any]) -> None:
-    """Exercise 3, `guided(unconditional, conditional, scale)`: s + γ·(s(y) − s)."""
-    without, with_caption = (normal(2, 4, 3, 3, seed=seed) for seed in range(2))
+def check_guided_answer(function: Callable[..., Any]) -> None:
+    """Exercise 3, `guided_answer(unet, x, t, text, empty, scale)`: s + γ·(s(y) − s), in one call.
+
+    The halves of the batch must be put together and taken apart in one and the same order.
+    """
+
+    def unet(x: Tensor, t: Tensor, text: Tensor) -> UNetOutput:
+        return UNetOutput((x + text.mean((1, 2))[:, None, None, None]).tanh())
+
+    def answer(
+        doubled: Callable[[Tensor], Tensor],
+        texts: Callable[[Tensor, Tensor], Tensor],
+        mixed: Callable[[Tensor, Tensor, float], Tensor] = lambda s, s_y, g: s + g * (s_y - s),
+    ) -> Callable[..., Tensor]:
+        def guided_answer(
+            unet: Any, x: Tensor, t: Tensor, text: Tensor, empty: Tensor, scale: float
+        ) -> Tensor:
+            both = texts(empty.expand_as(text), text)
+            return mixed(*unet(doubled(x), t, both).sample.chunk(2), scale)
+
+        return guided_answer
+
+    def halves(x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+    def in_pairs(empty: Tensor, text: Tensor) -> Tensor:
+        return torch.stack([empty, text], 1).flatten(0, 1)
+
+    def one_after_the_other(empty: Tensor, text: Tensor) -> Tensor:
+        return torch.cat([empty, text])
+
+    def case(batch: int, scale: float, seed: int) -> tuple[Any, ...]:
+        x, text = normal(batch, 4, 3, 3, seed=seed), 2 * normal(batch, 6, 8, seed=seed + 1)
+        return unet, x, torch.tensor(9), text, normal(1, 6, 8, seed=seed + 2), scale
+
     check_function(
         function,
-        lambda s, s_y, scale: s + scale * (s_y - s),
-        [
-            *((without, with_caption, scale) for scale in (5.0, 1.0, 0.0)),
-            (normal(3, 2, seed=2), normal(3, 2, seed=3), 7.5),
-        ],
-        expected="unconditional + scale·(conditional − unconditional), of their shape",
-        hint="start at the answer without the caption and go `scale` times the way to the other",
+        answer(halves, one_after_the_other),
+        [case(1, 5.0, 0), case(4, 5.0, 10), case(3, 1.0, 20), case(2, 0.0, 30)],
+        axes=("picture", "channel", "row", "column"),
+        expected="for each picture of x: its answer without caption + scale·(its answer with its "
+        "own caption − the one without), of x's shape",
+        hint="write down, for two pictures, which noise and which text stand in each row of the "
+        "batch, and which rows chunk(2) puts into which half",
         mistakes=[
             Mistake(
-                "the two halves have changed places: it goes away from the caption",
-                "start at `unconditional`; scale = 1 must give `conditional`",
-                lambda s, s_y, scale: s_y + scale * (s - s_y),
+                "with one picture it is right; with several, pictures get each other's captions",
+                "torch.cat puts noises in two blocks; the texts stand in pairs, and chunk(2) cuts "
+                "into blocks again: all three must agree",
+                answer(halves, in_pairs),
             ),
             Mistake(
-                "the difference has the wrong sign: it goes away from the caption",
-                "towards the caption is conditional − unconditional",
-                lambda s, s_y, scale: s + scale * (s - s_y),
+                "noises and texts stand in pairs, but chunk(2) takes the upper and lower half",
+                "pairs are taken apart by [::2] and [1::2], blocks by chunk(2)",
+                answer(lambda x: x.repeat_interleave(2, 0), in_pairs),
             ),
             Mistake(
-                "it starts at `conditional`, so it goes one step too far",
+                "it goes away from the caption: the halves have changed places",
+                "the empty text comes first in the batch, so the first half is without caption",
+                answer(halves, lambda empty, text: torch.cat([text, empty])),
+            ),
+            Mistake(
+                "it starts at the answer with the caption, so it goes one step too far",
                 "that is the formula of Ho & Salimans, whose w is our scale − 1",
-                lambda s, s_y, scale: s_y + scale * (s_y - s),
+                answer(halves, one_after_the_other, lambda s, s_y, g: s_y + g * (s_y - s)),
             ),
             Mistake(
                 "the answer without the caption is not taken off",
-                "only what the caption *adds* is made larger: scale·(conditional − unconditional)",
-                lambda s, s_y, scale: s + scale * s_y,
+                "only what the caption *adds* is made larger: scale·(with − without)",
+                answer(halves, one_after_the_other, lambda s, s_y, g: s + g * s_y),
             ),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,6 +80,35 @@ def _switched(is_layered: Callable[..., bool]) -> Callable[..., Tensor]:
 _algorithm_1 = _switched(lambda number, t, steps, fraction: number < round(fraction * steps))
 
 
+def _calls(algorithm: Callable[..., Any], case: tuple[Any, ...]) -> list[str]:
+    """What an algorithm_1 calls, in order."""
+    x, times, fraction, *_ = case
+    calls: list[str] = []
+
+    def noted(name: str) -> Callable[[Tensor, float], Tensor]:
+        def ask(x: Tensor, t: float) -> Tensor:
+            calls.append(f"{name}(x, {t})")
+            return x
+
+        return ask
+
+    def step(noise: Tensor, t: float, x: Tensor) -> Tensor:
+        calls.append(f"step(noise, {t}, x)")
+        return x
+
+    algorithm(x, times, fraction, noted("layered"), noted("general"), step)
+    return calls
+
+
+def _first_other_call(function: Callable[..., Any], case: tuple[Any, ...]) -> str:
+    """Where the calls of an algorithm_1 part from those of the right one; "" if they do not."""
+    pairs = zip_longest(_calls(function, case), _calls(_algorithm_1, case), fillvalue="nothing")
+    for number, (saw, right) in enumerate(pairs, start=1):
+        if saw != right:
+            return f": call {number} is {saw} where {right} is due"
+    return ""
+
+
 # ------------------------------------------------------------------ the checks
 
 
@@ -104,6 +134,7 @@ def check_visible_masks(function: Callable[..., Any]) -> None:
         function,
         _visible_masks,
         [([BACK, FRONT], 6, 9), ([FRONT, BACK, SMALL], 16, 16), ([SMALL, BACK], 8, 5)],
+        axes=("mask", "row", "column"),
         expected="a tensor (layers + 1, height, width): background first, and in each cell one 1, "
         "where the latest layer is whose box holds the cell's centre",
         hint="the centre of column k is (k + 0.5) / width; go through the boxes from back to front "
@@ -149,6 +180,7 @@ def check_fields_of(function: Callable[..., Any]) -> None:
         function,
         _fields_of,
         [case(2, 0, 0.2, 0.2), case(3, 1, 0.05, 0.2), case(2, 2, 1.0, 0.5)],
+        axes=("layer", "channel", "row", "column"),
         expected="a tensor (layers + 1, channels, height, width): zeros for the background, then "
         "inside·δ in each layer's shape and −outside·δ around it",
         hint="notebook 07's line for each layer: delta[:, None, None] * (inside * shape − outside "
@@ -211,6 +243,7 @@ def check_layer_noises(function: Callable[..., Any]) -> None:
         function,
         _layer_noises,
         [case(3, 0, 0.9, 5.0), case(2, 10, 0.2, 3.0), case(1, 20, 0.5, 5.0)],
+        axes=("layer", "channel", "row", "column"),
         expected="s + scale·(s_y − s) with s = ask(x + ξ, t, empty) and s_y = ask(x + ξ, t, "
         "prompts), a row a layer",
         hint="x + fields is the batch (x is repeated by itself); empty.expand_as(prompts) repeats "
@@ -250,6 +283,7 @@ def check_composed(function: Callable[..., Any]) -> None:
         function,
         _composed,
         [case([BACK, FRONT], 0), case([FRONT], 1), case([BACK, FRONT, SMALL, FRONT], 2)],
+        axes=("channel", "row", "column"),
         expected="in each cell the noise of the layer that owns it: the sum over layers of mask "
         "times noise, of shape (channels, height, width)",
         hint="masks has no channels: masks[:, None] has the shape (layers, 1, height, width); then "
@@ -305,6 +339,8 @@ def check_algorithm_1(function: Callable[..., Any]) -> None:
             case(several, 0.0, 2),
             case(several[:4], 1.0, 3),
         ],
+        axes=("channel", "row", "column"),
+        where=_first_other_call,
         expected="the first round(fraction·T) of the T steps with layered(x, t), the rest with "
         "general(x, t), each followed by x = step(noise, t, x)",
         hint="for number, t in enumerate(times): number < round(fraction * len(times)) says which "

@@ -1,9 +1,13 @@
-"""The exercises of notebook 00: a star in front of a house, and the best of several seeds."""
+"""The exercises of notebook 00: a star before a house, the best seed, another program's boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lrd_helpers.checks import Mistake, check_function, explain
 from lrd_helpers.layout import Layout
@@ -36,7 +40,7 @@ def check_star_in_front(layout: Any) -> None:
     if fault := _fault(layout):
         explain(name, *fault)
         return
-    print(f"✓ {name}: right. Draw it: look(draw({name}))")
+    print(f"✓ {name}: right. Look at it: look(picture({name}))")
 
 
 def _fault(layout: Layout) -> tuple[str, str, str] | None:
@@ -58,7 +62,7 @@ def _fault(layout: Layout) -> tuple[str, str, str] | None:
             return (
                 f"the caption {layout.caption!r}, without the {noun}",
                 "a caption that speaks of the whole picture",
-                "after the first steps only the caption is drawn: it has to name every object",
+                "the last steps read the caption alone: it has to name every object",
             )
     [star], [house] = places.values()
     star_cells, house_cells = (layout.layers[i].cells(GRID, GRID) for i in (star, house))
@@ -128,6 +132,49 @@ def check_best_seed(function: Callable[..., Any]) -> None:
                 "it returns the IoU, not the seed",
                 "max(ious, key=…) gives the key of the dictionary, which is the seed",
                 lambda ious: min(ious[best(ious)]),
+            ),
+        ],
+    )
+
+
+def check_corners(function: Callable[..., Any]) -> None:
+    """Exercise 3, `corners(box)`: left, top, width, height become left, top, right, bottom."""
+
+    @wraps(function)
+    def numbers(box: tuple[float, ...]) -> Any:
+        answer = function(box)
+        return torch.tensor(answer) if isinstance(answer, Sequence) else answer
+
+    def version(right: Callable[..., Sequence[float]]) -> Callable[..., Tensor]:
+        return lambda box: torch.tensor(right(*box))
+
+    check_function(
+        numbers,
+        version(lambda x, y, w, h: (x, y, x + w, y + h)),
+        [((0.05, 0.1, 0.45, 0.6),), ((0.35, 0.4, 0.55, 0.5),), ((0.7, 0.1, 0.2, 0.3),)],
+        expected="left, top, right, bottom of the friend's box",
+        hint="look at a box that is too small: which of its four sides are where they should be?",
+        axes=("place",),
+        mistakes=[
+            Mistake(
+                "it returns the friend's numbers as they are",
+                "left and top are right already; what must be done to the other two?",
+                version(lambda x, y, w, h: (x, y, w, h)),
+            ),
+            Mistake(
+                "it takes the first two numbers for the middle of the box",
+                "the upper left corners agree on both canvases: they are no middles",
+                version(lambda x, y, w, h: (x - w / 2, y - h / 2, x + w / 2, y + h / 2)),
+            ),
+            Mistake(
+                "the last two numbers have changed places",
+                "the house is higher than wide: which of the two belongs to which side?",
+                version(lambda x, y, w, h: (x, y, x + h, y + w)),
+            ),
+            Mistake(
+                "it subtracts left and top where it should add them",
+                "the box gets smaller still; it should become larger",
+                version(lambda x, y, w, h: (x, y, w - x, h - y)),
             ),
         ],
     )

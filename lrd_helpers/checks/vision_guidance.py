@@ -63,6 +63,7 @@ def check_xi(function: Callable[..., Any]) -> None:
             (normal(4, seed=1), box(4, 4), 0.05, 0.2),
             (normal(3, seed=2), box(3, 7), 1.0, 0.0),
         ],
+        axes=("channel", "row", "column"),
         expected="inside·δ where the mask is 1, −outside·δ where it is 0; of shape (channels, "
         "height, width)",
         hint="delta[:, None, None] * field with a field of shape (height, width): inside where the "
@@ -109,6 +110,7 @@ def check_guided_step(function: Callable[..., Any]) -> None:
         function,
         lambda score, step, x, xi, t: step(score(x + xi, t), t, x),
         [case(0.9, 0), case(0.2, 10)],
+        axes=("picture", "channel", "row", "column"),
         expected="step(score(x + ξ, t), t, x): seen with ξ, stepped without",
         hint="ξ is a pair of glasses: the U-Net looks through it, but it is not painted into x",
         mistakes=[
@@ -147,6 +149,7 @@ def check_delta_from_attention(function: Callable[..., Any]) -> None:
         function,
         dynamic_delta,
         [case(4, 5, 6, 3, 0), case(4, 3, 3, 5, 2), case(2, 4, 7, 1, 4)],
+        axes=("channel",),
         expected="the mean of x over the k positions with the largest attention, of shape "
         "(channels,)",
         hint="attention.flatten().topk(k).indices are the positions, x.flatten(1)[:, positions] "

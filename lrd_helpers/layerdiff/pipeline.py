@@ -169,7 +169,8 @@ class LayerDiffPipeline(DiffusionPipeline):
         image: Picture | None = None,
         fixed: Fixed | None = None,
         num_inference_steps: int = 15,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = 3.0,
+        guide_from: Literal["alone", "together"] = "alone",
         self_mask_scale: float = 0.0,
         inside: float = 0.5,
         outside: float = 0.5,
@@ -194,6 +195,8 @@ class LayerDiffPipeline(DiffusionPipeline):
                 alpha) or "background". They are not drawn: they come back pixel for pixel.
             num_inference_steps: T.
             guidance_scale: γ of classifier-free guidance; off where γ ≤ 1.
+            guide_from: what guidance leads away from: "alone", a slot without prompt and without
+                the others, so that they agree better; "together", without prompts only.
             self_mask_scale: s of self-mask guidance; 0 = off. It costs half as much again.
             inside: how strongly ξ says where a layer's object is, for layouts.
             outside: how strongly ξ says where it is not.
@@ -219,6 +222,8 @@ class LayerDiffPipeline(DiffusionPipeline):
             raise ValueError("prompt is empty; give a caption, a layout, or a list of them")
         self._check(num_inference_steps, num_images_per_prompt, generator, len(wanted))
         check_output(output_type, callback_on_step_end)
+        if guide_from not in ("alone", "together"):
+            raise ValueError(f"guide_from is {guide_from!r}, but should be 'alone' or 'together'")
         strengths = {
             "guidance_scale": guidance_scale,
             "self_mask_scale": self_mask_scale,
@@ -240,6 +245,7 @@ class LayerDiffPipeline(DiffusionPipeline):
         with self._drawing():
             run = self._begin(wanted, steps, negative, strengths["inside"], strengths["outside"])
             run.guidance_scale = strengths["guidance_scale"]
+            run.guide_from = guide_from
             run.self_mask_scale = strengths["self_mask_scale"]
             latents = self._denoised(run, callback_on_step_end)
             stacks = self._stacks(wanted, latents, output_type)
@@ -314,7 +320,7 @@ class LayerDiffPipeline(DiffusionPipeline):
         strength: float = 0.5,
         *,
         num_inference_steps: int = 15,
-        guidance_scale: float = 4.0,
+        guidance_scale: float = 3.0,
         generator: torch.Generator | None = None,
     ) -> Image.Image:
         """The stack as one coherent picture: flattened, noised, and drawn to the end by the model.

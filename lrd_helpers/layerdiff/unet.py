@@ -160,6 +160,7 @@ class LayeredUNet2DConditionModel(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, unet_config: dict[str, Any], enhancer_heads: int = 4) -> None:
         super().__init__()
+        self.composite_heard = True
         # The plain U-Net adds class embeddings to the time's: a layer's identity is such a class.
         config = {**unet_config, "num_class_embeds": MOST_LAYERS + 2}
         self.unet = UNet2DConditionModel.from_config(config)
@@ -221,6 +222,9 @@ class LayeredUNet2DConditionModel(ModelMixin, ConfigMixin):
         if identities is None:
             identities = slot_identities(count - 2)
         identities = identities.to(sample.device).expand(batch, count)
+        if not self.composite_heard:
+            others = identities != COMPOSITE
+            present = others if present is None else present & others
         times = torch.as_tensor(timestep, device=sample.device).expand(batch, count)
         bias = None if present is None or present.all() else HIDDEN * (~present).to(sample.dtype)
         text = self.enhancer(text, caption, identities, bias)
@@ -236,7 +240,7 @@ class LayeredUNet2DConditionModel(ModelMixin, ConfigMixin):
         return LayeredUNetOutput(sample=noise)
 
 
-PARTS = ("attention between slots", "layer embedding", "prompt enhancer")
+PARTS = ("attention between slots", "layer embedding", "prompt enhancer", "composite slot")
 """What the layered model has beyond the plain one."""
 
 
@@ -244,11 +248,20 @@ PARTS = ("attention between slots", "layer embedding", "prompt enhancer")
 def switched_off(model: LayeredUNet2DConditionModel, part: str) -> Iterator[None]:
     """Inside, the model is without one of its `PARTS`; after it, come what may, it has it again.
 
+    Without the composite slot nobody hears it, and its own noise is 0: no composite is drawn.
+
     Raises:
         ValueError: there is no such part.
     """
     if part not in PARTS:
         raise ValueError(f"{part!r} is no part of a layered model; these are: {', '.join(PARTS)}")
+    if part == PARTS[3]:
+        model.composite_heard = False
+        try:
+            yield
+        finally:
+            model.composite_heard = True
+        return
     if part == PARTS[0]:
         talks = [
             module.attention for module in model.modules() if isinstance(module, SlotAttention)

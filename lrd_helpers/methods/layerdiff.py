@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,6 +44,8 @@ class StackRun:
         x: the noise that the drawing begins with, in the scheduler's units.
         empty: latents of a layer that shows nothing.
         guidance_scale: γ of classifier-free guidance; none where γ ≤ 1.
+        guide_from: what guidance leads away from: each slot "alone", or all "together" without
+            their prompts.
         self_mask_scale: s of self-mask guidance; 0 = none.
         xi: ξ of each slot that every step sees, in units of x_T ~ N(0, I); None: no slot has one.
     """
@@ -57,7 +59,8 @@ class StackRun:
     clean: Stacks
     x: Stacks
     empty: Float[Tensor, "channels height width"]
-    guidance_scale: float = 4.0
+    guidance_scale: float = 3.0
+    guide_from: Literal["alone", "together"] = "alone"
     self_mask_scale: float = 0.0
     xi: Stacks | None = None
 
@@ -98,22 +101,45 @@ def layer_denoising(run: StackRun, start: int = 0) -> Iterator[StackState]:
 def guided_noise(run: StackRun, seen: Stacks, t: Tensor) -> Stacks:
     """ε(∅) + γ (ε(y) − ε(∅)) + s (ε(y) − ε̃(y)), where ε̃ sees the layers' things blurred.
 
+    In ε(∅) a slot has neither prompt nor neighbours, so that guidance strengthens not only what
+    its prompt says, but also what the other slots tell it [ours, as InstructPix2Pix does with its
+    picture: Brooks et al. 2023]. With `guide_from` = "together" it loses its prompt alone.
+
     The last part is LayerDiff's self-mask guidance. [reconstruction, after self-attention guidance:
     Hong et al. 2023] It costs one more row a slot.
     """
     unasked, asked = run.text
     shift = None if run.xi is None else run.steps.shift_of_input(t)
     x = seen if shift is None else seen + run.xi
-    if run.guidance_scale > 1:
-        without, noise = predicted_noise(run, [x, x], t, [unasked, asked])
-        guided = without + run.guidance_scale * (noise - without)
-    else:
+    if run.guidance_scale <= 1:
         (noise,) = predicted_noise(run, [x], t, [asked])
         guided = noise
+    else:
+        if run.guide_from == "alone":
+            (noise,) = predicted_noise(run, [x], t, [asked])
+            without = noise_alone(run, x, t, unasked)
+        else:
+            without, noise = predicted_noise(run, [x, x], t, [unasked, asked])
+        guided = without + run.guidance_scale * (noise - without)
     if run.self_mask_scale:
         (worse,) = predicted_noise(run, [degraded(run, x, noise, t)], t, [asked])
         guided = guided + run.self_mask_scale * (noise - worse)
     return guided if shift is None else guided + shift * run.xi
+
+
+def noise_alone(
+    run: StackRun, x: Stacks, t: Tensor, text: Float[Tensor, "batch slots tokens width"]
+) -> Stacks:
+    """What the layered U-Net predicts for each slot by itself, as a stack of one."""
+    batch, slots = x.shape[:2]
+    rows, prompts = x.flatten(0, 1)[:, None], text.flatten(0, 1)
+    times, identities = (
+        each.expand(batch, slots).reshape(-1, 1)
+        for each in (torch.where(run.given, 0, t), run.identities)
+    )
+    noise = run.unet(rows, times, prompts[:, None], prompts, identities).sample[:, 0]
+    checked_finite(noise, f"the U-Net's predictions at t = {float(t):g}")
+    return noise.unflatten(0, (batch, slots))
 
 
 def predicted_noise(

@@ -27,16 +27,21 @@ def exported(
     title: str,
     what: str,
     data: str | None = None,
+    grown_from: Path | None = None,
 ) -> Iterator[Path]:
     """Yields an empty folder for the model's files, gives it a card, and puts it in `output`.
 
     Args:
         title, what: the card's heading, and what was trained and how.
         data: what the model was trained on, if not on storybook scenes.
+        grown_from: the model whose weights it began with, where `start_from` is none.
     """
     with replacing_folder(options.output) as folder:
         yield folder
-        model_card(folder, options, progress, scores, title=title, what=what, data=data)
+        start = options.start_from or grown_from
+        model_card(
+            folder, options, progress, scores, title=title, what=what, data=data, start=start
+        )
     print(scores)
 
 
@@ -98,6 +103,7 @@ def model_card(
     title: str,
     what: str,
     data: str | None = None,
+    start: Path | None = None,
 ) -> None:
     """Writes README.md (for people), training.json and a thinned log.csv (for notebooks)."""
     forget_folders(folder)
@@ -130,7 +136,7 @@ def model_card(
             for run in before
         ),
         f"| time in steps | {progress.seconds / 60:.1f} minutes |",
-        f"| started from | {options.start_from.name if options.start_from else 'random weights'} |",
+        f"| started from | {start.name if start else 'random weights'} |",
         f"| machine | {describe_machine()} |",
         f"| date | {date.today()} |",
         f"| options | `{json.dumps(used)}` |",

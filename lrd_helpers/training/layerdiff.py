@@ -537,6 +537,7 @@ def main(arguments: list[str] | None = None) -> None:
         title="storybook: layers generated together",
         what=__doc__,
         data=data,
+        grown_from=options.pipeline,
     ) as folder:
         trainee.model.half().save_pretrained(folder / "unet")
         for part in ("text_encoder", "tokenizer", "scheduler"):

@@ -7,9 +7,11 @@
 // ------------------------------------------------------------------ 1 geometry
 
 const HANDLES = ["nw", "n", "ne", "e", "se", "s", "sw", "w"];
+const MIDDLE = [0.3, 0.3, 0.7, 0.7]; // where a layer without a gesture begins
 const LEAST = 0.01; // smallest side of a box, as a fraction of the canvas
 const tidy = (value) => Math.round(value * 1e4) / 1e4; // a tenth of a thousandth is enough
 const inside = ([x, y], [x0, y0, x1, y1]) => x >= x0 && x <= x1 && y >= y0 && y <= y1;
+const LETTER = 6.6; // how wide a letter of a label is, in SVG units
 
 /** The box moved by (dx, dy), kept on the canvas. */
 function moved([x0, y0, x1, y1], dx, dy) {
@@ -118,6 +120,19 @@ function defaultCaption(doc) {
   return `${prompts.join(" and ")} ${doc.background.trim()}`.trim();
 }
 
+/** The colour that a prompt names, as #rrggbb: the first, but not in its last word, which is the
+ *  object. Python's `colour_of_prompt` knows more grammar; `colours` are those of CSS. */
+function colourIn(prompt, colours) {
+  const words = (prompt.toLowerCase().match(/[a-z-]+/g) ?? []).slice(0, -1);
+  for (const [n, word] of words.entries()) {
+    const names = [3, 2, 1].map((length) => words.slice(n, n + length).join("").replaceAll("-", ""));
+    names.push(word.slice(word.lastIndexOf("-") + 1)); // "dark-yellow", but not "blue-eyed"
+    const name = names.find((each) => Object.hasOwn(colours, each));
+    if (name) return colours[name];
+  }
+  return null;
+}
+
 /** What a Layout has of the document: as `Layout.to_json` writes it. */
 function layoutOf(doc) {
   return {
@@ -157,7 +172,7 @@ function faultOf(doc) {
 // ------------------------------------------------------------------ 4 the editor
 
 class BoxEditor extends Editor {
-  drawnTraits = ["snap", "_picture"];
+  drawnTraits = ["snap", "_picture", "_picture_opacity"];
   invitation = "Enter adds a box, Page Up and Page Down select one.";
   kept = "What you drew is still here; “Copy as Python” and download work without it.";
 
@@ -206,6 +221,8 @@ class BoxEditor extends Editor {
     });
     this.overButton = button("over", "Draw over: start a box inside another (or hold Shift)",
       () => { this.over = !this.over; this.draw(); });
+    this.startersButton = button("starters", "Begin with one of these layouts", () => this.offer(this.starters.hidden));
+    this.startersButton.hidden = !this.model.get("_starters").length;
     this.snapButton = button("grid", "Keep to the grid of latent pixels", () => {
       this.model.set("snap", !this.snap);
       this.send();
@@ -213,14 +230,46 @@ class BoxEditor extends Editor {
     const toolbar = this.buildToolbar(
       h("div", { class: "group" }, ...this.tools),
       this.breadthInput,
-      h("div", { class: "group" }, this.overButton, this.snapButton),
+      h("div", { class: "group" }, this.overButton, this.snapButton, this.startersButton),
       [button("code", "Copy the layout as Python", () => this.copy(), { text: "Copy as Python" }),
         button("download", "Download the layout as JSON", () => this.download()),
         button("upload", "Load a layout from JSON", () => this.openDrawer())]);
+    this.addButton = button("add", "Add a layer (N)", () => this.add({ box: MIDDLE }));
     this.copyButton = button("duplicate", "Duplicate (Ctrl+D)", () => this.duplicate(this.selected));
     this.buildDrawer();
+    this.buildStarters();
     this.scene = h("g");
-    this.buildPage("Box editor", [toolbar, this.drawer], this.buildCanvas(), [this.copyButton]);
+    this.buildPage("Box editor", [toolbar, this.starters, this.drawer], this.buildCanvas(), [this.addButton, this.copyButton]);
+    this.list.before(this.buildBehind());
+    this.starters.hidden = this.startersButton.hidden || this.doc.layers.length > 0;
+  }
+
+  /** Layouts to begin with, each as a small picture. */
+  buildStarters() {
+    const [w, t] = this.size;
+    const thumbnail = (doc) => h("button", {
+      type: "button", title: doc.caption || defaultCaption(doc), "aria-label": `Begin with: ${doc.caption || defaultCaption(doc)}`,
+      onclick: () => this.begin(doc),
+    }, h("svg", { viewBox: `0 0 ${w} ${t}`, "aria-hidden": "true" },
+      h("rect", { width: w, height: t, class: "paper" }),
+      ...doc.layers.flatMap((layer, index) => layer.mask
+        ? [h("image", { href: layer.mask, width: w, height: t, preserveAspectRatio: "none" })]
+        : ["rim", "box"].map((name) => h("rect", {
+          ...this.rect(layer.box), class: name, style: `--colour:${this.shadeOf(layer, index)}`,
+        })))));
+    this.starters = h("div", { class: "starters", role: "group", "aria-label": "Layouts to begin with" },
+      ...this.model.get("_starters").map(thumbnail));
+  }
+
+  /** How much is seen of the picture that lies under the boxes. */
+  buildBehind() {
+    this.behindInput = h("input", {
+      type: "range", min: 0, max: 100, "aria-label": "Picture under the boxes",
+      oninput: () => this.model.set("_picture_opacity", this.behindInput.value / 100),
+    });
+    this.behind = h("label", { class: "behind", title: "How much is seen of the picture under the boxes" },
+      "Picture", this.behindInput);
+    return this.behind;
   }
 
   buildCanvas() {
@@ -238,13 +287,16 @@ class BoxEditor extends Editor {
     ];
   }
 
-  /** Around a mask: its own colour, all of it at the rim and a third within. */
+  /** Around a mask: its own colour, all of it at the rim and a third within, and a dark rim. */
   outlineFilter() {
     const filter = h("filter", { id: `${this.name}-outline` });
-    filter.innerHTML = `<feMorphology operator="dilate" radius="1.5"/>
+    filter.innerHTML = `<feMorphology operator="dilate" radius="3"/>
+      <feComposite operator="out" in2="SourceGraphic"/>
+      <feColorMatrix values="0 0 0 0 .125  0 0 0 0 .125  0 0 0 0 .125  0 0 0 .85 0" result="dark"/>
+      <feMorphology in="SourceGraphic" operator="dilate" radius="1.5"/>
       <feComposite operator="out" in2="SourceGraphic" result="rim"/>
       <feComponentTransfer in="SourceGraphic" result="within"><feFuncA type="linear" slope=".35"/></feComponentTransfer>
-      <feMerge><feMergeNode in="within"/><feMergeNode in="rim"/></feMerge>`;
+      <feMerge><feMergeNode in="within"/><feMergeNode in="dark"/><feMergeNode in="rim"/></feMerge>`;
     return filter;
   }
 
@@ -280,6 +332,7 @@ class BoxEditor extends Editor {
     for (const element of this.tools) element.setAttribute("aria-pressed", element.dataset.tool === this.tool);
     this.overButton.setAttribute("aria-pressed", this.over);
     this.snapButton.setAttribute("aria-pressed", this.snap);
+    this.startersButton.setAttribute("aria-pressed", !this.starters.hidden);
     this.breadthInput.hidden = this.tool === "box";
     this.caption.placeholder = defaultCaption(this.doc) || "the whole picture in words";
     this.background.placeholder = "on grass, at night, …";
@@ -301,7 +354,11 @@ class BoxEditor extends Editor {
     const picture = this.model.get("_picture");
     this.backdrop.setAttribute("href", picture);
     this.backdrop.style.display = picture ? "" : "none";
-    this.svg.classList.toggle("pictured", Boolean(picture));
+    this.behind.hidden = !picture;
+    const seen = this.model.get("_picture_opacity");
+    this.backdrop.setAttribute("opacity", seen);
+    this.behindInput.value = 100 * seen;
+    this.svg.classList.toggle("pictured", Boolean(picture) && seen > 0);
     this.gridRect.style.display = this.snap ? "" : "none";
     const parts = this.doc.layers.map((layer, index) => isShown(layer) && this.drawLayer(layer, index));
     if (!this.doc.layers.length && !this.gesture) {
@@ -328,10 +385,22 @@ class BoxEditor extends Editor {
     this.scene.replaceChildren(...parts.filter(Boolean));
   }
 
-  colourOf(layer) {
+  /** The colour of a layer's vision guidance, as #rrggbb, or null: its own, or its prompt's. */
+  ownColour(layer) {
+    if (!layer.colour) return colourIn(layer.prompt, this.model.get("_colours"));
+    const context = (this.paint ??= h("canvas").getContext("2d"));
+    context.fillStyle = layer.colour; // any name or hex of CSS becomes #rrggbb
+    return context.fillStyle;
+  }
+
+  /** The colour a layer is drawn in: its own, so that a yellow star is not orange, or its number's. */
+  shadeOf(layer, index) {
     const palette = this.model.get("_palette");
-    const index = layer ? this.doc.layers.indexOf(layer) : this.doc.layers.length;
-    return palette[index % palette.length];
+    return (layer && this.ownColour(layer)) ?? palette[index % palette.length];
+  }
+
+  colourOf(layer) {
+    return this.shadeOf(layer, layer ? this.doc.layers.indexOf(layer) : this.doc.layers.length);
   }
 
   drawLayer(layer, index) {
@@ -364,17 +433,16 @@ class BoxEditor extends Editor {
   }
 
   drawTag(layer, index, box, colour) {
-    const { x, y, width } = this.rect(box);
+    const { x, y } = this.rect(box);
     const share = layer.opacity < 1 ? ` ${percentOf(layer)} %` : "";
-    const room = Math.max(0, Math.floor((width - 26) / 6.6) - share.length);
-    const prompt = layer.prompt.trim();
-    const shown = prompt.length > room ? (room > 2 ? `${prompt.slice(0, room - 1)}…` : "") : prompt;
-    const text = `${index + 1} ${shown}`.trim() + share;
-    const [red, green, blue] = [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
-    const dark = 0.3 * red + 0.6 * green + 0.1 * blue < 110;
+    const text = `${index + 1} ${layer.prompt.trim()}`.trim() + share;
+    const room = Math.floor((this.size[0] - 10) / LETTER);
+    const shown = text.length > room ? `${text.slice(0, room - 1)}…` : text;
+    const width = shown.length * LETTER + 10;
+    const left = clamp(x, 0, Math.max(0, this.size[0] - width)); // to the left rather than cut off
     return h("g", { class: "tag" },
-      h("rect", { x, y, width: text.length * 6.6 + 10, height: 18, rx: 2, fill: colour }),
-      h("text", { x: x + 5, y: y + 13, fill: dark ? "#fff" : "#111" }, text));
+      h("rect", { x: left, y, width, height: 18, rx: 2, fill: colour }),
+      h("text", { x: left + 5, y: y + 13, fill: inkOn(colour) }, shown));
   }
 
   drawHandles(layer) {
@@ -394,15 +462,14 @@ class BoxEditor extends Editor {
   drawRow(row, layer) {
     const label = super.drawRow(row, layer);
     row.chip.textContent = this.numberOf(layer);
-    row.chip.style.setProperty("--chip", this.colourOf(layer));
+    const chip = this.colourOf(layer);
+    row.chip.style.setProperty("--chip", chip);
+    row.chip.style.setProperty("--ink-on-chip", inkOn(chip));
     label(row.lock, layer.locked ? "Unlock" : "Lock");
     row.lock.querySelector("path").setAttribute("d", ICONS[layer.locked ? "locked" : "unlocked"]);
     row.lock.classList.toggle("on", Boolean(layer.locked));
-    const own = layer.colour ?? layer.prompt.toLowerCase().match(/[a-z]+/g)?.slice(0, -1).find((word) => CSS.supports("color", word));
-    const context = (this.paint ??= h("canvas").getContext("2d"));
-    context.fillStyle = "#808080";
-    if (own) context.fillStyle = own; // what a colour input takes: any name of CSS as #rrggbb
-    row.colour.value = context.fillStyle;
+    const own = this.ownColour(layer);
+    row.colour.value = own ?? "#808080";
     label(row.colour, `Colour of the vision guidance${layer.colour ? "" : own ? " (from the prompt)" : " (none yet)"}`);
     row.colour.classList.toggle("none", !own);
     label(row.auto, "Take the colour from the prompt again");
@@ -484,7 +551,7 @@ class BoxEditor extends Editor {
     if (!plain) return false;
     const tool = { b: "box", p: "brush", e: "eraser" }[low];
     if (tool) return act(() => this.use(tool));
-    return drawn && (key === "Enter" || low === "n") && act(() => this.add({ box: [0.3, 0.3, 0.7, 0.7] }));
+    return drawn && (key === "Enter" || low === "n") && act(() => this.add({ box: MIDDLE }));
   }
 
   arrow([dx, dy], resize) {
@@ -515,6 +582,19 @@ class BoxEditor extends Editor {
     this.selected = layer.id;
     this.edited([...this.doc.layers, layer]);
     if (!prompt) this.rows.get(layer.id).prompt.focus({ preventScroll: true }); // it is typed next
+  }
+
+  /** Show the layouts to begin with, or hide them. */
+  offer(open) {
+    this.starters.hidden = !open;
+    this.draw();
+  }
+
+  begin(doc) {
+    this.selected = null;
+    this.edit({ ...doc, layers: doc.layers.map((layer) => ({ ...layer, id: randomName() })) });
+    this.offer(false);
+    this.svg.focus({ preventScroll: true });
   }
 
   /** Put a layer's box, or its mask, where `box` is. */

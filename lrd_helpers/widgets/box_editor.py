@@ -20,14 +20,21 @@ from dataclasses import fields
 from typing import Any
 
 import traitlets
+from PIL import ImageColor
 
 from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.layout_json import VERSION
 from lrd_helpers.mask import Box
+from lrd_helpers.naming import colour_of_prompt
 from lrd_helpers.pictures import picture_of, reduced_data_uri
-from lrd_helpers.plotting import BOX_COLOURS, layer_label
+from lrd_helpers.plotting import BOX_COLOURS, ink_on, layer_label
 from lrd_helpers.widgets.layer_editor import LayerEditor
 from lrd_helpers.widgets.page import page_text
+
+COLOURS = {
+    name: "#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(name)) for name in ImageColor.colormap
+}
+"""The colours of CSS by their names, as #rrggbb."""
 
 DOCUMENT_ONLY = ("id", "hidden", "locked")
 """What a layer of the editor has and a `Layer` has not."""
@@ -47,6 +54,7 @@ class BoxEditor(LayerEditor):
         image: a picture behind the boxes, for editing: PIL, tensor or array. The page gets it
             reduced to what it shows; `size` is still the picture's own.
         snap: boxes keep to the grid of latent pixels (8 × 8 pixels each).
+        starters: layouts that the page offers to begin with, as small pictures.
 
     Attributes:
         document: the draft as the page holds it, also where it is no `Layout` yet: a dict of
@@ -60,7 +68,10 @@ class BoxEditor(LayerEditor):
     cell = traitlets.Int(8).tag(sync=True)
     snap = traitlets.Bool(False).tag(sync=True, echo_update=False)
     _palette = traitlets.List(list(BOX_COLOURS)).tag(sync=True)
+    _colours = traitlets.Dict(COLOURS).tag(sync=True)
+    _starters = traitlets.List().tag(sync=True)
     _picture = traitlets.Unicode("").tag(sync=True)
+    _picture_opacity = traitlets.Float(1.0).tag(sync=True)
 
     def __init__(
         self,
@@ -71,6 +82,7 @@ class BoxEditor(LayerEditor):
         size: tuple[int, int] | None = None,
         image: Any = None,
         snap: bool = False,
+        starters: Sequence[Layout] = (),
     ) -> None:
         if layout is not None and (caption or background):
             raise ValueError("the layout has a caption and a background; do not give others")
@@ -85,6 +97,7 @@ class BoxEditor(LayerEditor):
             height=height,
             snap=snap,
             _picture="" if picture is None else reduced_data_uri(picture),
+            _starters=[document_of(starter) for starter in starters],
         )
 
     @property
@@ -109,6 +122,10 @@ class BoxEditor(LayerEditor):
                 "Layout.from_json(text) and Layout.load(path) make one"
             )
         self.document = document_of(layout)
+
+    def show_behind(self, image: Any) -> None:
+        """Show a picture (PIL, tensor or array) under the boxes; the page can make it fainter."""
+        self._picture = reduced_data_uri(picture_of(image))
 
     def as_code(self) -> str:
         """The layout as Python that makes it again, to paste into a cell.
@@ -233,12 +250,30 @@ def _quoted(text: str) -> str:
 
 # ------------------------------------------------------------------ pictures
 
+MONOSPACE = "ui-monospace, DejaVu Sans Mono, Menlo, Consolas, monospace"
+LETTER = 6.6
+"""How wide a letter of a label is, in units of the SVG."""
+
 _NOT_IN_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that no XML may hold, not even escaped (XML 1.0, section 2.2)."""
 
 
 def _xml(text: str) -> str:
     return html.escape(_NOT_IN_XML.sub("\ufffd", text))
+
+
+def layer_colours(layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The colour in which each layer of a `document` is drawn, as #rrggbb.
+
+    It is the layer's or the one that its prompt names, so that a yellow star is not drawn in
+    orange; without either, the one of `BOX_COLOURS` with the layer's number.
+    """
+    colours = []
+    for number, layer in enumerate(layers):
+        colour = layer.get("colour") or colour_of_prompt(layer["prompt"])
+        rgb = ImageColor.getrgb(colour or BOX_COLOURS[number % len(BOX_COLOURS)])
+        colours.append("#{:02x}{:02x}{:02x}".format(*rgb[:3]))
+    return colours
 
 
 def layout_svg(
@@ -260,49 +295,21 @@ def layout_svg(
     """
     scale = 400 / max(size)
     width, height = (round(side * scale) for side in size)
-
-    def corner(box: Sequence[float]) -> str:
-        x0, y0, x1, y1 = box
-        numbers = x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
-        return 'x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"'.format(*numbers)
-
     whole = f'width="{width}" height="{height}"'
     parts = [f'<rect {whole} fill="#f4f5f8"/>']
     if picture:
         parts = [f'<image href="{_xml(picture)}" {whole} style="image-rendering:auto"/>']
-    for number, layer in enumerate(layers):
-        colour, opacity = BOX_COLOURS[number % len(BOX_COLOURS)], layer.get("opacity", 1.0)
-        x, y = 6.0, 6.0 + 18 * number
+    for number, (layer, colour) in enumerate(zip(layers, layer_colours(layers), strict=True)):
+        x, y = 0.0, 18.0 * number
         if "mask" in layer:
-            mask = f'<image href="{_xml(layer["mask"])}" {whole} preserveAspectRatio="none"/>'
-            # Two pictures on one page must not share an id.
-            name = "mask-" + hashlib.sha256(mask.encode()).hexdigest()[:12]
-            parts += [
-                f'<mask id="{name}">{mask}</mask>',
-                f'<rect {whole} fill="{colour}" fill-opacity="{0.2 + 0.3 * opacity:.2g}" '
-                f'mask="url(#{name})"/>',
-            ]
+            parts += _masked(layer, colour, whole)
         else:
             x, y = layer["box"][0] * width, layer["box"][1] * height
-            for stroke, wide in (("#202020", 4), (colour, 2)):
-                parts.append(
-                    f'<rect {corner(layer["box"])} fill="none" stroke="{stroke}" '
-                    f'stroke-width="{wide}"/>'
-                )
+            parts += _outline(layer["box"], colour, (width, height))
         if number < len(found) and found[number] is not None:
-            for stroke, dash in (("#202020", ""), (colour, ' stroke-dasharray="5 4"')):
-                parts.append(
-                    f'<rect {corner(found[number])} fill="none" stroke="{stroke}" '
-                    f'stroke-width="2"{dash}/>'
-                )
-        text = layer_label(number, layer["prompt"], opacity)
-        # A letter is about 7.5 wide: what would be cut off at the right edge ends there instead.
-        room = x + 5 + 7.5 * len(text) <= width
-        x, anchor = (x + 5, "start") if room else (width - 5, "end")
-        parts.append(
-            f'<text x="{x:.1f}" y="{y + 15:.1f}" text-anchor="{anchor}" font-size="13" '
-            f'font-weight="600" fill="#fff" stroke="#202020" stroke-width="3" '
-            f'paint-order="stroke">{_xml(text)}</text>'
+            parts += _outline(found[number], colour, (width, height), dashed=True)
+        parts += _tag(
+            layer_label(number, layer["prompt"], layer.get("opacity", 1.0)), colour, x, y, width
         )
     prompts = "; ".join(layer["prompt"] for layer in layers) or "nothing drawn yet"
     label = _xml(label or f"Layout: {prompts}")
@@ -312,3 +319,41 @@ def layout_svg(
         + "".join(parts)
         + "</svg>"
     )
+
+
+def _masked(layer: Mapping[str, Any], colour: str, whole: str) -> list[str]:
+    mask = f'<image href="{_xml(layer["mask"])}" {whole} preserveAspectRatio="none"/>'
+    # Two pictures on one page must not share an id.
+    name = "mask-" + hashlib.sha256(mask.encode()).hexdigest()[:12]
+    opacity = 0.2 + 0.3 * layer.get("opacity", 1.0)
+    return [
+        f'<mask id="{name}">{mask}</mask>',
+        f'<rect {whole} fill="{colour}" fill-opacity="{opacity:.2g}" mask="url(#{name})"/>',
+    ]
+
+
+def _outline(
+    box: Sequence[float], colour: str, size: tuple[int, int], *, dashed: bool = False
+) -> list[str]:
+    """A box with a dark rim, so that a light one shows on snow and a dark one at night."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    numbers = x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
+    place = 'x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"'.format(*numbers)
+    dash = ' stroke-dasharray="5 4"' if dashed else ""
+    return [
+        f'<rect {place} fill="none" stroke="{stroke}" stroke-width="{wide}"{more}/>'
+        for stroke, wide, more in (("#202020", 2 if dashed else 4, ""), (colour, 2, dash))
+    ]
+
+
+def _tag(text: str, colour: str, x: float, y: float, width: int) -> list[str]:
+    """A layer's label, as `drawTag` of box_editor.js draws it: moved to the left to stay whole."""
+    room = int((width - 10) / LETTER)
+    text = text if len(text) <= room else text[: room - 1] + "…"
+    wide = LETTER * len(text) + 10
+    x = max(0.0, min(x, width - wide))
+    return [
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="18" rx="2" fill="{colour}"/>',
+        f'<text x="{x + 5:.1f}" y="{y + 13:.1f}" fill="{ink_on(colour)}" font-size="11.5" '
+        f'font-weight="600" font-family="{MONOSPACE}" letter-spacing="-0.3">{_xml(text)}</text>',
+    ]

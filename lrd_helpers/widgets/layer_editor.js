@@ -16,6 +16,8 @@ const ICONS = {
   grid: "M4 4h16v16H4zM4 9.3h16M4 14.7h16M9.3 4v16M14.7 4v16",
   redraw: "M4 12a8 8 0 0 1 14-5l2 2M20 4v5h-5M20 12a8 8 0 0 1-14 5l-2-2M4 20v-5h5",
   harmonise: "M12 3l1.8 5.2L19 10l-5.2 1.8L12 17l-1.8-5.2L5 10l5.2-1.8zM19 16v4M17 18h4",
+  add: "M12 5v14M5 12h14",
+  starters: "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z",
   undo: "M8 5 4 9l4 4M4 9h10a5 5 0 0 1 0 10h-3",
   redo: "M16 5l4 4-4 4M20 9H10a5 5 0 0 0 0 10h3",
   duplicate: "M8 8h12v12H8zM16 8V4H4v12h4",
@@ -61,7 +63,6 @@ function keyed(parent, held, layers, make, show) {
 }
 
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-const randomName = () => Math.random().toString(36).slice(2, 10);
 const act = (action) => { action(); return true; };
 const isShown = (layer) => !layer.hidden;
 const spoken = (box) => ["left", "top", "right", "bottom"]
@@ -137,6 +138,7 @@ class Editor {
     this.selected = null; // the id of a layer
     this.gesture = null;
     this.notice = { text: "", mark: [] };
+    this.line = new Line(model, (there) => this.heardFrom(there));
     const width = model.get("width"), height = model.get("height");
     this.size = [width, height].map((side) => side * 400 / Math.max(width, height)); // in SVG units
     this.rows = new Map(); // layer id → its row in the list
@@ -196,7 +198,7 @@ class Editor {
     this.lost = h("div", { class: "lost", role: "alert", hidden: "" });
     this.status = h("div", { class: "status", role: "status", "aria-live": "polite" });
     this.root = h("div", {
-      class: "lrd-widget lrd-editor", role: "group", "aria-label": label,
+      class: "lrd-widget lrd-fields lrd-editor", role: "group", "aria-label": label,
       onkeydown: (event) => this.keyDown(event),
     }, above[0], this.lost, ...above.slice(1), h("div", { class: "body" }, this.svg, this.buildSide(more)), this.status);
     this.el.append(this.root);
@@ -554,11 +556,7 @@ class Editor {
       "msg:custom": (message, buffers) => {
         if (message.kind === "ask") this.send(message.question);
         if (message.kind === "notice") this.say(message.text, message.warn, message.mark);
-        if (message.kind === "received" && message.number === this.number) {
-          this.answered = message.number;
-          this.root.dataset.synced = "true"; // Python has all that is drawn
-          this.lost.hidden = true;
-        }
+        this.line.hear(message);
         this.hear(message, buffers);
       },
       comm_live_update: () => this.ask({ kind: "hello" }, 500), // ipywidgets 8: the kernel went away
@@ -576,28 +574,22 @@ class Editor {
     this.ask({ kind: "edit", document: this.doc, ...this.sentTraits, question });
   }
 
-  /** Send a message with a number; Python answers with the same number, or is gone. */
+  /** Send a message; its number. */
   ask(message, patience = 5000) {
-    const number = (this.number = randomName());
-    const gone = () => {
-      if (number !== this.number || this.answered === number) return;
-      this.lost.textContent = `Python does not answer: it is busy, or was restarted. ${this.kept}`;
-      this.lost.hidden = false;
-    };
     this.root.dataset.synced = "false";
-    clearTimeout(this.patience);
-    this.patience = setTimeout(gone, patience);
-    try {
-      this.model.send({ ...message, number });
-    } catch {
-      gone(); // the line itself is closed
-    }
-    return number;
+    return this.line.send(message, patience);
+  }
+
+  /** Python has all that is drawn, or it does not answer. */
+  heardFrom(there) {
+    if (there) this.root.dataset.synced = "true";
+    else this.lost.textContent = `Python does not answer: it is busy, or was restarted. ${this.kept}`;
+    this.lost.hidden = there;
   }
 
   close() {
     if (this.timer) this.send();
-    clearTimeout(this.patience);
+    this.line.close();
     this.leaveTheme();
     for (const [name, listener] of Object.entries(this.heard)) this.model.off(name, listener);
   }

@@ -21,7 +21,7 @@ class LayerEditor(anywidget.AnyWidget):
             never change it in place.
     """
 
-    _css = page_text("theme.css", "layer_editor.css")
+    _css = page_text("theme.css", "fields.css", "layer_editor.css")
 
     # Not echoed: the page may have gone on meanwhile.
     document = traitlets.Dict().tag(sync=True, echo_update=False)

@@ -10,35 +10,39 @@ Without a widget `render` does the same: one layout in, one `Render` out.
 from __future__ import annotations
 
 import contextlib
-import html
+import functools
 import json
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import anywidget
 import ipywidgets
 import matplotlib
 import torch
+import traitlets
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from lrd_helpers.attention import AttentionMaps, capture_attention
-from lrd_helpers.layout import Layout, LayoutError
+from lrd_helpers.benchmark.layouts import load_layouts
+from lrd_helpers.layout import Layer, Layout, LayoutError
 from lrd_helpers.mask import Box
-from lrd_helpers.measure import Detector, StorybookDetector, found_boxes, layout_iou
+from lrd_helpers.measure import Detection, Detector, StorybookDetector, found_boxes, layout_iou
 from lrd_helpers.methods import METHODS, Choices, Method, check_opacity, named
 from lrd_helpers.methods.regions import asked_prompt, phases
-from lrd_helpers.pictures import picture_of, reduced_data_uri
-from lrd_helpers.pipeline import warn_of_words
+from lrd_helpers.pictures import Picture, picture_of, reduced_data_uri
+from lrd_helpers.pipeline import texts_of_layout
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
-from lrd_helpers.widgets.box_editor import BoxEditor, layout_of, layout_svg
-from lrd_helpers.words import WHOLE_WORDS, WordError
+from lrd_helpers.widgets.box_editor import BoxEditor, layer_colours, layout_of, layout_svg
+from lrd_helpers.widgets.page import page_text
+from lrd_helpers.words import WHOLE_WORDS, WordError, faults_of_text
 
 if TYPE_CHECKING:
     from lrd_helpers.pipeline import LayeredRenderingPipeline
@@ -86,8 +90,9 @@ class Render:
         attention: for each word of the caption where the model looked for it, in [0, 1], mean over
             steps, layers and heads. Where all steps are layered, so that the U-Net never reads the
             caption: for the words of the layers' prompts.
-        found: for each layer the box that was found; None without a detector that knows the words.
-        ious: for each layer the IoU of what was found with what was asked; None likewise.
+        found: for each layer the box that was found; None without a detector that knows a word.
+        ious: for each layer the IoU of what was found with what was asked, None for a layer whose
+            prompt the detector does not know; None without a detector that knows a word.
         seconds: what it took.
         remarks: what the pipeline warned of.
     """
@@ -97,7 +102,7 @@ class Render:
     image: Image.Image
     attention: dict[str, Float[Tensor, "height width"]]
     found: list[Box | None] | None
-    ious: list[float] | None
+    ious: list[float | None] | None
     seconds: float
     remarks: tuple[str, ...]
 
@@ -136,7 +141,7 @@ def render(
     with _remarks() as remarks:
         check_opacity(run, method)
         method.check(run)
-        warn_of_words(pipe, [layout])
+    remarks += _faults(layout, pipe)
     run.draw_noise()
     total, latents = sum(method.count(run)), run.x_T
     with torch.no_grad(), run.model.drawing():
@@ -146,13 +151,78 @@ def render(
                 if on_step is not None and not on_step(done / total):
                     return None
         image = picture_of(run.model.decode(latents)[0] / 2 + 0.5)
-    found = ious = None
-    if detector is not None:
-        with contextlib.suppress(ValueError):  # a prompt with no word the detector knows
-            found = found_boxes(detector, image, layout)
-            ious = layout_iou(detector, image, layout)
+    found, ious = _judged(layout, image, detector) if detector else (None, None)
     seconds = time.perf_counter() - start
     return Render(layout, settings, image, _maps(attention), found, ious, seconds, tuple(remarks))
+
+
+def _faults(layout: Layout, pipe: LayeredRenderingPipeline) -> list[str]:
+    """What the model does not know or read, each once: a layer's fault is often the caption's."""
+    texts, names = texts_of_layout(layout), {}
+    for name, text in [*texts[2:], *texts[:2]]:  # the layers', then caption and background
+        for fault in faults_of_text(pipe.tokenizer, text):
+            names.setdefault(fault, name)
+    return [f"{name}: {fault}" for fault, name in names.items()]
+
+
+def _judged(
+    layout: Layout, image: Image.Image, detector: Detector
+) -> tuple[list[Box | None] | None, list[float | None] | None]:
+    """`found` and `ious` of a `Render`; the detector looks once at what it knows."""
+    prompts = list(dict.fromkeys(layer.prompt for layer in layout.layers))
+    try:
+        seen = dict(zip(prompts, detector(image, prompts), strict=True))
+    except ValueError:  # a prompt with no word it knows; the others count all the same
+        seen = {}
+        for prompt in prompts:
+            with contextlib.suppress(ValueError):
+                [seen[prompt]] = detector(image, [prompt])
+    if not seen:
+        return None, None
+
+    def told(_: Any, asked: Sequence[str]) -> list[list[Detection]]:
+        return [seen.get(prompt, []) for prompt in asked]
+
+    known = [layer.prompt in seen for layer in layout.layers]
+    boxes, ious = found_boxes(told, image, layout), None
+    with contextlib.suppress(ValueError):  # a mask, and a detector that gives boxes only
+        ious = [
+            iou if k else None
+            for iou, k in zip(layout_iou(told, image, layout), known, strict=True)
+        ]
+    return boxes, ious
+
+
+def layout_in(image: Picture, detector: Detector, prompts: Sequence[str] | None = None) -> Layout:
+    """What a detector finds in a picture, as a layout to begin with; the largest is furthest back.
+
+    Args:
+        image: any picture.
+        detector: finds the things.
+        prompts: what to look for. A `StorybookDetector` needs none: it describes the picture.
+
+    Raises:
+        LayoutError: nothing is found.
+        ValueError: what the detector refuses, or no prompts for one that needs them.
+    """
+    background = ""
+    if prompts is not None:
+        answers = zip(prompts, detector(image, prompts), strict=True)
+        things = [(prompt, thing.box) for prompt, found in answers for thing in found]
+    elif isinstance(detector, StorybookDetector):
+        seen = detector.describe(image)
+        background = seen.place
+        things = [(f"a {each.colour} {each.sticker}", each.box) for each in seen.stickers]
+    else:
+        raise ValueError(
+            f"prompts is None, but {type(detector).__name__} needs to know what to find"
+        )
+    if not things:
+        raise LayoutError("nothing was found in the picture")
+    things.sort(key=lambda thing: -(thing[1][2] - thing[1][0]) * (thing[1][3] - thing[1][1]))
+    layers = [Layer(prompt, box=box) for prompt, box in things]
+    names = " and ".join(prompt for prompt, _ in things)
+    return Layout(f"{names} {background}".strip(), background=background, layers=layers)
 
 
 def _maps(attention: AttentionMaps) -> dict[str, Float[Tensor, "height width"]]:
@@ -204,11 +274,26 @@ def _remarks() -> Any:
 # ------------------------------------------------------------------ the widget
 
 
+class StudioPanel(anywidget.AnyWidget):
+    """What stands around the studio's editor in the page; `LayoutStudio` hears its messages."""
+
+    _esm = page_text("elements.js", "studio.js")
+    _css = page_text("theme.css", "fields.css", "studio.css")
+
+    methods = traitlets.Dict().tag(sync=True)  # name → which sliders it looks at
+    settings = traitlets.Dict().tag(sync=True, echo_update=False)
+    live = traitlets.Bool(False).tag(sync=True, echo_update=False)
+    job = traitlets.Dict().tag(sync=True)  # what is said of a render, and the share done
+    shown = traitlets.Dict().tag(sync=True)  # the picture, and what stands around it
+    strip = traitlets.List().tag(sync=True)  # the last renders, small
+
+
 class LayoutStudio(ipywidgets.VBox):
     """An editor, the settings, a Render button, and the picture with all one can ask of it.
 
     A render runs beside the notebook (cells can be run meanwhile, but not with the same pipeline),
-    shows its progress, and can be cancelled. It draws the layout as it was when it began.
+    shows its progress, and can be cancelled. It draws the layout as it was when it began. While
+    a cell runs, Python does not hear the page, which says so; what was clicked comes after it.
 
     Args:
         pipe: draws the pictures.
@@ -219,7 +304,7 @@ class LayoutStudio(ipywidgets.VBox):
         settings: where the sliders begin.
 
     Attributes:
-        editor: the `BoxEditor`.
+        editor: the `BoxEditor`; the picture that is shown lies under its boxes, too.
         renders: the last renders, the latest at the end.
     """
 
@@ -236,23 +321,36 @@ class LayoutStudio(ipywidgets.VBox):
         if detector is None and len(pipe.tokenizer) <= WHOLE_WORDS:
             detector = StorybookDetector()
         self.detector = detector
-        self.editor = BoxEditor(layout, size=_picture_size(pipe))
+        self.editor = BoxEditor(layout, size=_picture_size(pipe), starters=starters())
+        self.editor._picture_opacity = 0.5  # what is drawn on it is still seen
         self.renders: list[Render] = []
         self._shown: Render | None = None
-        self._word: str | None = None
+        self._view, self._word = "picture", ""
         self._job: object | None = None  # the render that counts; any other one is outdated
         self._pipe_is_free = threading.Lock()
         self._thread: threading.Thread | None = None
         self._timer: threading.Timer | None = None
-        self._build(settings or Settings(), live)
-        super().__init__([self.editor, self._below, self._strip])
+        self._panel = StudioPanel(methods=_looked_at(), live=live)
+        self.settings = settings or Settings()
+        self._panel.on_msg(self._on_message)
+        self._panel.add_class("lrd-contents")
+        self.editor.observe(self._edited, "document")
+        bench = ipywidgets.VBox([self.editor, self._panel])
+        bench.add_class("lrd-bench")
+        super().__init__([bench])
         self.add_class("lrd-studio")
-        self._show()
 
     @property
     def settings(self) -> Settings:
         """What the sliders say."""
-        return Settings(**{name: slider.value for name, slider in self._sliders.items()})
+        return Settings(**self._panel.settings)
+
+    @settings.setter
+    def settings(self, settings: Settings) -> None:
+        fraction = settings.layered_fraction
+        if fraction is None:
+            fraction = getattr(named(settings.method), "layered_fraction", 0.0)
+        self._panel.settings = asdict(replace(settings, layered_fraction=fraction))
 
     def start(self) -> None:
         """Render what is drawn now, beside the notebook; a render that still runs is dropped.
@@ -264,22 +362,18 @@ class LayoutStudio(ipywidgets.VBox):
         except LayoutError as error:
             self._say(str(error), bad=True)
             return
-        self._drop()
         job = self._job = object()
-        self._render_button.disabled, self._cancel_button.disabled = not self._live.value, False
-        self._progress.value = 0
-        self._progress.layout.visibility = "visible"
-        self._say("Rendering …")
+        self._say("Rendering …", share=0.0)
         self._thread = threading.Thread(
             target=self._work, args=(job, layout, self.settings), daemon=True
         )
         self._thread.start()
 
-    def cancel(self, *_: Any) -> None:
-        """Stop the render that runs, if one does."""
+    def cancel(self) -> None:
+        """Stop the render that runs, if one does: it ends after its next step."""
         if self._job is not None:
-            self._drop()
-            self._finish("Cancelled.")
+            self._job = None
+            self._say("Cancelled.")
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the render that runs is done."""
@@ -287,6 +381,18 @@ class LayoutStudio(ipywidgets.VBox):
             self._timer.join(seconds)
         if self._thread is not None:
             self._thread.join(seconds)
+
+    def start_from(self, image: Picture, prompts: Sequence[str] | None = None) -> None:
+        """Draw what the detector finds in a picture (see `layout_in`), and show it under the boxes.
+
+        Raises:
+            LayoutError: nothing is found, or there is no detector.
+            ValueError: as `layout_in` does.
+        """
+        if self.detector is None:
+            raise LayoutError("there is no detector: LayoutStudio(pipe, detector=…)")
+        self.editor.layout = layout_in(image, self.detector, prompts)
+        self.editor.show_behind(image)
 
     def __repr__(self) -> str:
         return f"LayoutStudio({self.editor!r}, {len(self.renders)} renders)"
@@ -296,7 +402,7 @@ class LayoutStudio(ipywidgets.VBox):
     def _work(self, job: object, layout: Layout, settings: Settings) -> None:
         def on_step(share: float) -> bool:
             if job is self._job:
-                self._progress.value = share
+                self._say("Rendering …", share=share)
             return job is self._job
 
         with self._pipe_is_free:
@@ -306,32 +412,23 @@ class LayoutStudio(ipywidgets.VBox):
                 made = render(layout, self.pipe, settings, detector=self.detector, on_step=on_step)
             except Exception as error:  # whatever it is: it is shown, and the button works again
                 if job is self._job:
+                    self._job = None
                     name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                    self._finish(f"{name}{error}", bad=True)
+                    self._say(f"{name}{error}", bad=True)
                 return
         if job is self._job:
+            self._job = None
             self.renders = [*self.renders, made][-HISTORY:]
-            self._word = self._word if self._word in made.attention else None
-            self._finish(" ".join([f"{made.seconds:.1f} s.", *made.remarks]))
             self._show(made)
+            self._say("Done.")
 
-    def _drop(self) -> None:
-        """The render that runs ends after its next step, also while it sketches."""
-        self._job = None
+    def _say(self, text: str, **more: Any) -> None:
+        """Say what a render does: `share` of it is done, or it is `bad`."""
+        self._panel.job = {"text": text} | more
 
-    def _finish(self, text: str, *, bad: bool = False) -> None:
-        self._job = None
-        self._render_button.disabled, self._cancel_button.disabled = False, True
-        self._progress.layout.visibility = "hidden"
-        self._say(text, bad=bad)
-
-    def _say(self, text: str, *, bad: bool = False) -> None:
-        kind = "bad" if bad else ""
-        self._message.value = f'<p class="lrd-message {kind}" role="status">{html.escape(text)}</p>'
-
-    def _edited(self, _: Any) -> None:
+    def _edited(self, _: Any = None) -> None:
         """Live mode: render after a pause; what is half drawn waits for the next edit."""
-        if not self._live.value:
+        if not self._panel.live:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -341,157 +438,129 @@ class LayoutStudio(ipywidgets.VBox):
             self._timer.daemon = True
             self._timer.start()
 
-    # -------------------------------------------------------------- what one sees
+    # -------------------------------------------------------------- the page
 
-    def _build(self, settings: Settings, live: bool) -> None:
-        def slider(kind: Any, text: str, value: float, low: float, high: float, step: float) -> Any:
-            return kind(
-                value=value,
-                min=low,
-                max=high,
-                step=step,
-                description=text,
-                continuous_update=False,
-                style={"description_width": "104px"},
-                layout={"width": "300px"},
-            )
+    def _on_message(self, _: Any, message: Mapping[str, Any], __: Any) -> None:
+        self._panel.send({"kind": "received", "number": message.get("number")})
+        self._panel.set_state({n: message[n] for n in ("settings", "live") if n in message})
+        kind = message.get("kind")
+        if kind == "set":
+            self._edited()
+        elif kind == "render":  # not before the last edit is here: a click may overtake it
+            self.editor.when_drawn(self.start)
+        elif kind == "cancel":
+            self.cancel()
+        elif kind == "look" and self._shown is not None:
+            self._view, self._word = message["view"], message["word"]
+            self._draw()
+        elif kind == "show":
+            self._go_back(message["name"])
+        elif kind == "boxes" and self._shown is not None:
+            self._take_boxes(self._shown)
 
-        whole, real = ipywidgets.IntSlider, ipywidgets.FloatSlider
-        fraction = settings.layered_fraction
-        if fraction is None:
-            fraction = getattr(named(settings.method), "layered_fraction", 0.0)
-        self._sliders = {
-            "seed": slider(whole, "seed", settings.seed, 0, 999, 1),
-            "steps": slider(whole, "steps", settings.steps, 1, 100, 1),
-            "guidance_scale": slider(real, "guidance γ", settings.guidance_scale, 1, 15, 0.5),
-            "layered_fraction": slider(real, "layered part t0", fraction, 0, 1, 0.05),
-            "strength": slider(real, "strength of ξ", settings.strength, 0, 3, 0.1),
-            "method": ipywidgets.Dropdown(
-                options=list(METHODS),
-                value=settings.method,
-                description="method",
-                style={"description_width": "104px"},
-                layout={"width": "300px"},
-            ),
-        }
-        self._allow(settings.method)
-        self._sliders["method"].observe(self._take_method, "value")
-        self._render_button = ipywidgets.Button(description="Render", button_style="primary")
-        self._cancel_button = ipywidgets.Button(description="Cancel", disabled=True)
-        self._live = ipywidgets.ToggleButton(
-            value=live, description="Live", tooltip="Render after each pause in editing"
-        )
-        for button in (self._render_button, self._cancel_button, self._live):
-            button.layout.width = "96px"
-        hidden = {"width": "300px", "visibility": "hidden"}
-        self._progress = ipywidgets.FloatProgress(max=1, layout=hidden)
-        self._message = ipywidgets.HTML()
-        # Not before the last edit is here: a click may overtake it.
-        self._render_button.on_click(lambda _: self.editor.when_drawn(self.start))
-        self._cancel_button.on_click(self.cancel)
-        for watched in (*self._sliders.values(), self._live):
-            watched.observe(self._edited, "value")
-        self.editor.observe(self._edited, "document")
+    def _go_back(self, name: str) -> None:
+        """Show an earlier render, and set the sliders as they were for it."""
+        for made in self.renders:
+            if str(id(made)) == name:
+                self.settings = made.settings
+                if self._job is None:
+                    self._say("")
+                self._show(made)
 
-        self._view = ipywidgets.ToggleButtons(options=["picture", "asked", "found"])
-        self._view.style.button_width = "84px"
-        self._view.observe(self._look_again, "value")
-        self._picture = ipywidgets.HTML()
-        self._words = ipywidgets.HBox()
-        self._numbers = ipywidgets.HTML()
-        self._strip = ipywidgets.HBox()
-        self._words.add_class("lrd-words")
-        self._strip.add_class("lrd-strip")
-        buttons = ipywidgets.HBox([self._render_button, self._cancel_button, self._live])
-        controls = ipywidgets.VBox(
-            [*self._sliders.values(), buttons, self._progress, self._message, self._numbers]
-        )
-        picture = ipywidgets.VBox([self._view, self._picture, self._words])
-        picture.add_class("lrd-result")
-        self._below = ipywidgets.HBox([controls, picture])
-        self._below.add_class("lrd-below")
+    def _take_boxes(self, made: Render) -> None:
+        describes = isinstance(self.detector, StorybookDetector)
+        prompts = None if describes else [layer.prompt for layer in made.layout.layers]
+        try:
+            self.start_from(made.image, prompts)
+        except ValueError as error:
+            self._say(str(error), bad=True)
 
-    def _take_method(self, change: dict[str, Any]) -> None:
-        method = METHODS[change["new"]]
-        if isinstance(method, Choices):
-            self._sliders["layered_fraction"].value = method.layered_fraction
-        self._allow(change["new"])
-
-    def _allow(self, name: str) -> None:
-        """Only the sliders that the method looks at can be moved."""
-        method = METHODS[name]
-        layered = isinstance(method, Choices)
-        self._sliders["layered_fraction"].disabled = not layered
-        self._sliders["strength"].disabled = not (layered and method.guided)
-
-    def _show(self, made: Render | None = None) -> None:
+    def _show(self, made: Render) -> None:
         """Show a render: its picture, its words, its IoUs, and its place in the strip."""
-        if made is None:
-            self._picture.value = '<p class="lrd-empty">Press Render to see the picture here.</p>'
-            return
-        self._shown = made
-        self._words.children = [self._word_button(word) for word in made.attention]
-        self._numbers.value = _table(made)
-        self._strip.children = [self._thumbnail(each) for each in self.renders]
-        self._draw()
-
-    def _look_again(self, _: Any) -> None:
-        self._word = None
+        self._shown, self._word = made, ""
+        self._panel.strip = [_thumbnail(each) for each in self.renders]
+        self.editor.show_behind(made.image)
         self._draw()
 
     def _draw(self) -> None:
-        made = self._shown
-        if made is None:
-            return
+        made, word = self._shown, self._word
         image, below = made.image, made.layout.caption
-        if self._word is not None:
-            image = heat(image, made.attention[self._word])
-            below = f"Where the model looks for “{self._word}” (bright = much)"
-        view = None if self._word else self._view.value
+        view = "" if word else self._view
         layers = json.loads(made.layout.to_json())["layers"]
-        found = made.found or [None] * len(layers)
+        if word:
+            image = heat(image, made.attention[word])
+            below = f"Where the model looks for “{word}” (bright = much)"
         if view == "found":
-            below = "Dashed: what the detector found. " + (
-                "" if made.found else "There is no detector for these prompts."
-            )
+            below = "Dashed: what the detector found."
+            if not made.found:
+                below += " There is no detector for these prompts."
         picture = layout_svg(
             layers if view in ("asked", "found") else [],
             image.size,
             picture=reduced_data_uri(image),
-            found=found if view == "found" else (),
+            found=made.found or () if view == "found" else (),
             label=f"{below} (seed {made.settings.seed})",
         )
-        text = html.escape(below)
-        self._picture.value = f'<figure class="lrd-figure">{picture}<p>{text}</p></figure>'
-        for button in self._words.children:
-            button.button_style = "info" if button.description == self._word else ""
+        self._panel.shown = {
+            "name": str(id(made)),
+            "view": self._view,
+            "word": word,
+            "words": list(made.attention),
+            "svg": picture,
+            "text": below,
+            "told": _told(made),
+            "remarks": list(made.remarks),
+            "ious": _ious(made, layers),
+            "boxes": self.detector is not None,
+        }
 
-    def _word_button(self, word: str) -> ipywidgets.Button:
-        button = ipywidgets.Button(
-            description=word, tooltip=f"Where does the model look for {word!r}?"
-        )
-        button.layout.width = "auto"
 
-        def clicked(_: Any) -> None:
-            self._word = None if self._word == word else word
-            self._draw()
+@functools.cache
+def starters() -> tuple[Layout, ...]:
+    """Layouts to begin with: of each kind in the benchmark the first, those of masks left out."""
+    kinds: dict[str, Layout] = {}
+    for each in load_layouts():
+        if all(layer.mask is None for layer in each.layout.layers):
+            kinds.setdefault(each.stratum, each.layout)
+    return tuple(kinds.values())
 
-        button.on_click(clicked)
-        return button
 
-    def _thumbnail(self, made: Render) -> ipywidgets.VBox:
-        mean = "" if made.ious is None else f" · {sum(made.ious) / len(made.ious):.2f}"
-        button = ipywidgets.Button(
-            description=f"seed {made.settings.seed}{mean}",
-            tooltip=f"Show again: {made.layout.caption}; seed · mean IoU; {made.settings}",
-            button_style="info" if made is self._shown else "",
-        )
-        button.layout.width = "128px"
-        button.on_click(lambda _: self._show(made))
-        caption = html.escape(made.layout.caption, quote=True)
-        uri = reduced_data_uri(made.image, 128)
-        picture = ipywidgets.HTML(f'<img src="{uri}" alt="{caption}">')
-        return ipywidgets.VBox([picture, button])
+def _looked_at() -> dict[str, dict[str, Any]]:
+    """For each method the layered part it brings, and which sliders it looks at."""
+    return {
+        name: {
+            "layered_fraction": getattr(method, "layered_fraction", 0.0),
+            "layered": isinstance(method, Choices),
+            "guided": isinstance(method, Choices) and method.guided,
+        }
+        for name, method in METHODS.items()
+    }
+
+
+def _told(made: Render) -> str:
+    settings = made.settings
+    return (
+        f"seed {settings.seed} · {settings.steps} steps · {settings.method} · {made.seconds:.1f} s"
+    )
+
+
+def _ious(made: Render, layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the table of a render has: a line a layer."""
+    if made.ious is None:
+        return []
+    rows = zip(layers, layer_colours(layers), made.ious, strict=True)
+    return [{"prompt": each["prompt"], "colour": c, "iou": iou} for each, c, iou in rows]
+
+
+def _thumbnail(made: Render) -> dict[str, str]:
+    judged = [iou for iou in made.ious or [] if iou is not None]
+    mean = f" · {sum(judged) / len(judged):.2f}" if judged else ""
+    return {
+        "name": str(id(made)),
+        "uri": reduced_data_uri(made.image, 128),
+        "label": f"seed {made.settings.seed}{mean}",
+        "about": f"Show again: {made.layout.caption} ({_told(made)}; the number is the mean IoU)",
+    }
 
 
 def _picture_size(pipe: LayeredRenderingPipeline) -> tuple[int, int]:
@@ -507,17 +576,3 @@ def heat(image: Image.Image, attention: Float[Tensor, "height width"]) -> Image.
     colours = Image.fromarray(matplotlib.colormaps["cividis"](share, bytes=True)).convert("RGB")
     colours = colours.resize(image.size, Image.Resampling.BICUBIC)
     return Image.blend(image.convert("L").convert("RGB"), colours, 0.7)
-
-
-def _table(made: Render) -> str:
-    if made.ious is None:
-        return ""
-    rows = "".join(
-        f"<tr><td>{number}</td><td>{html.escape(layer.prompt)}</td>"
-        f'<td><span class="bar"><span style="width:{100 * iou:.0f}%"></span></span></td>'
-        f"<td>{iou:.2f}</td></tr>"
-        for number, (layer, iou) in enumerate(
-            zip(made.layout.layers, made.ious, strict=True), start=1
-        )
-    )
-    return f'<table class="lrd-ious"><caption>IoU with what was found</caption>{rows}</table>'
