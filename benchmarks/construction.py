@@ -1,7 +1,7 @@
 """How well pictures are taken apart into layers: the construction against scenes whose layers it
 does not see; prints one Markdown table, with the gates and without.
 
-    python benchmarks/construction.py [--scenes 30] [--seed 0] [--json FILE]
+    python benchmarks/construction.py [--scenes 30] [--seed 0] [--rows FILE]
 
 The scenes have two to four stickers and a caption that names all of them. Nothing was tuned on the
 scenes of seeds 0 to 9: the limit of the gate "order" was chosen on pairs of those of seed 11.
@@ -11,7 +11,10 @@ import argparse
 import json
 import math
 import statistics
+import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lrd_helpers.benchmark.estimates import Metric, estimate
-from lrd_helpers.layerdiff.construction import Work, storybook_stages, take_apart
+from lrd_helpers.layerdiff.construction import Stage, Work, storybook_stages, take_apart, timed
 from lrd_helpers.layerdiff.stack import LayerStack
 from lrd_helpers.measure.layers import colour_error, composed, psnr, soft_iou
 from lrd_helpers.models import load_pipeline
@@ -119,17 +122,26 @@ def order(truth: Rendering, numbers: list[int]) -> list[float]:
     ]
 
 
-def measured(seed: int, count: int) -> list[dict]:
-    """A row a scene: its scores, what the gates said, and why it is not kept."""
-    stages, rows = storybook_stages(load_pipeline("storybook")), []
-    for number in tqdm(range(count), unit="scene", leave=False):
-        scene = scene_of(seed, number)
-        picture = render_scenes([scene]).images[0]
-        work = take_apart(picture, scene.caption, stages, go_on=True)
-        verdicts = [[v.gate, v.of, v.value, v.passed] for v in work.verdicts]
-        row = {"scores": scores(work, scene), "verdicts": verdicts, "fault": work.fault}
-        rows.append(row | {"kept": work.kept, "stickers": len(scene.stickers)})
-    return rows
+def measured(seed: int, number: int, stages: Sequence[Stage]) -> dict:
+    """A scene's scores, what the gates said, why it is not kept, and the CPU's seconds a stage."""
+    scene, seconds = scene_of(seed, number), Counter[str]()
+    picture = render_scenes([scene]).images[0]
+    watched = timed(stages, seconds, time.process_time)
+    work = take_apart(picture, scene.caption, watched, go_on=True)
+    return {
+        "scores": scores(work, scene),
+        "verdicts": [[v.gate, v.of, v.value, v.passed] for v in work.verdicts],
+        "fault": work.fault,
+        "kept": work.kept,
+        "stickers": len(scene.stickers),
+        "seconds": seconds,
+    }
+
+
+def rows_of(path: Path | None) -> list[dict]:
+    """What an earlier run has measured; a line that was cut off is not there."""
+    lines = path.read_text().splitlines(keepends=True) if path and path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def mean_of(row: dict, name: str) -> float:
@@ -157,18 +169,27 @@ def table(rows: list[dict]) -> str:
     lines.append([metric.column, f"≥ {target:g}", share, ""])
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     faults = Counter(row["fault"] for row in rows if row["fault"])
-    return "\n".join([text, "", *(f"{n} × {fault}" for fault, n in faults.most_common())])
+    seconds = sum((Counter(row["seconds"]) for row in rows), Counter[str]())
+    costs = [f"{name} {spent / len(rows):.2f}" for name, spent in seconds.most_common()]
+    left_out = (f"{n} × {fault}" for fault, n in faults.most_common())
+    return "\n".join([text, "", *left_out, f"CPU seconds a picture: {', '.join(costs)}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="keep every score and verdict in this file")
+    parser.add_argument("--rows", type=Path, help="a line a scene, in JSON; goes on after them")
     options = parser.parse_args()
-    rows = measured(options.seed, options.scenes)
-    if options.json:
-        options.json.write_text(json.dumps(rows))
+    rows = rows_of(options.rows)[: options.scenes]
+    with options.rows.open("w") if options.rows else nullcontext() as file:
+        if file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        stages = storybook_stages(load_pipeline("storybook", "cpu"))
+        for number in tqdm(range(len(rows), options.scenes), unit="scene", leave=False):
+            rows.append(measured(options.seed, number, stages))
+            if file:
+                print(json.dumps(rows[-1]), file=file, flush=True)
     print(table(rows))
 
 

@@ -319,6 +319,8 @@ def _construct(options: argparse.Namespace) -> None:
         raise _Refused(str(error)) from None
     construction.run()
     print(construction.summary())
+    if rates := construction.rates():
+        print(rates)
 
 
 def _render(options: argparse.Namespace) -> None:

@@ -6,6 +6,11 @@ import io
 import itertools
 import json
 import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,6 +26,7 @@ from torch import Tensor
 
 from lrd_helpers import __main__ as command_line
 from lrd_helpers import models
+from lrd_helpers.files import locked
 from lrd_helpers.layerdiff import construction
 from lrd_helpers.layerdiff.construction import (
     GATES,
@@ -39,6 +45,7 @@ from lrd_helpers.layerdiff.construction import (
     rounds,
     storybook_stages,
     take_apart,
+    timed,
     touching,
 )
 from lrd_helpers.layerdiff.export import load_stack, ora_of
@@ -48,6 +55,7 @@ from lrd_helpers.measure.layers import psnr, soft_iou
 from lrd_helpers.pictures import picture_of, pixels_of, png_of
 from lrd_helpers.storybook import PlacedSticker, Scene, render_scenes
 from lrd_helpers.training.layered_shards import (
+    BUSY,
     Construction,
     ConstructionError,
     StackShards,
@@ -218,6 +226,14 @@ def test_going_on_measures_what_a_gate_is_worth() -> None:
     assert [layer.prompt for layer in work.stack.layers] == ["green", "red"]
     assert not work.kept
     assert work.fault == GATES["sure"].fault
+
+
+def test_what_a_stage_costs() -> None:
+    seconds, ticks = Counter(), itertools.count()
+    stages = timed(flat_stages(truth([RED])), seconds, lambda: next(ticks))
+    assert take_apart(painted([RED]), "red", stages).kept
+    each = dict.fromkeys(["Localise", "Segment", "OrderByCompletion", "Fill", "Cut"], 4)
+    assert seconds == {"names": 1, "Finish": 1, **each}
 
 
 def test_a_number_that_is_none_passes_no_gate() -> None:
@@ -427,19 +443,29 @@ def test_captions_can_be_made(shards) -> None:
     }
 
 
-def test_a_run_that_was_killed_goes_on_with_the_next_shard(shards) -> None:
-    output, whole = shards / "layers", shards / "whole"
-    constructed(whole, str(shards / "*.tar"))
+KILLED = """
+import os, signal, sys
+from pathlib import Path
 
-    def killed(work: Work) -> Work:
-        if work.caption == "red":  # the only one in the second shard
-            raise KeyboardInterrupt
-        return work
+sys.path.insert(0, sys.argv[1])
+from test_construction import constructed, flat_stages, grey
 
-    with pytest.raises(KeyboardInterrupt):
-        constructed(output, str(shards / "*.tar"), stages=[killed, *flat_stages(grey)])
-    assert set(os.listdir(output)) == {"0000.tar", "0000.json", "settings.json"}
+def dies(work):
+    if work.caption == "blue":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work
 
+constructed(Path(sys.argv[2]), sys.argv[3], stages=[dies, *flat_stages(grey)])
+"""
+
+
+def test_a_run_that_was_killed_goes_on_with_the_next_picture(shards) -> None:
+    output, whole, sources = shards / "layers", shards / "whole", str(shards / "*.tar")
+    constructed(whole, sources)
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", KILLED, tests, output, sources]
+    assert subprocess.run(command, cwd=tests.parent).returncode == -signal.SIGKILL
+    assert set(os.listdir(output)) == {".0000.tar.partial", "settings.json"}
     seen = []
 
     def noted(work: Work) -> Work:
@@ -447,12 +473,33 @@ def test_a_run_that_was_killed_goes_on_with_the_next_shard(shards) -> None:
         return work
 
     stages = [noted, *flat_stages(grey)]
-    assert constructed(output, str(shards / "*.tar"), stages=stages) == COUNTS
-    assert seen == ["red"], "nothing is done twice"
-    assert constructed(output, str(shards / "*.tar"), stages=stages) == COUNTS
-    assert seen == ["red"], "all is there"
-    for file in whole.iterdir():
-        assert (output / file.name).read_bytes() == file.read_bytes()
+    # Two pictures were done. Where the end of the second one's was not written, it is done again.
+    for lost, again in {0: [], 700: ["red and blue"]}.items():
+        resumed = shards / f"{lost} lost"
+        shutil.copytree(output, resumed)
+        partial = resumed / ".0000.tar.partial" / "done.tar"
+        os.truncate(partial, partial.stat().st_size - lost)
+        seen.clear()
+        assert constructed(resumed, sources, stages=stages) == COUNTS
+        assert seen == [*again, "blue", "blue", "red"]
+        assert constructed(resumed, sources, stages=stages) == COUNTS
+        assert len(seen) == 3 + len(again), "all is there"
+        assert set(os.listdir(resumed)) == set(os.listdir(whole))
+        for file in whole.iterdir():
+            assert (resumed / file.name).read_bytes() == file.read_bytes()
+
+
+def test_each_shard_is_made_by_one_process(shards) -> None:
+    output, sources = shards / "layers", str(shards / "*.tar")
+    folder = output / ".0000.tar.partial"
+    folder.mkdir(parents=True)
+    constructed(output / "whole", sources)
+    shutil.move(output / "whole" / "settings.json", output)
+    with locked(folder, AssertionError()):  # as another process does
+        assert constructed(output, sources) == {"kept": 1, BUSY: 1}
+    assert not (output / "0000.tar").exists()
+    assert constructed(output, sources) == COUNTS
+    assert not folder.exists()
 
 
 def test_a_picture_file_becomes_layers_to_open(shards) -> None:
@@ -555,16 +602,35 @@ def command(shards, tiny, monkeypatch) -> Callable[..., int]:
 
 
 def test_the_command(command, shards, capsys) -> None:
-    for _ in range(2):
+    summary = (
+        "3 kept, 2 a thing that is named is not found, 1 too small, 1 with a broken picture, "
+        "1 without a caption (only .png)\n"
+    )
+    for rates in (r"\S+ s a picture: \w+ \d+%(, \w+ \d+%){3}\n", ""):  # then all is there
         assert command(shards / "*.tar", "--output", shards / "layers") == 0
         out, _ = capsys.readouterr()
-        assert out == (
-            "3 kept, 2 a thing that is named is not found, 1 too small, 1 with a broken picture, "
-            "1 without a caption (only .png)\n"
-        )
+        assert out.startswith(summary)
+        assert re.fullmatch(rates, out.removeprefix(summary))
     assert set(StackShards(str(shards / "layers" / "*.tar"), SIDE).shards) == {
         shards / "layers" / f"{number}.tar" for number in ("0000", "0001")
     }
+
+
+def test_a_full_disk(command, shards, capsys) -> None:
+    resource = pytest.importorskip("resource")
+    arguments = [shards / "*.tar", "--output", shards / "layers"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))  # as if no more were left
+    try:
+        assert command(*arguments) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    name = shards / "layers" / "0000.tar"
+    assert capsys.readouterr().err == f"error: {name}: File too large\n"
+    assert not name.exists()
+    assert command(*arguments) == 0
+    assert capsys.readouterr().out.startswith("3 kept, ")
+    assert len(dict(StackShards(name, SIDE, held_out=None).in_order())) == 2
 
 
 @pytest.mark.parametrize(
@@ -596,7 +662,7 @@ def test_a_true_scene_by_the_shipped_models(tmp_path, capsys) -> None:
     (tmp_path / "0.tar").write_bytes(tar(picture, ("car.txt", b"a red car and a blue star")))
     arguments = ["construct", str(tmp_path / "0.tar"), "--output", str(tmp_path / "layers")]
     assert command_line.main([*arguments, "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == "1 kept\n"
+    assert capsys.readouterr().out.startswith("1 kept\n")
     shards = StackShards(tmp_path / "layers" / "0.tar", 128, held_out=None)
     stack = dict(shards.in_order())["car"]
     assert [layer.prompt for layer in stack.layers] == ["a blue star", "a red car"]

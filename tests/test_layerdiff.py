@@ -415,6 +415,17 @@ def test_batches_of_stacks_from_shards(shard_options) -> None:
     assert sorted(texts) == sorted(caption for _, _, caption in cache.texts)
 
 
+def test_stacks_from_shards_are_learned(shard_options) -> None:
+    batch = ShardCache(grown(a_vae()), shard_options, 0, 1).batch(0)
+    trainee = LayerDiffTraining(shard_options)
+    optimizer = torch.optim.AdamW(trainee.model.parameters(), lr=1e-4)
+    before = trainee(batch, seeded(1))["loss"]
+    before.backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert trainee(batch, seeded(1))["loss"] < 0.95 * before
+
+
 def test_a_share_of_the_batches_is_from_shards(shard_options, monkeypatch) -> None:
     class Numbered:
         def __init__(self, kind: str) -> None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -28,8 +30,22 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from lrd_helpers.files import check_folder, checked_file, replacing, write_atomically
-from lrd_helpers.layerdiff.construction import MOST_THINGS, Gate, Stage, Work, take_apart
+from lrd_helpers.files import (
+    check_folder,
+    checked_file,
+    locked,
+    naming,
+    replacing,
+    write_atomically,
+)
+from lrd_helpers.layerdiff.construction import (
+    MOST_THINGS,
+    Gate,
+    Stage,
+    Work,
+    take_apart,
+    timed,
+)
 from lrd_helpers.layerdiff.export import ora_of, stack_of_ora
 from lrd_helpers.layerdiff.stack import LayerStack
 from lrd_helpers.messages import excerpt, sentence
@@ -41,12 +57,14 @@ from lrd_helpers.training.shards import (
     TEXTS,
     Pair,
     ShardPairs,
+    name_and_kind,
     shard_list,
 )
 
 KEPT = "kept"
 NOTHING = "without a layer"  # which gates of one's own may pass
 USED = "used"
+BUSY = "shards at which another process is"
 SETTINGS = "settings.json"
 
 
@@ -57,6 +75,10 @@ class ConstructionError(ValueError):
         super().__init__(sentence(text))
 
 
+class Busy(Exception):
+    """Another process is at a shard."""
+
+
 class Unread(Exception):
     """A shard that could not be read: nothing is written, and the next run tries it again."""
 
@@ -64,8 +86,10 @@ class Unread(Exception):
 class Construction:
     """Takes the pictures of shards apart, and writes shards of layers.
 
-    What was written is whole: a shard that is there is skipped, so a run that was killed goes on
-    with the next one. Picture files are taken, too: each becomes NAME.ora, to look at.
+    What was written is whole: a shard that is there is skipped. Until then what is done of it lies
+    in .SHARD.tar.partial, so a run that was killed goes on with the next picture. Several processes
+    may do the same at the same time: each shard is made by one of them. Picture files are taken,
+    too: each becomes NAME.ora, to look at.
 
     Args:
         sources: shards as `shard_list` takes them, and picture files.
@@ -80,6 +104,8 @@ class Construction:
 
     Attributes:
         counts: how many pictures were kept, or left out for each reason.
+        seconds: what each stage took of this run, in all.
+        done: how many pictures this run has taken apart.
 
     Raises:
         ConstructionError: two sources of one name, a folder with other settings, or one that
@@ -100,12 +126,14 @@ class Construction:
         captioned: bool = True,
     ) -> None:
         self.targets = targets_of(shard_list(sources), output)
-        self.output, self.stages, self.size, self.gates = output, stages, size, gates
-        self.captioned, self.counts = captioned, Counter[str]()
+        self.counts, self.seconds, self.done = Counter[str](), Counter[str](), 0
+        self.output, self.size, self.gates, self.captioned = output, size, gates, captioned
+        self.stages = timed(stages, self.seconds)
         limits = {name: f"{gate.least:g} to {gate.most:g}" for name, gate in gates.items()}
         settings = {**settings, "size": size, "captioned": captioned, "gates": limits}
         check_folder(output)
-        if output.exists() and any(output.iterdir()):
+        # Hidden files may be those of another process, which begins at the same time.
+        if output.exists() and any(not file.name.startswith(".") for file in output.iterdir()):
             check_settings(output, settings)
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / SETTINGS, _json(settings))
@@ -116,37 +144,49 @@ class Construction:
             for number, (target, source) in enumerate(self.targets.items(), start=1):
                 bar.set_description(f"{target.name} ({number} of {len(self.targets)})")
                 if not is_done(target):
-                    pairs = ShardPairs(source, self.size, held_out=None, captioned=self.captioned)
-                    try:
-                        self._write(target, pairs, bar)
-                    except Unread:
-                        self.counts += _faults(pairs)
-                self.counts.update(_counts_of(target))
+                    self._make(target, source, bar)
+                if is_done(target):
+                    self.counts.update(_counts_of(target))
                 bar.set_postfix(kept=self.counts[KEPT])
 
-    def _write(self, target: Path, pairs: ShardPairs, bar: tqdm) -> None:
-        """The layers of a source, and beside them the report, which comes last."""
-        counts, left_out = Counter[str](), {}
+    def _make(self, target: Path, source: str | Path, bar: tqdm) -> None:
+        """The layers of a source, then the report; a shard at which another process is, is left."""
+        pairs = ShardPairs(source, self.size, held_out=None, captioned=self.captioned)
+        folder = target.with_name(f".{target.name}.partial")
+        folder.mkdir(exist_ok=True)
+        try:
+            with locked(folder, Busy()):
+                if not is_done(target):  # by another process, a moment ago
+                    self._write(target, pairs, folder / "done.tar", bar)
+                shutil.rmtree(folder, ignore_errors=True)
+        except Busy:
+            self.counts[BUSY] += 1
+        except Unread:
+            self.counts += _faults(pairs)
 
-        def kept() -> Iterator[tuple[str, Work]]:
-            for name, (picture, caption) in _pairs_of(pairs, target):
+    def _write(self, target: Path, pairs: ShardPairs, partial: Path, bar: tqdm) -> None:
+        """Take each picture apart, if an earlier run has not; then write target and report."""
+        records = records_in(partial)
+        for name, (picture, caption) in _pairs_of(pairs, target):
+            if name not in records:
                 work = take_apart(picture, caption, self.stages, gates=self.gates)
-                counts[work.fault or (KEPT if work.kept else NOTHING)] += 1
-                bar.update()
-                if work.kept:
-                    yield name, work
-                else:
-                    left_out[name] = record_of(work)
-
-        if target.suffix == ".ora":
-            for _, work in kept():
-                write_atomically(target, ora_of(work.stack))
-        else:
+                records[name] = record_of(work)
+                self.done += 1
+                with naming(target), partial.open("ab") as file:
+                    file.write(files_of(name, work))
+            bar.update()
+        if is_unread(pairs):
+            raise Unread
+        kept = {name for name, record in records.items() if record["kept"]}
+        if target.suffix == ".tar":
             with replacing(target) as temporary:
-                write_shard(temporary, kept())
-                if is_unread(pairs):
-                    raise Unread
-        report = {"counts": counts + _faults(pairs), "left_out": left_out}
+                copy_of(partial, temporary, kept)
+        elif kept:
+            with tarfile.open(partial) as tar:
+                write_atomically(target, tar.extractfile(f"{target.stem}.ora").read())
+        counts = Counter(_reason(record) for record in records.values()) + _faults(pairs)
+        left_out = {name: record for name, record in records.items() if name not in kept}
+        report = {"counts": counts, "left_out": left_out}
         write_atomically(target.with_suffix(".json"), _json(report))
 
     def summary(self) -> str:
@@ -154,6 +194,14 @@ class Construction:
         counts = sorted(self.counts.items(), key=lambda each: (-each[1], each[0]))
         left_out = [f"{number:,} {reason}" for reason, number in counts if reason != KEPT]
         return ", ".join([f"{self.counts[KEPT]:,} {KEPT}", *left_out])
+
+    def rates(self) -> str:
+        """What a picture took in this run, and which stages most of it; "" where none was done."""
+        total = sum(self.seconds.values())
+        if not self.done or not total:
+            return ""
+        parts = [f"{name} {spent / total:.0%}" for name, spent in self.seconds.most_common(4)]
+        return f"{total / self.done:.2g} s a picture: {', '.join(parts)}"
 
 
 def targets_of(sources: Sequence[str | Path], output: Path) -> dict[Path, str | Path]:
@@ -178,9 +226,8 @@ def targets_of(sources: Sequence[str | Path], output: Path) -> dict[Path, str | 
 
 
 def is_done(target: Path) -> bool:
-    """Whether a target was written; of a picture that was left out there is the report only."""
-    report = target.with_suffix(".json")
-    return target.exists() or (target.suffix == ".ora" and report.exists())
+    """Whether a target was written, and its report, which comes last; a picture may be left out."""
+    return target.with_suffix(".json").exists() and (target.suffix == ".ora" or target.exists())
 
 
 def is_unread(pairs: ShardPairs) -> bool:
@@ -232,20 +279,44 @@ def _pairs_of(pairs: ShardPairs, target: Path) -> Iterable[tuple[str, Pair]]:
     return ((picture.stem, pair) for pair in pairs.of_files(kinds))
 
 
-def write_shard(path: Path, stacks: Iterable[tuple[str, Work]]) -> None:
-    """A tar of the four files of each name; the same works give the same bytes."""
-    with tarfile.open(path, "w") as tar:
-        for name, work in stacks:
-            files = {
-                "png": png_of(work.original),
-                "txt": work.caption.encode(),
-                "ora": ora_of(work.stack),
-                "json": _json(record_of(work)),
-            }
-            for kind, content in files.items():
-                member = tarfile.TarInfo(f"{name}.{kind}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+def records_in(partial: Path) -> dict[str, dict[str, Any]]:
+    """What is done of a shard, by name. What comes after the last whole picture is cut off."""
+    records, end = {}, 0
+    partial.touch()
+    # Its last file is cut off where the process was killed.
+    with suppress(tarfile.ReadError), tarfile.open(partial, "r:") as tar:
+        for member in tar:
+            name, kind = name_and_kind(member.name)
+            if kind == "json":  # comes last
+                records[name] = json.loads(tar.extractfile(member).read())
+                end = tar.offset
+    os.truncate(partial, end)
+    return records
+
+
+def files_of(name: str, work: Work) -> bytes:
+    """The four files of a picture that is kept, or the .json of another one: a part of a tar."""
+    files = {"json": _json(record_of(work))}
+    if work.kept:
+        picture = {"png": png_of(work.original), "txt": work.caption.encode()}
+        files = {**picture, "ora": ora_of(work.stack), **files}
+    part = io.BytesIO()
+    with tarfile.open(fileobj=part, mode="w") as tar:
+        for kind, content in files.items():
+            member = tarfile.TarInfo(f"{name}.{kind}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        return part.getvalue()  # without the end mark, for more will come
+
+
+def copy_of(partial: Path, target: Path, kept: Set[str]) -> None:
+    """The shard of the pictures that are kept; the same works give the same bytes."""
+    with tarfile.open(target, "w") as shard:
+        if kept:
+            with tarfile.open(partial, "r:") as tar:
+                for member in tar:
+                    if name_and_kind(member.name)[0] in kept:
+                        shard.addfile(member, tar.extractfile(member))
 
 
 def record_of(work: Work) -> dict[str, Any]:
@@ -254,9 +325,15 @@ def record_of(work: Work) -> dict[str, Any]:
         "caption": work.caption,
         "place": work.place,
         "layers": [layer.prompt for layer in reversed(work.layers)],
+        "kept": work.kept,
         "fault": work.fault,
         "verdicts": [asdict(verdict) for verdict in work.verdicts],
     }
+
+
+def _reason(record: Mapping[str, Any]) -> str:
+    """Why it is left out, as it is counted; or `KEPT`."""
+    return record["fault"] or (KEPT if record["kept"] else NOTHING)
 
 
 def _json(value: object) -> bytes:
