@@ -668,5 +668,5 @@ def test_a_true_scene_by_the_shipped_models(tmp_path, capsys) -> None:
     assert [layer.prompt for layer in stack.layers] == ["a blue star", "a red car"]
     assert stack.background_prompt == "on grass"
     made = rendering_of([stack])
-    assert soft_iou(made.rgba[0, :2], true.rgba[0]).min() > 0.8
-    assert float(psnr(made.backgrounds, true.backgrounds)) > 22
+    assert soft_iou(made.rgba[0, :2], true.rgba[0]).min() > 0.95
+    assert float(psnr(made.backgrounds, true.backgrounds)) > 26
