@@ -62,12 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument("--device", help="cuda, mps, cpu (the best there is)")
     render.set_defaults(run=_render)
     _add_layers(commands)
+    _add_construct(commands)
     _add_benchmark(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
-        resumed = "; the same command goes on from here" if options.run is _benchmark else ""
+        goes_on = options.run in (_benchmark, _construct)
+        resumed = "; the same command goes on from here" if goes_on else ""
         print(f"interrupted{resumed}", file=sys.stderr)
         return 130
     except OSError as error:
@@ -105,6 +107,29 @@ def _add_layers(commands: argparse._SubParsersAction) -> None:
     add("--model", default="storybook-layers", help="storybook-layers, or a folder (%(default)s)")
     add("--device", help="cuda, mps, cpu (the best there is)")
     layers.set_defaults(run=_layers)
+
+
+def _add_construct(commands: argparse._SubParsersAction) -> None:
+    construct = commands.add_parser(
+        "construct",
+        help="take pictures apart into layers, to train a layered model on",
+        description="Take each picture of webdataset shards apart: find what its caption names, "
+        "order it, cut it out with its alpha, fill what it hides. Write a shard of layers for each "
+        "shard, and beside it, in .json, how many pictures were kept, and why the others were not. "
+        "A shard that is written is whole, and the same command goes on with the others. A picture "
+        "file (with its caption in a .txt beside it) becomes a .ora, for Krita or GIMP.",
+    )
+    add = construct.add_argument
+    add("sources", nargs="+", metavar="SHARD", help="shards/*.tar, an address, or picture files")
+    add("--output", required=True, metavar="DIR", type=Path)
+    add(
+        "--captions",
+        default="given",
+        choices=("given", "made"),
+        help="leave out pictures without a caption, or caption all by the detector (%(default)s)",
+    )
+    add("--device", help="cuda, mps, cpu (the best there is)")
+    construct.set_defaults(run=_construct)
 
 
 def _add_benchmark(commands: argparse._SubParsersAction) -> None:
@@ -285,6 +310,39 @@ def _layers(options: argparse.Namespace) -> None:
                 layer.prompt if layer.box else f"{layer.prompt} (empty)" for layer in stack.layers
             )
             tqdm.write(f"{path.stem}{suffix or '/'}  {shown}", file=sys.stdout)
+
+
+def _construct(options: argparse.Namespace) -> None:
+    from lrd_helpers.benchmark.judges import digest
+    from lrd_helpers.layerdiff.construction import GATES, storybook_stages
+    from lrd_helpers.measure import StorybookDetector
+    from lrd_helpers.models import load_pipeline, load_segmenter
+    from lrd_helpers.storybook import IMAGE_SIZE
+    from lrd_helpers.training.layered_shards import Construction, ConstructionError
+
+    try:
+        pipe = load_pipeline("storybook", options.device)
+        detector = StorybookDetector(load_segmenter(pipe.device))
+        construction = Construction(
+            options.sources,
+            options.output,
+            storybook_stages(pipe, detector),
+            settings={
+                "model": digest(pipe.unet, pipe.vae, pipe.text_encoder),
+                "detector": f"{digest(detector.model)}, {detector.rules}",
+            },
+            size=IMAGE_SIZE,
+            gates=GATES,
+            captioned=options.captions == "given",
+        )
+    except NotADirectoryError as error:
+        raise _Refused(f"--output {error.strerror}") from None
+    except (ConstructionError, ImportError, ValueError) as error:
+        raise _Refused(str(error)) from None
+    construction.run()
+    print(construction.summary())
+    if rates := construction.rates():
+        print(rates)
 
 
 def _render(options: argparse.Namespace) -> None:

@@ -45,13 +45,21 @@ class SceneCache:
     Args:
         name: of the file. It must tell everything that the tensors depend on, but the autoencoder.
         reader: this process's number, of `readers` that share the scenes.
+        rounds: how many batches of the stream each process keeps; as `options.cache` says.
     """
 
     def __init__(
-        self, name: str, vae: AutoencoderKL, options: CacheOptions, reader: int, readers: int
+        self,
+        name: str,
+        vae: AutoencoderKL,
+        options: CacheOptions,
+        reader: int,
+        readers: int,
+        rounds: int | None = None,
     ) -> None:
         self.vae, self.options, self.reader = vae, options, reader
-        rounds = max(1, options.cache // CACHE_BATCH // readers)
+        if rounds is None:
+            rounds = max(1, options.cache // CACHE_BATCH // readers)
         self.numbers = range(reader, rounds * readers, readers)
         file = options.run / f"{name}-{reader}-of-{readers}.safetensors"
         self.kept = encoded_once(file, vae, self.numbers, self.tensors, quiet=reader > 0)
