@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +164,10 @@ def step(pipe: StableDiffusionPipeline, layers: int, pixels: int) -> tuple[float
 
 def rows_of_steps(
     pipes: tuple[Any, Any], layers: list[int], pixels: int, repeats: int, end: float
-) -> list[str]:
+) -> Iterator[str]:
     """A line a number of layers: samples, seconds, how many plain steps that is, and memory."""
     layered, plain = pipes
-    lines, bases = [], [(math.nan, math.nan)]
+    bases: list[tuple[float, float]] = []
     warm = pixels if torch.cuda.is_available() else 64  # kernels are chosen for each size
     step(plain, 0, warm)
     for count in layers:
@@ -181,28 +181,24 @@ def rows_of_steps(
             pairs.append((seconds, seconds / bases[-1][0]))
             memory = max(memory, peak)
         if not pairs:
-            lines.append(f"| {count} | {2 * count + 2} | no time was left | – | – |")
+            yield f"| {count} | {2 * count + 2} | no time was left | – | – |"
             continue
         seconds, ratio = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratios = [each for _, each in pairs]
         spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(pairs) > 1 else ""
-        lines.append(
-            f"| {count} | {2 * count + 2} | {seconds:.2f} | {ratio:.2f}{spread} | {memory:.0f} |"
-        )
-    seconds, memory = (
-        statistics.median(column) for column in zip(*bases[1:] or bases, strict=True)
-    )
-    return [f"| plain | 2 | {seconds:.2f} | 1 | {memory:.0f} |", *lines]
+        yield f"| {count} | {2 * count + 2} | {seconds:.3g} | {ratio:.2f}{spread} | {memory:.0f} |"
+    if bases:
+        seconds, memory = (statistics.median(column) for column in zip(*bases, strict=True))
+        yield f"| plain | 2 | {seconds:.3g} | 1 | {memory:.0f} |"
 
 
 def rows_of_pictures(
     pipe: Any, methods: list[str], layers: int, pixels: int, steps: int, end: float
-) -> list[str]:
+) -> Iterator[str]:
     """A line a method: seconds and memory of a whole picture, the autoencoder included."""
-    lines = []
     for method in methods:
         if end < time.monotonic():
-            lines.append(f"| {method} | no time was left | – |")
+            yield f"| {method} | no time was left | – |"
             continue
         peak, began = peak_memory(), now()
         pipe(
@@ -213,8 +209,7 @@ def rows_of_pictures(
             height=pixels,
             width=pixels,
         )
-        lines.append(f"| {method} | {now() - began:.2f} | {peak():.0f} |")
-    return lines
+        yield f"| {method} | {now() - began:.3g} | {peak():.0f} |"
 
 
 # ------------------------------------------------------------------ the command
