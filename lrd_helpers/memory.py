@@ -132,12 +132,15 @@ def needs_of(
 
     Args:
         parts: "unet", "vae", and text encoders.
-        dtype: of all parts; a decoder that overflows in float16 is counted in float32, as it works.
+        dtype: of all parts; XL's decoder, which overflows in float16, is counted in float32, as it
+            works.
         size: height and width of the latents; those that the U-Net was trained for by default.
     """
     unet, vae = parts["unet"], parts["vae"]
     size = size or _size(unet)
-    upcast = dtype == torch.float16 and vae.config.get("force_upcast")
+    # Other pipelines' autoencoders have the option, too, but work in half precision.
+    xl = unet.config.addition_embed_type == "text_time"
+    upcast = xl and dtype == torch.float16 and vae.config.get("force_upcast")
     dtypes = dict.fromkeys(parts, dtype) | {"vae": torch.float32 if upcast else dtype}
     cell = 2 ** (len(vae.config.block_out_channels) - 1)
     tile = tuple(min(side, TILE // cell) for side in size)

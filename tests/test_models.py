@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lrd_helpers import hub, models
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.memory import GIB, Needs, Plan, on_meta, peak, plans
+from lrd_helpers.memory import GIB, Needs, Plan, needs_of, on_meta, peak, plans
 from lrd_helpers.models import AssetError, load_pipeline
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.quiet import quiet_libraries
@@ -346,6 +346,18 @@ def test_the_peak_of_a_call_by_hand() -> None:
 def test_stable_diffusions_unet_has_the_published_number_of_parameters() -> None:
     unet = on_meta(UNet2DConditionModel, {"sample_size": 64, "cross_attention_dim": 768})
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
+
+
+def test_only_the_decoder_of_xl_is_counted_in_single_precision(tiny, tiny_xl) -> None:
+    sizes = {}
+    for name, pipe in {"1.x": tiny, "XL": tiny_xl}.items():
+        parts = {
+            "unet": on_meta(UNet2DConditionModel, pipe.unet.config),
+            "vae": on_meta(type(pipe.vae), pipe.vae.config),
+        }
+        sizes[name] = needs_of(parts, torch.float16).weights["vae"]
+    count = sum(parameter.numel() for parameter in tiny.vae.parameters())
+    assert sizes == {"1.x": 2 * count, "XL": 4 * count}
 
 
 def test_plans_by_hand() -> None:
