@@ -406,6 +406,56 @@ def test_a_lora_changes_the_picture(pipe, method, expected) -> None:
     assert same(without, expected)
 
 
+def lora_for(width: int) -> dict[str, torch.Tensor]:
+    """A LoRA of one matrix that reads text of so many features, as diffusers writes it."""
+    place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    return {f"{place}.lora_A.weight": torch.ones(2, width),
+            f"{place}.lora_B.weight": torch.ones(8, 2)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        (lora_for(2048), r"for XL \(it reads text of 2048 features\), but this is a U-Net"),
+        (lora_for(768), "was made for Stable Diffusion 1.x"),
+        ({"transformer.blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 8)},
+         "has weights for transformer, but this pipeline has a U-Net"),
+    ],
+    ids=["XL", "1.x", "transformer"],
+)  # fmt: skip
+def test_a_lora_of_another_family_is_refused(pipe, method, expected, lora, said) -> None:
+    if method == DIFFUSERS:
+        pytest.skip("it is our pipelines that refuse")
+    own_unet(pipe)
+    with pytest.raises(ValueError, match=said):
+        pipe.load_lora_weights(lora)
+    assert same(drawn(pipe, method), expected)
+    width = pipe.unet.config.cross_attention_dim
+    place = next(name for name, _ in pipe.unet.named_modules() if name.endswith("attn2.to_k"))
+    fitting = {
+        key.replace("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", place): tensor
+        for key, tensor in lora_for(width).items()
+    }
+    out = pipe.unet.get_submodule(place).out_features
+    fitting = {k: torch.ones(out, 2) if "lora_B" in k else v for k, v in fitting.items()}
+    pipe.load_lora_weights(fitting)
+    assert not same(drawn(pipe, method), expected)
+
+
+def test_a_textual_inversion_of_another_family_is_refused(pipe, method) -> None:
+    if method == DIFFUSERS:
+        pytest.skip("it is our pipelines that refuse")
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    words = len(pipe.tokenizer)
+    said = "was made for Stable Diffusion 2.x, but this text encoder has 16 features"
+    with pytest.raises(ValueError, match=said):
+        pipe.load_textual_inversion({"<cat-toy>": torch.ones(1024)})
+    assert len(pipe.tokenizer) == words
+    pipe.load_textual_inversion(torch.ones(16), "<cat-toy>")
+    assert len(pipe.tokenizer) == words + 1
+
+
 @pytest.fixture
 def ip_adapter(pipe) -> Callable[[float], None]:
     """An IP-Adapter of random weights in the U-Net; says how strong it is."""

@@ -269,7 +269,8 @@ class Model(ABC):
 
     def rows_at_once(self, x: Latents) -> int:
         """How many rows of such latents go through the U-Net at once."""
-        return self.chunk_size or max(1, CELLS_AT_ONCE // (x.shape[-2] * x.shape[-1]))
+        most = getattr(self.pipe, "cells_at_once", CELLS_AT_ONCE)
+        return self.chunk_size or max(1, most // (x.shape[-2] * x.shape[-1]))
 
     def conditions(self, texts: Sequence[str], conditional: Sequence[bool]) -> dict[str, Any]:
         """The U-Net's arguments beside the latents and the timestep."""
