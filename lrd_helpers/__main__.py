@@ -149,6 +149,28 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         type=Path,
         help="files of layouts (the 220 that are shipped)",
     )
+    add(
+        "--coco",
+        nargs=2,
+        metavar=("INSTANCES.json", "CAPTIONS.json"),
+        type=Path,
+        help="in place of LAYOUTS.json: COCO's annotations, instances_val2017.json and "
+        "captions_val2017.json",
+    )
+    add("--masks", action="store_true", help="with --coco: objects' masks, not their boxes")
+    add(
+        "--detector",
+        metavar="MODEL",
+        help="judges in place of the storybook's: OWLv2, OWL-ViT or Grounding DINO, a folder or a "
+        "hub name (with --coco google/owlv2-base-patch16-ensemble)",
+    )
+    add("--threshold", type=_finite, help="how sure that detector must be, 0 to 1 (0.2)")
+    add("--sam", metavar="MODEL", help="adds pixels to its boxes, such as facebook/sam-vit-base")
+    add(
+        "--clip",
+        metavar="MODEL",
+        help="of the CLIP score (with --coco or --detector openai/clip-vit-large-patch14)",
+    )
     add("--output", default="outputs/benchmark", metavar="DIR", type=Path, help="(%(default)s)")
     add(
         "--methods",
@@ -176,7 +198,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         help="pictures our methods draw at once: quicker, but their seconds then say less "
         "(%(default)s)",
     )
-    add("--model", default="storybook", help="storybook, or a folder (%(default)s)")
+    add("--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)")
     add("--device", help="cuda, mps, cpu (the best there is)")
     add(
         "--measure-again",
@@ -361,6 +383,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         BEST,
         ablations,
         checked_metrics,
+        coco_layouts,
         load_layouts,
         measure_again,
         methods_named,
@@ -371,7 +394,14 @@ def _benchmark(options: argparse.Namespace) -> None:
     )
     from lrd_helpers.methods import METHODS
 
-    layouts = load_layouts(*options.layouts)
+    if options.coco and options.layouts:
+        raise _Refused("--coco and LAYOUTS.json are two sources of layouts; give one of them")
+    if options.masks and not options.coco:
+        raise _Refused("--masks goes with --coco; other layouts say themselves what they have")
+    if options.coco:
+        layouts = coco_layouts(*options.coco, shapes="masks" if options.masks else "boxes")
+    else:
+        layouts = load_layouts(*options.layouts)
     bases = options.ablations if options.ablations != [] else [BEST, "lrdiff"]
     names = [*(options.methods or bases or METHODS)]
     names += [name for base in bases or () for name in ablations(base)]
@@ -385,17 +415,19 @@ def _benchmark(options: argparse.Namespace) -> None:
                 "--measure-again measures every picture of the folder; leave out --methods, "
                 "--ablations, --seeds and --limit"
             )
-        measure_again(options.output, layouts)
-        print(report(options.output, layouts, metrics=metrics))
+        judges = _judges(options, options.device)
+        measure_again(options.output, layouts, **judges)
+        print(report(options.output, layouts, metrics=metrics, detector=judges["detector"]))
         return
 
     from lrd_helpers.models import load_pipeline
 
     state = processes()
     # Of several processes each has a device of its own.
-    device = state.device if state.num_processes > 1 else None
+    device = options.device or (state.device if state.num_processes > 1 else None)
+    judges = _judges(options, device)
     try:
-        pipe = load_pipeline(options.model, options.device or device)
+        pipe = load_pipeline(options.model, device)
     except ValueError as error:
         raise _Refused(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
@@ -410,11 +442,33 @@ def _benchmark(options: argparse.Namespace) -> None:
             num_inference_steps=options.steps,
             guidance_scale=options.guidance_scale,
             batch_size=options.batch_size,
+            **judges,
         )
     finally:
         state.destroy_process_group()
     if state.is_main_process:
-        print(report(options.output, layouts, metrics=metrics))
+        print(report(options.output, layouts, metrics=metrics, detector=judges["detector"]))
+
+
+def _judges(options: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """The detector and the CLIP; None stands for the storybook's."""
+    if not (options.coco or options.detector) and (options.sam or options.threshold is not None):
+        raise _Refused("--sam and --threshold go with a --detector; the storybook's needs neither")
+    if not (options.coco or options.detector or options.clip):
+        return {"detector": None, "clip": None}
+
+    from lrd_helpers.measure import load_detector, load_pretrained_clip
+    from lrd_helpers.measure.pretrained import CLIP, OWLV2, THRESHOLD
+
+    try:
+        detector = None
+        if options.coco or options.detector:
+            threshold = THRESHOLD if options.threshold is None else options.threshold
+            name = options.detector or OWLV2
+            detector = load_detector(name, device, sam=options.sam, threshold=threshold)
+        return {"detector": detector, "clip": load_pretrained_clip(options.clip or CLIP, device)}
+    except ValueError as error:
+        raise _Refused(str(error)) from None
 
 
 def _drawn(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
 from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
+from lrd_helpers.messages import excerpt
 from lrd_helpers.pipeline import (
     LayeredRenderingMixin,
     LayeredRenderingPipeline,
@@ -29,13 +30,14 @@ with quiet_libraries():
     import transformers
     from diffusers import DDIMScheduler, UNet2DModel
     from huggingface_hub import hf_hub_download
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import AutoProcessor, CLIPModel, CLIPTokenizer, PreTrainedConfig
 
 __all__ = [
     "ASSETS",
     "AssetError",
     "best_device",
     "load_clip",
+    "load_judge",
     "load_pipeline",
     "load_segmenter",
     "load_style",
@@ -49,10 +51,17 @@ SHIPPED = ("storybook", "storybook-layers")
 """The pipelines among them."""
 
 REVISIONS = {
+    "IDEA-Research/grounding-dino-tiny": "a2bb814dd30d776dcf7e30523b00659f4f141c71",
+    "facebook/sam-vit-base": "70c1a07f894ebb5b307fd9eaaee97b9dfc16068f",
+    "google/owlv2-base-patch16-ensemble": "cfd3195ba4ea9592eec887ded089f4c08eff231d",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
 }
 """The commit on the Hugging Face hub that a model is taken from: so pictures stay the same."""
+
+HUB_NAME = r"\w[\w.-]*/[\w.-]+"
+"""A name on the Hugging Face hub: an owner's, and a model's."""
 
 TRAINED_BY = {
     "storybook": "latent_diffusion",
@@ -107,7 +116,7 @@ def load_pipeline(
             pipe = cls.from_pretrained(str(folder), **options)
             if cls is not LayerDiffPipeline:
                 check_kind(pipe)
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    elif re.fullmatch(HUB_NAME, name):
         revision = REVISIONS.get(name)
         with _one_sentence(name):
             # Before gigabytes are fetched.
@@ -138,6 +147,38 @@ def load_clip(device: torch.device | str | None = None) -> tuple[CLIPModel, CLIP
     with _one_sentence(folder), _no_progress_bars():
         tokenizer = CLIPTokenizer.from_pretrained(str(folder))
         return _load_weights(CLIPModel, folder).to(device, torch.float32), tokenizer
+
+
+def load_judge(
+    name_or_folder: str | os.PathLike[str],
+    kinds: Mapping[str, str],
+    device: torch.device | str | None = None,
+) -> tuple[nn.Module, Any]:
+    """A model of transformers that judges pictures (in eval mode, single precision), its processor.
+
+    Args:
+        name_or_folder: a folder with the model and its processor, or a name on the Hugging Face hub
+            (at the commit in `REVISIONS`). Only safetensors weights are read.
+        kinds: what may be there: `model_type` of a config.json → the class of the model.
+        device: as for `load_pipeline`.
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or a model of another kind.
+        ValueError: a device that this machine does not have.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    name = os.fspath(name_or_folder)
+    source = Path(name) if Path(name).is_dir() or not re.fullmatch(HUB_NAME, name) else name
+    at = {"revision": None if isinstance(source, Path) else REVISIONS.get(name)}
+    with _one_sentence(source), _no_progress_bars():
+        wanted = f"a model of transformers of the kind {' or '.join(kinds)} would work"
+        if isinstance(source, Path) and not (source / "config.json").is_file():
+            raise ValueError(f"it holds a pipeline; {wanted}")
+        kind = PreTrainedConfig.get_config_dict(name, **at)[0].get("model_type")
+        if kind not in kinds:
+            raise ValueError(f"its config.json is of the kind {excerpt(kind)}; {wanted}")
+        model = _load_weights(getattr(transformers, kinds[kind]), source, **at)
+        return model.to(device, torch.float32), AutoProcessor.from_pretrained(name, **at)
 
 
 def load_segmenter(device: torch.device | str | None = None) -> UNet2DModel:
@@ -244,13 +285,19 @@ def _variant_in(folder: Path) -> str | None:
     return variants.pop() if len(variants) == 1 and "" not in variants else None
 
 
-def _load_weights(cls: Any, folder: Path, variant: str | None = None) -> nn.Module:
+def _load_weights(
+    cls: Any, folder: Path | str, variant: str | None = None, revision: str | None = None
+) -> nn.Module:
     """`cls.from_pretrained(folder)`, but a weight that is missing or not finite is an error.
 
     Both libraries leave a missing one at random and log a line, and draw black with the other.
     """
     model, info = cls.from_pretrained(
-        str(folder), use_safetensors=True, variant=variant, output_loading_info=True
+        str(folder),
+        use_safetensors=True,
+        variant=variant,
+        revision=revision,
+        output_loading_info=True,
     )
     if missing := sorted(info["missing_keys"]):
         raise AssetError(

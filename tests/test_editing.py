@@ -295,6 +295,37 @@ def test_an_object_is_moved(pipe, image):
     assert touched.kept == math.inf
 
 
+def test_the_smallest_object_that_can_be_moved_follows_from_the_size(pipe, image):
+    """2 × 2 pixels of 32 are as much as 8 × 8 of storybook's 128."""
+    pixels = torch.zeros(32, 32, dtype=torch.bool)
+    pixels[16:18, 16:18] = True
+    options = {"prompt": "a red car", "background": "on grass", **STEPS}
+    edited = move(pipe, image, Mask.of(pixels), (0.0, 0.0, 0.25, 0.25), **options)
+    assert edited.image.tobytes() != image.tobytes()
+
+
+def test_rims_and_seams_follow_from_the_size():
+    """Of 512 pixels four times those of 128: as large a share of the picture."""
+    shares = []
+    for side in (16, 64):
+        cells = torch.zeros(side, side, dtype=torch.bool)
+        cells[side // 4 : side // 2, side // 4 : side // 2] = True
+        grown = editing._grown(cells)
+        black, white = (
+            Image.new("RGB", (8 * side, 8 * side), colour) for colour in ("black", "white")
+        )
+        faded = editing._edited(white, black, grown, keep=True)
+        shares.append((grown, pixels_of(faded.image)[0]))
+    (few, small), (many, large) = shares
+    assert torch.equal(few.repeat_interleave(4, 0).repeat_interleave(4, 1), many)
+    assert few.sum() == 6 * 6
+    small = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert (small - large).abs().max() < 0.3  # a step of the fade
+    assert (small == 1).float().mean() == pytest.approx(
+        float((large == 1).float().mean()), abs=0.02
+    )
+
+
 @pytest.mark.parametrize("edit", [insert, replace_object])
 def test_half_precision_stays_half(own_pipe, image, edit):
     """The layered pipeline inside shares the models: it must not cast them."""

@@ -1329,6 +1329,8 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"method": "papper"}, "method is 'papper', but should be one of collage, lrdiff"),
         (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
         (TWO, {"method": "paper"}, "top_k is 20, but there are only 16 positions to choose from"),
+        (TWO, {"method": LayeredRendering(delta="dynamic", top_k=300), "height": 256, "width": 256},
+         "top_k is 300, on this canvas 1200, but there are only 1024 positions to choose from"),
         (replace(TWO, layers=[replace(TWO.layers[0], word="bike")]),
          {"method": LayeredRendering(delta="dynamic", top_k=1)},
          "layer 1 'a red car', word: 'bike' is not in the prompt \"a red car\"; its words are: a, "

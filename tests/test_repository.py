@@ -132,6 +132,7 @@ def test_every_package_that_is_imported_is_declared():
     projects["huggingface_hub"] = "diffusers"
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     extras = {"shards.py": "shards", "precision.py": "benchmark", "export.py": "layers"}
+    extras["coco.py"] = "benchmark"
     for path in sorted((ROOT / "lrd_helpers").rglob("*.py")):
         foreign = imported(path.read_text(encoding="utf-8")) - sys.stdlib_module_names
         for name in foreign - {"lrd_helpers"}:

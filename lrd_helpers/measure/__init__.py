@@ -13,8 +13,8 @@
 | `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 
 What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
-with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `ZeroShotDetector` and
-`PretrainedClip` take models of transformers that know the real world.
+with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `load_detector` (OWLv2,
+Grounding DINO; SAM) and `load_pretrained_clip` give judges that know the real world.
 
     ious = layout_iou(StorybookDetector(), image, layout)      # a number per layer
     score = clip_score(StorybookClip(), image, layout.caption)
@@ -27,7 +27,13 @@ from lrd_helpers.measure.clip import (
     clip_score,
     text_image_similarity,
 )
-from lrd_helpers.measure.detectors import Detection, Detector, ZeroShotDetector
+from lrd_helpers.measure.detectors import (
+    Detection,
+    Detector,
+    SegmentedDetector,
+    ZeroShotDetector,
+    box_iou,
+)
 from lrd_helpers.measure.overlaps import (
     front_seen,
     overlap_ious,
@@ -35,9 +41,9 @@ from lrd_helpers.measure.overlaps import (
     overlay_score,
 )
 from lrd_helpers.measure.precision import average_precision
+from lrd_helpers.measure.pretrained import load_detector, load_pretrained_clip
 from lrd_helpers.measure.scores import (
     attribute_accuracy,
-    box_iou,
     found_boxes,
     layout_iou,
     leakage,
@@ -58,6 +64,7 @@ __all__ = [
     "Detection",
     "Detector",
     "PretrainedClip",
+    "SegmentedDetector",
     "StickerDetection",
     "StorybookClip",
     "StorybookDetector",
@@ -70,6 +77,8 @@ __all__ = [
     "front_seen",
     "layout_iou",
     "leakage",
+    "load_detector",
+    "load_pretrained_clip",
     "overlap_ious",
     "overlapping_pairs",
     "overlay_score",

@@ -314,14 +314,24 @@ class Steps:
 
     # -------------------------------------------------------------- beginning late
 
-    def late_start(self, share: float) -> int:
+    def late_start(self, share: float, noisier: float = 1.0) -> int:
         """The step that a drawing can begin with when about `share` of the steps are left out.
 
         At least one whole step is left out; `len(self)` where nothing remains.
+
+        Args:
+            share: of the steps, in [0, 1].
+            noisier: begin so much earlier that σ/α is up to so many times what it is there. The
+                mean of a part of a canvas of twice the width is known twice as well under the same
+                σ/α, so twice of that hides as much (Hoogeboom et al. 2023: simple diffusion).
         """
         if share == 1:
             return len(self)
         start = max(1, round(share * len(self) / self.order)) * self.order
+        if noisier > 1 and start < len(self):
+            most = noisier * self.level(self.timesteps[start])
+            earlier = range(self.order, start, self.order)
+            start = next((i for i in earlier if self.level(self.timesteps[i]) <= most), start)
         if isinstance(self.scheduler, PNDMScheduler):
             # Its first steps are of another kind, and it cannot begin among them.
             of_its_kind = 1 if self.scheduler.config.skip_prk_steps else 12
