@@ -368,13 +368,14 @@ def fill(
     """
     image = fitted(pipe, image)
     pixels, covered = pixels_of(image), _region(hole).cells(image.height, image.width)
+    seam = _seam(covered.shape)
     # Its edge is a mixture of both: its colours are not to be spread.
-    edge = functional.max_pool2d(covered[None].float(), 2 * SEAM + 1, 1, SEAM)[0] > 0
+    edge = functional.max_pool2d(covered[None].float(), 2 * seam + 1, 1, seam)[0] > 0
     rough = picture_of(_spread(pixels, edge))
     inversion = invert(pipe, rough, prompt, num_inference_steps=num_inference_steps)
     cells = _touched(Mask.of(covered), *inversion.latents.shape[-2:], pipe.vae_scale_factor)
     new = redraw(pipe, inversion, changing=cells, share=share, guidance_scale=guidance_scale)
-    around = functional.max_pool2d(covered[None].float(), 4 * SEAM + 1, 1, 2 * SEAM)[0] > 0
+    around = functional.max_pool2d(covered[None].float(), 4 * seam + 1, 1, 2 * seam)[0] > 0
     return _edited(new, image, around, True)
 
 
