@@ -17,7 +17,7 @@ from torch import nn
 from lrd_helpers import hub
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
 from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
-from lrd_helpers.memory import (
+from lrd_helpers.model_memory import (
     GIB,
     TILE,
     Plan,
@@ -89,7 +89,7 @@ def load_pipeline(
 
     For a model that is not shipped, its configuration is read first: what cannot work, and what is
     too large, is refused before weights are fetched or read. Then it is put where it fits (see
-    `lrd_helpers.memory`): wholly on the device; or with a decoder that works in tiles; or part by
+    `lrd_helpers.model_memory`): wholly on the device; or with a decoder that works in tiles; or part by
     part; or layer by layer. One printed line says so. Methods that take gradients need more than
     is counted. A few-step model (Turbo, LCM) gets its own number of steps and guidance as defaults.
 

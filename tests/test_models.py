@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lrd_helpers import hub, models
 from lrd_helpers.layout import Layer, Layout
-from lrd_helpers.memory import GIB, Needs, Plan, needs_of, on_meta, peak, plans
+from lrd_helpers.model_memory import GIB, Needs, Plan, needs_of, on_meta, peak, plans
 from lrd_helpers.models import AssetError, load_pipeline
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.quiet import quiet_libraries
