@@ -29,6 +29,7 @@ from lrd_helpers.sampling.steps import (
     check_generators,
     check_scheduler,
     finite_number,
+    learned_steps,
 )
 from lrd_helpers.words import warn_of_texts
 
@@ -108,10 +109,10 @@ class LayeredRenderingMixin:
         method: str | Method = "collage",
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -141,10 +142,12 @@ class LayeredRenderingMixin:
                 `dataclasses.replace(METHODS["paper"], fuse="once")` or `BoxDiff(strength=10)`.
             height: of the pictures in pixels, divisible by 8; the model's own size by default.
             width: likewise.
-            num_inference_steps: T, the denoising steps.
+            num_inference_steps: T, the denoising steps; by default 25, or all that a distilled
+                model has learned.
             timesteps: these timesteps, largest first, for schedulers that take them.
             sigmas: these noise levels, largest first, for schedulers that take them.
-            guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1.
+            guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1. By
+                default 5, or 1 for a distilled model, which has its guidance built in.
             guidance_rescale: φ of Lin et al. 2024, Eq. 16; 0 = off.
             negative_prompt: in place of the empty prompt; one for all or one for each layout. A
                 layer's own `negative_prompt` comes first.
@@ -188,15 +191,23 @@ class LayeredRenderingMixin:
         method = named(method, **{name: v for name, v in changes.items() if v is not None})
         layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
         size = height or self._default_size(0), width or self._default_size(1)
-        if timesteps is not None or sigmas is not None:
-            num_inference_steps = None
         check_kind(self)
         check_layouts(self, layouts, size)
+        check_scheduler(self.scheduler)
+        learned = learned_steps(self.scheduler)
+        if guidance_scale is None:
+            guidance_scale = 1.0 if learned else 5.0
+        if timesteps is not None or sigmas is not None:
+            num_inference_steps = None
+        elif num_inference_steps is None:
+            num_inference_steps = learned or 25
         check_sampling(self, num_inference_steps, num_images_per_prompt, chunk_size)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         canvas = checked_canvas(canvas, layouts, size)
         check_traces(method, output_layers)
         guidance_scale = finite_number("guidance_scale", guidance_scale)
+        if learned:
+            check_learned(learned, num_inference_steps, timesteps, guidance_scale)
         guidance_rescale = finite_number("guidance_rescale", guidance_rescale)
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
@@ -426,13 +437,33 @@ def check_layouts(
 def check_sampling(
     pipe: LayeredRenderingMixin, steps: int | None, pictures: int, chunk_size: int | None
 ) -> None:
-    check_scheduler(pipe.scheduler)
     most = pipe.scheduler.config.num_train_timesteps
     if steps is not None:
         check_count("num_inference_steps", steps, most)
     check_count("num_images_per_prompt", pictures)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
+
+
+def check_learned(
+    learned: int, steps: int | None, timesteps: Sequence[int] | None, guidance_scale: float
+) -> None:
+    """What a distilled model does not know, it cannot be asked."""
+    if steps is not None and steps > learned:
+        raise ValueError(
+            f"num_inference_steps is {steps}, but this model was distilled to {learned} steps; "
+            f"{learned} would work"
+        )
+    if timesteps is not None:
+        raise ValueError(
+            f"timesteps: this model was distilled to {learned} timesteps and knows no others; give "
+            f"num_inference_steps={learned}"
+        )
+    if guidance_scale > 1:
+        raise ValueError(
+            f"guidance_scale is {guidance_scale:g}, but guidance was distilled into this model; "
+            "leave it out"
+        )
 
 
 def tensor_names(

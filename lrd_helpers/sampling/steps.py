@@ -42,6 +42,10 @@ MEMORY = (
 )
 """Where the schedulers of several steps keep earlier predictions and samples."""
 
+FEW = 10
+"""So few `original_inference_steps`, or fewer, of a scheduler of LCM's or TCD's kind say that its
+model was distilled to just these, guidance built in. (Diffusers' default, 50, says nothing.)"""
+
 Scheduler = TypeVar("Scheduler")
 
 
@@ -73,6 +77,12 @@ def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> D
         clip_sample=False,
         set_alpha_to_one=False,
     )
+
+
+def learned_steps(scheduler: SchedulerMixin) -> int | None:
+    """The steps of a distilled model, which knows their timesteps alone; None for other models."""
+    steps = scheduler.config.get("original_inference_steps")
+    return steps if steps is not None and steps <= FEW else None
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
@@ -363,10 +373,18 @@ class Steps:
 
     # -------------------------------------------------------------- sketches
 
+    def sketch_steps(self, wanted: int) -> int:
+        """How many steps `sketching` makes of those wanted: a distilled model has learned few."""
+        return min(wanted, learned_steps(self.scheduler) or wanted)
+
     def sketching(self, num_inference_steps: int) -> Steps:
-        """A few steps of DDIM with the same noise schedule (of EDM's Euler: of itself)."""
+        """A few steps of DDIM with the same noise schedule.
+
+        EDM's Euler and the scheduler of a distilled model sketch with themselves.
+        """
         scheduler = self.scheduler
-        if is_a(scheduler, "EDMEulerScheduler"):
+        num_inference_steps = self.sketch_steps(num_inference_steps)
+        if is_a(scheduler, "EDMEulerScheduler") or learned_steps(scheduler):
             quick = type(scheduler).from_config(scheduler.config)
         else:
             # Only a model of zero terminal SNR has learned to begin at the very end.
@@ -375,11 +393,16 @@ class Steps:
         return Steps(quick, num_inference_steps, device=self.timesteps.device)
 
     def timestep_at(self, share: float) -> Tensor:
-        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise."""
+        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise.
+
+        Of a distilled model the nearest that it has learned.
+        """
         if is_a(self.scheduler, "EDMEulerScheduler"):
             return self.timesteps[round((1 - share) * (len(self) - 1))]
-        steps = self.scheduler.config.num_train_timesteps
-        return torch.tensor(round(share * steps), device=self.timesteps.device)
+        t = round(share * self.scheduler.config.num_train_timesteps)
+        if learned_steps(self.scheduler):
+            return min(self.timesteps, key=lambda learned: abs(int(learned) - t))
+        return torch.tensor(t, device=self.timesteps.device)
 
 
 def noise_level(scheduler: SchedulerMixin, t: Tensor) -> float:
