@@ -45,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument("layouts", nargs="+", metavar="LAYOUT.json", type=Path)
     render.add_argument("--output", required=True, metavar="DIR", type=Path)
     render.add_argument("--seed", type=_seed, default=0, help="of the initial noise (%(default)s)")
-    render.add_argument("--steps", type=int, default=25, help="denoising steps (%(default)s)")
+    render.add_argument("--steps", type=int, help="denoising steps (25; distilled: all learned)")
     render.add_argument(
-        "--guidance-scale", type=_finite, default=5.0, help="γ of the caption (%(default)s)"
+        "--guidance-scale", type=_finite, help="γ of the caption (5; distilled: off)"
     )
     render.add_argument(
         "--method",

@@ -206,8 +206,6 @@ class LayeredRenderingMixin:
         canvas = checked_canvas(canvas, layouts, size)
         check_traces(method, output_layers)
         guidance_scale = finite_number("guidance_scale", guidance_scale)
-        if learned:
-            check_learned(learned, num_inference_steps, timesteps, guidance_scale)
         guidance_rescale = finite_number("guidance_rescale", guidance_rescale)
         # What StableDiffusionPipeline keeps while it runs; callbacks read and change it.
         self._guidance_scale, self._guidance_rescale = guidance_scale, guidance_rescale
@@ -443,27 +441,6 @@ def check_sampling(
     check_count("num_images_per_prompt", pictures)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
-
-
-def check_learned(
-    learned: int, steps: int | None, timesteps: Sequence[int] | None, guidance_scale: float
-) -> None:
-    """What a distilled model does not know, it cannot be asked."""
-    if steps is not None and steps > learned:
-        raise ValueError(
-            f"num_inference_steps is {steps}, but this model was distilled to {learned} steps; "
-            f"{learned} would work"
-        )
-    if timesteps is not None:
-        raise ValueError(
-            f"timesteps: this model was distilled to {learned} timesteps and knows no others; give "
-            f"num_inference_steps={learned}"
-        )
-    if guidance_scale > 1:
-        raise ValueError(
-            f"guidance_scale is {guidance_scale:g}, but guidance was distilled into this model; "
-            "leave it out"
-        )
 
 
 def tensor_names(

@@ -354,7 +354,7 @@ def test_a_distilled_model_is_asked_for_what_it_has_learned(distilled, method, m
     [
         ({"num_inference_steps": 5}, "is 5, but this model was distilled to 4 steps; 4 would work"),
         ({"timesteps": [999, 600]}, "4 timesteps and knows no others; give num_inference_steps=4"),
-        ({"guidance_scale": 5.0}, "is 5, but guidance was distilled into this model; leave it out"),
+        ({"guidance_scale": 5.0}, "is 5, but guidance was distilled into this model; 1 would work"),
     ],
 )
 def test_what_a_distilled_model_does_not_know(distilled, method, options, message) -> None:
@@ -362,6 +362,12 @@ def test_what_a_distilled_model_does_not_know(distilled, method, options, messag
         drawn(
             distilled, method, **dict.fromkeys(("num_inference_steps", "guidance_scale")) | options
         )
+
+
+def test_a_distilled_model_cannot_be_inverted(tiny) -> None:
+    scheduler = derived(TCDScheduler, tiny.scheduler, original_inference_steps=4)
+    with pytest.raises(ValueError, match="distilled to 4 steps and cannot be inverted"):
+        ddim_like(scheduler)
 
 
 # ------------------------------------------------------------------ other parts

@@ -68,8 +68,23 @@ def derived(kind: type[Scheduler], scheduler: SchedulerMixin, **changes: Any) ->
     return kind.from_config(config, **changes)
 
 
+def learned_steps(scheduler: SchedulerMixin) -> int | None:
+    """The steps of a distilled model, which knows their timesteps alone; None for other models."""
+    steps = scheduler.config.get("original_inference_steps")
+    return steps if steps is not None and steps <= FEW else None
+
+
 def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> DDIMScheduler:
-    """DDIM with the noise schedule of another scheduler."""
+    """DDIM with the noise schedule of another scheduler.
+
+    Raises:
+        ValueError: a distilled model's, which does not know DDIM's timesteps.
+    """
+    if learned := learned_steps(scheduler):
+        raise ValueError(
+            f"this model was distilled to {learned} steps and cannot be inverted or drawn with by "
+            "other ones; use the model that it was distilled from"
+        )
     return derived(
         DDIMScheduler,
         scheduler,
@@ -77,12 +92,6 @@ def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> D
         clip_sample=False,
         set_alpha_to_one=False,
     )
-
-
-def learned_steps(scheduler: SchedulerMixin) -> int | None:
-    """The steps of a distilled model, which knows their timesteps alone; None for other models."""
-    steps = scheduler.config.get("original_inference_steps")
-    return steps if steps is not None and steps <= FEW else None
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
@@ -118,6 +127,29 @@ def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
                 f"PNDMScheduler begins with Runge-Kutta steps, for which it needs at least {least} "
                 f"steps, not {steps}; PNDMScheduler.from_config(…, skip_prk_steps=True) needs none"
             )
+
+
+def check_learned(
+    scheduler: SchedulerMixin, steps: int | None, timesteps: Sequence[int] | None
+) -> None:
+    """Refuse steps that a distilled model has not learned.
+
+    Raises:
+        ValueError: it says how many it has.
+    """
+    learned = learned_steps(scheduler)
+    if learned is None:
+        return
+    if steps is not None and steps > learned:
+        raise ValueError(
+            f"num_inference_steps is {steps}, but this model was distilled to {learned} steps; "
+            f"{learned} would work"
+        )
+    if timesteps is not None:
+        raise ValueError(
+            f"timesteps: this model was distilled to {learned} timesteps and knows no others; give "
+            f"num_inference_steps={learned}"
+        )
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:
@@ -199,6 +231,7 @@ class Steps:
             generator=generator,
         )
         check_few_steps(scheduler, num_inference_steps)
+        check_learned(scheduler, num_inference_steps, timesteps)
         self.timesteps, _ = retrieve_timesteps(
             scheduler, num_inference_steps, device, timesteps, sigmas
         )
