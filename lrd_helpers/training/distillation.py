@@ -26,6 +26,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor2_0
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from lrd_helpers.sampling.steps import derived
@@ -141,6 +142,7 @@ class Teacher:
 
     def __init__(self, options: "DistillationOptions") -> None:
         self.model = LatentDiffusionTraining(options.teacher).eval().requires_grad_(False)
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model.unet.set_attn_processor(AttnProcessor2_0())
         self.steps, self.scale = options.teacher_steps, options.guidance_scale
         self.scheduler = derived(
@@ -226,10 +228,12 @@ class Drawings:
         self.teacher, self.student = Teacher(options), None
         if options.start_from is not None:
             self.student = DistillationTraining(options.start_from, options.student_steps).eval()
+            self.student.to(self.teacher.model.unet.device)
             self.student.unet.set_attn_processor(AttnProcessor2_0())
         rounds = max(1, options.cache // CACHE_BATCH // readers)
         numbers = range(reader, rounds * readers, readers)
-        parts = [self.part(numbers[first : first + PART]) for first in range(0, rounds, PART)]
+        firsts = tqdm(range(0, rounds, PART), desc="the teacher draws", disable=reader > 0)
+        parts = [self.part(numbers[first : first + PART]) for first in firsts]
         self.kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         scenes = (scene for number in numbers for scene in self.stream.scenes(number))
         self.captions = [scene.caption for scene in scenes]
@@ -244,8 +248,8 @@ class Drawings:
             f"{options.seed}-{shares}-{numbers[0]}-{numbers[-1]}.safetensors"
         )
         drawers = [model.unet for model in (self.teacher.model, self.student) if model]
-        file, quiet = options.run / name, self.reader > 0
-        return encoded_once(file, nn.ModuleList(drawers), numbers, self.drawn, quiet=quiet)
+        file = options.run / name
+        return encoded_once(file, nn.ModuleList(drawers), numbers, self.drawn, quiet=True)
 
     def drawn(self, number: int) -> dict[str, Tensor]:
         """Jumps of a batch of drawings, "drawings steps 4 height width", in half precision."""
