@@ -13,7 +13,7 @@ CLASS = $(VENV)/.installed-class
 .PHONY: help setup demo test test-quick lab notebooks minutes address site site-look release figures targets \
         benchmark bench clean classroom classroom-check \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
-        train-style train-upsampler train-rgba-autoencoder train-layerdiff
+        train-style train-upsampler train-rgba-autoencoder train-layerdiff train-distillation
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -114,6 +114,9 @@ train-rgba-autoencoder: $(INSTALLED)  ## train the autoencoder of layers (needs 
 
 train-layerdiff: $(INSTALLED)  ## train the layered model (needs the autoencoder of layers)
 	$(RUN) -m lrd_helpers.training.layerdiff $(ARGS)
+
+train-distillation: $(INSTALLED)  ## train the student that draws in four steps (needs the pipeline)
+	$(RUN) -m lrd_helpers.training.distillation $(ARGS)
 
 figures: $(INSTALLED)  ## draw the pictures in figures/ again
 	$(RUN) benchmarks/figures.py

@@ -17,6 +17,7 @@ from torch import nn
 from lrd_helpers import hub
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
 from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
+from lrd_helpers.messages import LONGEST, excerpt, sentence
 from lrd_helpers.model_memory import (
     GIB,
     TILE,
@@ -26,7 +27,6 @@ from lrd_helpers.model_memory import (
     on_meta,
     plans,
 )
-from lrd_helpers.messages import LONGEST, excerpt, sentence
 from lrd_helpers.pipeline import (
     LayeredRenderingMixin,
     LayeredRenderingPipeline,
@@ -89,9 +89,9 @@ def load_pipeline(
 
     For a model that is not shipped, its configuration is read first: what cannot work, and what is
     too large, is refused before weights are fetched or read. Then it is put where it fits (see
-    `lrd_helpers.model_memory`): wholly on the device; or with a decoder that works in tiles; or part by
-    part; or layer by layer. One printed line says so. Methods that take gradients need more than
-    is counted. A few-step model (Turbo, LCM) gets its own number of steps and guidance as defaults.
+    `lrd_helpers.model_memory`): wholly on the device; or with a decoder that works in tiles; or
+    part by part; or layer by layer. One printed line says so. Methods that take gradients need more
+    than is counted. A few-step model (Turbo, LCM) gets its own number of steps and guidance as defaults.
 
     Args:
         name_or_folder: "storybook" or "storybook-layers" (shipped), a folder of a Stable Diffusion

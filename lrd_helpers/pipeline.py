@@ -30,6 +30,7 @@ from lrd_helpers.sampling.steps import (
     check_generators,
     check_scheduler,
     finite_number,
+    learned_steps,
 )
 from lrd_helpers.words import warn_of_texts
 
@@ -151,11 +152,13 @@ class LayeredRenderingMixin:
                 `dataclasses.replace(METHODS["paper"], fuse="once")` or `BoxDiff(strength=10)`.
             height: of the pictures in pixels, divisible by 8; the model's own size by default.
             width: likewise.
-            num_inference_steps: T, the denoising steps; `default_steps` by default.
+            num_inference_steps: T, the denoising steps; by default `default_steps`, or all that a
+                distilled model has learned.
             timesteps: these timesteps, largest first, for schedulers that take them.
             sigmas: these noise levels, largest first, for schedulers that take them.
-            guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1;
-                `default_guidance_scale` by default.
+            guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1. By
+                default `default_guidance_scale`, or 1 for a distilled model, which has its guidance
+                built in.
             guidance_rescale: φ of Lin et al. 2024, Eq. 16; 0 = off.
             negative_prompt: in place of the empty prompt; one for all or one for each layout. A
                 layer's own `negative_prompt` comes first.
@@ -199,14 +202,16 @@ class LayeredRenderingMixin:
         method = named(method, **{name: v for name, v in changes.items() if v is not None})
         layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
         size = height or self._default_size(0), width or self._default_size(1)
+        check_kind(self)
+        check_layouts(self, layouts, size)
+        check_scheduler(self.scheduler)
+        learned = learned_steps(self.scheduler)
+        if guidance_scale is None:
+            guidance_scale = 1.0 if learned else self.default_guidance_scale
         if timesteps is not None or sigmas is not None:
             num_inference_steps = None
         elif num_inference_steps is None:
-            num_inference_steps = self.default_steps
-        if guidance_scale is None:
-            guidance_scale = self.default_guidance_scale
-        check_kind(self)
-        check_layouts(self, layouts, size)
+            num_inference_steps = learned or self.default_steps
         check_sampling(self, num_inference_steps, num_images_per_prompt, chunk_size)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         canvas = checked_canvas(canvas, layouts, size)
@@ -453,7 +458,6 @@ def check_layouts(
 def check_sampling(
     pipe: LayeredRenderingMixin, steps: int | None, pictures: int, chunk_size: int | None
 ) -> None:
-    check_scheduler(pipe.scheduler)
     most = pipe.scheduler.config.num_train_timesteps
     if steps is not None:
         check_count("num_inference_steps", steps, most)

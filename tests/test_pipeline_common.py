@@ -30,6 +30,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
 )
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
@@ -41,7 +42,7 @@ from torch import Tensor
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS, BoxDiff, LayoutGuidance
 from lrd_helpers.pipeline import LayeredRenderingPipeline
-from lrd_helpers.sampling.steps import Steps, ddim_like
+from lrd_helpers.sampling.steps import Steps, ddim_like, derived
 
 LAYOUT = Layout(
     "a red car and a yellow star on grass",
@@ -319,6 +320,54 @@ def test_every_derived_scheduler_has_the_noise_of_its_source(tiny, scheduler, co
         return
     assert torch.equal(quick.alphas_cumprod, source.alphas_cumprod)
     assert torch.equal(ddim_like(source).alphas_cumprod, source.alphas_cumprod)
+
+
+@pytest.fixture
+def distilled(pipe, tiny):
+    """The pipeline, as if its model had been distilled to four steps."""
+    options = {"original_inference_steps": 4, "set_alpha_to_one": False}
+    pipe.scheduler = derived(TCDScheduler, tiny.scheduler, **options)
+    return pipe
+
+
+def test_a_distilled_model_is_asked_for_what_it_has_learned(distilled, method, monkeypatch) -> None:
+    """Its timesteps alone, sketches and relevance too, and never the empty prompt's prediction."""
+    asked, forward = [], distilled.unet.forward
+    empty = distilled.encode_prompt("", "cpu", 1, False)[0][0]
+
+    def noting(sample, timestep, encoder_hidden_states, **options):
+        asked.append(int(timestep))
+        assert not any(torch.equal(row, empty) for row in encoder_hidden_states)
+        return forward(sample, timestep, encoder_hidden_states, **options)
+
+    monkeypatch.setattr(distilled.unet, "forward", noting)
+    few = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    options = few if method == DIFFUSERS else dict.fromkeys(few)
+    picture = drawn(distilled, method, **options)
+    assert set(asked) == {999, 749, 499, 249}
+    assert torch.equal(picture, drawn(distilled, method, **few)), "the default"
+
+
+@pytest.mark.parametrize("method", ["collage", "plain"], indirect=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 5}, "is 5, but this model was distilled to 4 steps; 4 would work"),
+        ({"timesteps": [999, 600]}, "4 timesteps and knows no others; give num_inference_steps=4"),
+        ({"guidance_scale": 5.0}, "is 5, but guidance was distilled into this model; 1 would work"),
+    ],
+)
+def test_what_a_distilled_model_does_not_know(distilled, method, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        drawn(
+            distilled, method, **dict.fromkeys(("num_inference_steps", "guidance_scale")) | options
+        )
+
+
+def test_a_distilled_model_cannot_be_inverted(tiny) -> None:
+    scheduler = derived(TCDScheduler, tiny.scheduler, original_inference_steps=4)
+    with pytest.raises(ValueError, match="distilled to 4 steps and cannot be inverted"):
+        ddim_like(scheduler)
 
 
 # ------------------------------------------------------------------ other parts

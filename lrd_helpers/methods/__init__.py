@@ -120,7 +120,7 @@ class LayeredRendering(Choices, Method):
     def count(self, run: Run) -> tuple[int, int]:
         phase = phases(run, self)
         if phase.fuse == "collage" and phase.layered:
-            return self.sketch_steps + 1, len(run.steps) - phase.layered
+            return run.steps.sketch_steps(self.sketch_steps) + 1, len(run.steps) - phase.layered
         return 0, len(run.steps)
 
 

@@ -19,7 +19,7 @@ from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.memory import Memory
 from lrd_helpers.sampling.model import Model, model_of
 from lrd_helpers.sampling.regions import Regions
-from lrd_helpers.sampling.steps import Generators, Steps
+from lrd_helpers.sampling.steps import Generators, Steps, learned_steps
 
 with quiet_libraries():
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
@@ -151,8 +151,14 @@ class Run:
         The others are those of `Run`.
 
         Raises:
-            ValueError: a model of a kind that is not supported, or embeddings that do not fit it.
+            ValueError: a model of a kind that is not supported, embeddings that do not fit it, or
+                guidance of a distilled model.
         """
+        if learned_steps(steps.scheduler) and guidance_scale > 1:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale:g}, but guidance was distilled into this "
+                "model; 1 would work"
+            )
         options |= {"at_once": len(layouts), "guidance_scale": guidance_scale}
         model = model_of(pipe, size, **options)
         x_T = model.like.new_empty((len(layouts), *model.like.shape[1:]))
