@@ -91,7 +91,8 @@ def load_pipeline(
     too large, is refused before weights are fetched or read. Then it is put where it fits (see
     `lrd_helpers.model_memory`): wholly on the device; or with a decoder that works in tiles; or
     part by part; or layer by layer. One printed line says so. Methods that take gradients need more
-    than is counted. A few-step model (Turbo, LCM) gets its own number of steps and guidance as defaults.
+    than is counted. A few-step model (Turbo, LCM) gets its own number of steps and guidance as
+    defaults.
 
     Args:
         name_or_folder: "storybook" or "storybook-layers" (shipped), a folder of a Stable Diffusion
