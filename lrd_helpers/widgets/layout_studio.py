@@ -41,6 +41,7 @@ from lrd_helpers.pipeline import texts_of_layout
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets.box_editor import BoxEditor, layer_colours, layout_of, layout_svg
+from lrd_helpers.widgets.column import Column
 from lrd_helpers.widgets.page import page_text
 from lrd_helpers.words import WHOLE_WORDS, WordError, faults_of_text
 
@@ -288,7 +289,7 @@ class StudioPanel(anywidget.AnyWidget):
     strip = traitlets.List().tag(sync=True)  # the last renders, small
 
 
-class LayoutStudio(ipywidgets.VBox):
+class LayoutStudio(Column):
     """An editor, the settings, a Render button, and the picture with all one can ask of it.
 
     A render runs beside the notebook (cells can be run meanwhile, but not with the same pipeline),
