@@ -61,8 +61,7 @@ test-quick: $(CLASS)  ## ruff and the quick tests: neither notebooks nor browser
 	$(RUN) tests/run_all.py --quick
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	@mkdir -p notebooks
-	$(RUN) -m jupyterlab notebooks
+	$(RUN) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="01_ddpm": only that one)
 	$(RUN) tests/execute_notebooks.py $(ARGS)
