@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrd_helpers.adapters import check_lora, check_textual_inversion
 from lrd_helpers.layout import Layout, checked_text
+from lrd_helpers.messages import excerpt
 from lrd_helpers.methods import Method, check_opacity, named
 from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.pictures import picture_of
@@ -527,6 +528,8 @@ def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout])
     """The negative prompt of each layout, "" for none."""
     if text is None or isinstance(text, str):
         text = [text or ""] * len(layouts)
+    if not isinstance(text, (list, tuple)):
+        raise ValueError(f"negative_prompt is {excerpt(text)}, but should be text or a list of it")
     if len(text) != len(layouts):
         raise ValueError(
             f"negative_prompt has {len(text)} entries for {len(layouts)} layouts; give one text "

@@ -1344,6 +1344,7 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"layered_fraction": float("nan")}, "layered_fraction is nan"),
         (TWO, {"chunk_size": 0}, "chunk_size is 0, but should be a whole number"),
         (TWO, {"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries for 1 layouts"),
+        (TWO, {"negative_prompt": 3}, "negative_prompt is 3, but should be text or a list"),
         (TWO, {"negative_prompt": "a" * 10**6}, "negative_prompt has 1000000 characters, but"),
         (TWO, {"latents": torch.zeros(2, 4, 4, 4)}, "latents has shape (2, 4, 4, 4), but should "
          "have (1, 4, 4, 4)"),

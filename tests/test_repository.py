@@ -209,6 +209,11 @@ def test_everything_the_makefile_runs_exists():
         assert (ROOT / script).is_file(), script
 
 
+def test_lab_serves_what_the_notebooks_link_to():
+    """../TERMS.md is outside of the notebooks' folder."""
+    assert re.search(r"^lab:.*\n\t.*--ServerApp\.root_dir=\. ", MAKEFILE, flags=re.MULTILINE)
+
+
 def test_ci_is_executable_and_runs_the_tests():
     path = ROOT / ".ci" / "run"
     assert path.stat().st_mode & 0o111

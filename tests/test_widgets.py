@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy
 import pytest
 import torch
 import traitlets
+from IPython.core.formatters import DisplayFormatter
 from ipywidgets.embed import dependency_state
 from picture_files import as_a_phone_saves
 from PIL import Image
@@ -330,6 +333,36 @@ def test_a_layer_is_drawn_in_its_own_colour(layer, colour):
 def test_the_widgets_are_public_names():
     assert lrd_helpers.BoxEditor is BoxEditor
     assert lrd_helpers.LayoutStudio is LayoutStudio
+
+
+SHOWN = {
+    "BoxEditor": lambda pipe: BoxEditor(TWO),
+    "Guess": lambda pipe: widgets.Guess("What?", ["this", "that"], answer=0, why="So."),
+    "LayoutStudio": lambda pipe: LayoutStudio(pipe),
+    "SideBySide": lambda pipe: widgets.SideBySide(
+        [widgets.Pair(TWO, ("a", "b"), (Image.new("RGB", (8, 8)),) * 2)]
+    ),
+    "StackEditor": lambda pipe: lrd_helpers.StackEditor(
+        lrd_helpers.LayerStack(Image.new("RGB", (8, 8)), [])
+    ),
+}
+
+
+@pytest.mark.parametrize("widget", SHOWN)
+def test_on_colab_a_widget_says_where_its_manager_is_as_the_last_line_of_a_cell(
+    pipe, widget, monkeypatch
+):
+    """As `display` does there: with ipywidgets 8 nothing else tells Colab."""
+    address = "https://example.org/manager.js"
+    colab = SimpleNamespace(
+        enable_custom_widget_manager=lambda: None,
+        _widgets=SimpleNamespace(_installed_url=address),
+    )
+    monkeypatch.setitem(sys.modules, "google.colab.output", colab)
+    kind = "application/vnd.jupyter.widget-view+json"
+    data, metadata = DisplayFormatter().format(SHOWN[widget](pipe))
+    assert data[kind]["model_id"]
+    assert metadata[kind] == {"colab": {"custom_widget_manager": {"url": address}}}
 
 
 # ------------------------------------------------------------------ the studio

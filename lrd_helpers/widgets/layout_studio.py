@@ -42,6 +42,7 @@ from lrd_helpers.sampling.memory import Memory
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets.box_editor import BoxEditor, layer_colours, layout_of, layout_svg
+from lrd_helpers.widgets.column import Column
 from lrd_helpers.widgets.page import page_text
 from lrd_helpers.words import WHOLE_WORDS, WordError, faults_of_text
 
@@ -331,7 +332,7 @@ class Job:
     quick: bool = False
 
 
-class LayoutStudio(ipywidgets.VBox):
+class LayoutStudio(Column):
     """An editor, the settings, a Render button, and the picture with all one can ask of it.
 
     A render runs beside the notebook (cells can be run meanwhile, but not with the same pipeline),
