@@ -290,6 +290,10 @@ def phases(run: Run, choices: Choices) -> Phases:
 # ------------------------------------------------------------------ the model
 
 
+class Memory:
+    """Nothing is kept from one picture to the next; the package's studio does that."""
+
+
 class Model:
     """What the algorithm asks of Stable Diffusion 1.x and 2.x.
 
@@ -334,6 +338,7 @@ class Model:
         conditional: Sequence[bool],
         *,
         watched: bool = True,
+        memory: Memory | None = None,
     ) -> Float[Tensor, "rows channels height width"]:
         """The U-Net's predictions for rows of noisy latents, each with a text."""
         checked_finite(x, f"the noisy latents at t = {float(t):g}")

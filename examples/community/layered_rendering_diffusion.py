@@ -268,6 +268,12 @@ def decoded_delta(
     return encode_images(vae, flat.to(vae.dtype))[0].float().mean(dim=(1, 2))
 
 
+def positions(choices: Choices, size: Sequence[int]) -> int:
+    """K on a canvas of so many cells; see `Choices.top_k`."""
+    wider = 1.0 if choices.delta == "decoded" else times_wider(size)
+    return round(choices.top_k * wider**2)
+
+
 def prepared(run: Run, choices: Choices) -> Plan:
     """What comes before the first step: ξ, the plan, and the texts' embeddings."""
     xi = vision_fields(run, choices) if phases(run, choices).layered else None
@@ -383,7 +389,7 @@ def _delta(
     """δ of a layer; `expected` is the picture's noise, or with "contrast" its background."""
     vae = run.model.pipe.vae
     if choices.delta == "dynamic":
-        return dynamic_delta(expected, attention, choices.top_k)
+        return dynamic_delta(expected, attention, positions(choices, run.size))
     if choices.delta == "decoded":
         return decoded_delta(vae, expected, attention, choices.top_k).to(expected.device)
     colour = layer.colour or colour_of_prompt(layer.prompt)
@@ -434,8 +440,21 @@ def _attention_maps(
 # ---------------------------------------------------------- who is asked what, where, at which step
 
 
+REFERENCE_CELLS = 16
+"""Latent cells a side of storybook's canvas: numbers of cells, and amounts of noise, were chosen
+there."""
+
+
 Fields = Sequence[Sequence[Tensor | None]]
 """ξ of each layer of each picture, None where it is zero."""
+
+
+def times_wider(size: Sequence[int]) -> float:
+    """How many times wider than storybook's a canvas of so many cells is; 1 where it is smaller.
+
+    Stable Diffusion's of 512 pixels is 4 times as wide, XL's of 1024 pixels 8 times.
+    """
+    return max(1.0, math.sqrt(math.prod(size)) / REFERENCE_CELLS)
 
 
 @dataclass(frozen=True)
@@ -659,14 +678,19 @@ class Choices:
         early_repeats: where ξ is in the noise: after so many first steps one per cent of it is
             added again.
         attention: the layers whose maps a dynamic δ looks at.
-        top_k: K, how many positions (with "decoded": pixels) of the map δ is the mean of.
+        top_k: K, how many positions of the map δ is the mean of; on a canvas of more than 16 × 16
+            cells as large a share (of 64 × 64: 16 K), or else δ, a mean of noise, would outweigh
+            the noise's own mean in a region. With "decoded" pixels, on any canvas: the script's 20
+            of 512 × 512 lie in one or two cells, as 20 of 128 × 128 do.
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
             same everywhere.
         fuse: the layers are put together at all "steps": the paper's Algorithm 1, and all that
             there is here. `lrd_helpers` has two more.
         sketch_steps: of one of those.
         layered_fraction: which part of the steps, in [0, 1], is layered (the
-            paper's t0).
+            paper's t0). There it is
+            meant for 16 × 16 cells: on a wider canvas fewer are left out, so that the noise hides
+            as much of the collage (`Steps.late_start`): of 25 steps 17 at .68, of 64 × 64 cells 7.
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
         negative_objects: the layers' prompts are negative prompts of the background.
         background_in_prompts: the background is added to each layer's prompt: "a red car at night".
@@ -803,6 +827,8 @@ class Run:
         generator: where noise comes from; a list has one for each picture.
         canvas: pictures in [0, 1] that objects are put onto, instead of the background's.
         first_picture: the number of the first picture, where the run has a part of them.
+        memory: what earlier runs have left, for methods that ask the same again (the collage's
+            sketches); None: everything is asked.
     """
 
     model: Model
@@ -815,6 +841,7 @@ class Run:
     generator: Generators = None
     canvas: Annotated[Tensor, "pictures 3 height_ width_"] | None = None
     first_picture: int = 0
+    memory: Memory | None = None
 
     def draw_noise(self, latents: Pictures | None = None) -> None:
         """x_T ~ N(0, I), given or drawn, times the scheduler's `init_noise_sigma`."""
@@ -842,10 +869,11 @@ class Run:
         x = self.steps.model_input(x, t)
         return x if regions is None else x[regions.picture]
 
-    def scores(self, seen: Rows, t: Tensor, regions: Regions) -> Rows:
+    def scores(self, seen: Rows, t: Tensor, regions: Regions, memory: Memory | None = None) -> Rows:
         """s(x_t + ξ^i) + γ (s(x_t + ξ^i, y^i) − s(x_t + ξ^i)) for each region i  (LRDiff, Eq. 8b).
 
-        Ordinary classifier-free guidance is the case of one region with M = 1 and ξ = 0.
+        Ordinary classifier-free guidance is the case of one region with M = 1 and ξ = 0. A memory
+        has the answers that need not be asked for again.
         """
         shift = None if regions.field is None else self.steps.shift_of_input(t)
         x = seen if shift is None else seen + regions.field
@@ -853,7 +881,7 @@ class Run:
         pictures = [self.first_picture + region.picture for region in regions.entries]
         yes = [True] * len(prompts)
         if not self.guided:
-            score = self.model(x, t, prompts, pictures, yes)
+            score = self.model(x, t, prompts, pictures, yes, memory=memory)
         else:
             rows = list(regions.region_of_row)
             negatives = [regions.entries[row].negative for row in rows]
@@ -863,6 +891,7 @@ class Run:
                 negatives + prompts,
                 [pictures[row] for row in rows] + pictures,
                 [False] * len(rows) + yes,
+                memory=memory,
             )
             unconditional, conditional = score[: len(rows)], score[len(rows) :]
             unconditional = unconditional[regions.unconditional_of]
@@ -990,6 +1019,11 @@ KINDS: dict[str, Kind] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "
 """A scheduler's `prediction_type` → what the network predicts."""
 
 
+FEW = 10
+"""So few `original_inference_steps`, or fewer, of a scheduler of LCM's or TCD's kind say that its
+model was distilled to just these, guidance built in. (Diffusers' default, 50, says nothing.)"""
+
+
 def is_a(scheduler: SchedulerMixin, name: str) -> bool:
     """Whether a scheduler is of this class; importing it would import SciPy's statistics, too."""
     return name in [kind.__name__ for kind in type(scheduler).__mro__]
@@ -998,24 +1032,10 @@ def is_a(scheduler: SchedulerMixin, name: str) -> bool:
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-def check_scheduler(scheduler: SchedulerMixin) -> None:
-    """Refuse schedulers that are none of Stable Diffusion's, in one sentence.
-
-    Raises:
-        ValueError: it has no noise schedule of α and σ, or predicts something else.
-    """
-    name = type(scheduler).__name__
-    if not (hasattr(scheduler, "alphas_cumprod") or is_a(scheduler, "EDMEulerScheduler")):
-        raise ValueError(
-            f"{name} has no alphas_cumprod, so it is no scheduler of Stable Diffusion; use "
-            "DDIMScheduler, EulerDiscreteScheduler or another one of pipe.scheduler.compatibles"
-        )
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind not in KINDS:
-        *first, last = map(repr, KINDS)
-        raise ValueError(
-            f"{name}'s prediction_type is {kind!r}, but should be {', '.join(first)} or {last}"
-        )
+def learned_steps(scheduler: SchedulerMixin) -> int | None:
+    """The steps of a distilled model, which knows their timesteps alone; None for other models."""
+    steps = scheduler.config.get("original_inference_steps")
+    return steps if steps is not None and steps <= FEW else None
 
 
 def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
@@ -1031,6 +1051,29 @@ def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
                 f"PNDMScheduler begins with Runge-Kutta steps, for which it needs at least {least} "
                 f"steps, not {steps}; PNDMScheduler.from_config(…, skip_prk_steps=True) needs none"
             )
+
+
+def check_learned(
+    scheduler: SchedulerMixin, steps: int | None, timesteps: Sequence[int] | None
+) -> None:
+    """Refuse steps that a distilled model has not learned.
+
+    Raises:
+        ValueError: it says how many it has.
+    """
+    learned = learned_steps(scheduler)
+    if learned is None:
+        return
+    if steps is not None and steps > learned:
+        raise ValueError(
+            f"num_inference_steps is {steps}, but this model was distilled to {learned} steps; "
+            f"{learned} would work"
+        )
+    if timesteps is not None:
+        raise ValueError(
+            f"timesteps: this model was distilled to {learned} timesteps and knows no others; give "
+            f"num_inference_steps={learned}"
+        )
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:
@@ -1112,6 +1155,7 @@ class Steps:
             generator=generator,
         )
         check_few_steps(scheduler, num_inference_steps)
+        check_learned(scheduler, num_inference_steps, timesteps)
         self.timesteps, _ = retrieve_timesteps(
             scheduler, num_inference_steps, device, timesteps, sigmas
         )
@@ -1218,11 +1262,16 @@ class Steps:
     # -------------------------------------------------------------- sketches
 
     def timestep_at(self, share: float) -> Tensor:
-        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise."""
+        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise.
+
+        Of a distilled model the nearest that it has learned.
+        """
         if is_a(self.scheduler, "EDMEulerScheduler"):
             return self.timesteps[round((1 - share) * (len(self) - 1))]
-        steps = self.scheduler.config.num_train_timesteps
-        return torch.tensor(round(share * steps), device=self.timesteps.device)
+        t = round(share * self.scheduler.config.num_train_timesteps)
+        if learned_steps(self.scheduler):
+            return min(self.timesteps, key=lambda learned: abs(int(learned) - t))
+        return torch.tensor(t, device=self.timesteps.device)
 
 
 def noise_level(scheduler: SchedulerMixin, t: Tensor) -> float:
@@ -2057,7 +2106,6 @@ def check_sampling(
     pictures: int,
     chunk_size: int | None,
 ) -> None:
-    check_scheduler(pipe.scheduler)
     most = pipe.scheduler.config.num_train_timesteps
     if steps is not None:
         check_count("num_inference_steps", steps, most)
@@ -2344,6 +2392,10 @@ def phases(run: Run, choices: Choices) -> Phases:
     return Phases("steps", layered=round(choices.layered_fraction * len(run.steps)), alone=0)
 
 
+class Memory:
+    """Nothing is kept from one picture to the next; the package's studio does that."""
+
+
 class Model:
     """What the algorithm asks of Stable Diffusion 1.x and 2.x.
 
@@ -2388,6 +2440,7 @@ class Model:
         conditional: Sequence[bool],
         *,
         watched: bool = True,
+        memory: Memory | None = None,
     ) -> Annotated[Tensor, "rows channels height width"]:
         """The U-Net's predictions for rows of noisy latents, each with a text."""
         checked_finite(x, f"the noisy latents at t = {float(t):g}")
