@@ -12,6 +12,7 @@ CLASS = $(VENV)/.installed-class
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lab notebooks minutes address site site-look release figures targets \
         benchmark bench clean classroom classroom-check community \
+        colab-check lowest-check \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
         train-style train-upsampler train-rgba-autoencoder train-layerdiff train-distillation
 
@@ -87,6 +88,12 @@ site: $(INSTALLED)  ## build the site from the executed notebooks into outputs/s
 
 site-look: $(INSTALLED)  ## open every page of the built site wide, narrow and dark, and ask axe
 	$(RUN) site/look.py
+
+colab-check: $(INSTALLED)  ## run three notebooks with Colab's versions of the packages: minutes
+	$(RUN) tests/other_versions.py colab
+
+lowest-check: $(INSTALLED)  ## run them with the lowest versions that pyproject.toml allows: minutes
+	$(RUN) tests/other_versions.py lowest
 
 release: $(INSTALLED)  ## build the wheel and the source archive into dist/, and try them
 	$(RUN) tests/release.py

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tomllib
 import yaml
+from other_versions import COLAB, moved
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from public_address import END, NOTEBOOKS, START, address_in, colab_link, list_of_notebooks
@@ -212,6 +213,24 @@ def test_everything_the_makefile_runs_exists():
 def test_lab_serves_what_the_notebooks_link_to():
     """../TERMS.md is outside of the notebooks' folder."""
     assert re.search(r"^lab:.*\n\t.*--ServerApp\.root_dir=\. ", MAKEFILE, flags=re.MULTILINE)
+
+
+def test_the_versions_of_colab_are_allowed():
+    """A higher lower bound would move what is installed there: the first complaint of a course."""
+    allowed = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
+    pinned = [Requirement(each) for each in COLAB if "==" in each]
+    checked = [each for each in pinned if canonicalize_name(each.name) in allowed]
+    assert len(checked) > 5
+    for each in checked:
+        [exact] = each.specifier
+        assert exact.version in allowed[canonicalize_name(each.name)].specifier, each
+
+
+def test_what_an_installation_moved():
+    before = {"numpy": "2.0.2", "tqdm": "4.67", "pillow": "11.3"}
+    after = {"numpy": "2.4.6", "tqdm": "4.67", "resvg-py": "0.5"}
+    assert moved(before, after) == ["numpy 2.0.2 → 2.4.6", "pillow 11.3 → gone"]
+    assert not moved(before, after | before)
 
 
 def test_ci_is_executable_and_runs_the_tests():
