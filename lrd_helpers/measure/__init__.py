@@ -14,7 +14,8 @@
 
 What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
 with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `ZeroShotDetector` and
-`PretrainedClip` take models of transformers that know the real world.
+`PretrainedClip` take models of transformers that know the real world. `OwnStickerDetector` also
+finds stickers of your own.
 
     ious = layout_iou(StorybookDetector(), image, layout)      # a number per layer
     score = clip_score(StorybookClip(), image, layout.caption)
@@ -34,6 +35,7 @@ from lrd_helpers.measure.overlaps import (
     overlapping_pairs,
     overlay_score,
 )
+from lrd_helpers.measure.own import OwnStickerDetector
 from lrd_helpers.measure.precision import average_precision
 from lrd_helpers.measure.scores import (
     attribute_accuracy,
@@ -57,6 +59,7 @@ __all__ = [
     "Description",
     "Detection",
     "Detector",
+    "OwnStickerDetector",
     "PretrainedClip",
     "StickerDetection",
     "StorybookClip",
