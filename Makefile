@@ -11,9 +11,9 @@ CLASS = $(VENV)/.installed-class
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-quick lab notebooks minutes address site site-look release figures targets \
-        benchmark bench clean classroom classroom-check \
+        benchmark bench clean classroom classroom-check community \
         train-autoencoder train-text-encoder train-latent-diffusion train-clip train-segmenter \
-        train-style train-upsampler train-rgba-autoencoder train-layerdiff
+        train-style train-upsampler train-rgba-autoencoder train-layerdiff train-distillation
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -61,8 +61,7 @@ test-quick: $(CLASS)  ## ruff and the quick tests: neither notebooks nor browser
 	$(RUN) tests/run_all.py --quick
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab
-	@mkdir -p notebooks
-	$(RUN) -m jupyterlab notebooks
+	$(RUN) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 notebooks: $(INSTALLED)  ## run the notebooks from the top and save them (ARGS="01_ddpm": only that one)
 	$(RUN) tests/execute_notebooks.py $(ARGS)
@@ -78,6 +77,10 @@ classroom-check: $(CLASS)  ## rehearse all assignments with nbgrader: minutes (A
 
 address: $(INSTALLED)  ## write the address in pyproject.toml, and the list of notebooks, where they belong
 	$(RUN) tests/public_address.py
+	$(RUN) examples/community/generate.py
+
+community: $(INSTALLED)  ## write the one-file pipeline for diffusers, examples/community, from the package
+	$(RUN) examples/community/generate.py
 
 site: $(INSTALLED)  ## build the site from the executed notebooks into outputs/site, without a network
 	$(RUN) site/build_site.py
@@ -114,6 +117,9 @@ train-rgba-autoencoder: $(INSTALLED)  ## train the autoencoder of layers (needs 
 
 train-layerdiff: $(INSTALLED)  ## train the layered model (needs the autoencoder of layers)
 	$(RUN) -m lrd_helpers.training.layerdiff $(ARGS)
+
+train-distillation: $(INSTALLED)  ## train the student that draws in four steps (needs the pipeline)
+	$(RUN) -m lrd_helpers.training.distillation $(ARGS)
 
 figures: $(INSTALLED)  ## draw the pictures in figures/ again
 	$(RUN) benchmarks/figures.py

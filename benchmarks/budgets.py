@@ -4,12 +4,15 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import LayeredRendering, Method
 from lrd_helpers.models import load_pipeline
+from lrd_helpers.sampling.memory import Memory
+from lrd_helpers.widgets.layout_studio import QUICK_STEPS, Settings, render
 
 LAYOUT = Layout(
     caption="a red car and a yellow star and a blue boat at night",
@@ -42,6 +45,35 @@ def bare_forwards(pipe) -> None:
             torch.randn(batch, 4, 16, 16),
             500,
             torch.randn(batch, tokens, pipe.unet.config.cross_attention_dim),
+        )
+
+
+def dragging(pipe) -> None:
+    """A box is dragged in the studio, picture after picture; then the full picture."""
+    memory, places = Memory(), iter(range(1000))
+
+    def dragged(steps: int, **options) -> None:
+        left = 0.05 + 0.005 * (next(places) % 80)
+        car = replace(LAYOUT.layers[0], box=(left, 0.55, left + 0.4, 0.90))
+        layout = replace(LAYOUT, layers=[car, *LAYOUT.layers[1:]])
+        render(layout, pipe, Settings(steps=steps), memory=memory, **options)
+
+    def plain() -> None:
+        render(LAYOUT, pipe, Settings(method="plain"), attention=False)
+
+    dragged(25)
+    for what, budget, steps, options in (
+        (f"dragging one of three boxes, {QUICK_STEPS[0]} steps", 0.25, QUICK_STEPS[0], False),
+        (f"the same, {QUICK_STEPS[1]} steps", 0.25, QUICK_STEPS[1], False),
+        ("letting it go, 25 steps and the words' maps", 0.5, 25, True),
+    ):
+        ratios = [
+            seconds(lambda s=steps, o=options: dragged(s, attention=o)) / seconds(plain)
+            for _ in range(7)
+        ]
+        print(
+            f"{what}, picture after picture, over a plain picture of 25 steps: "
+            f"{statistics.median(ratios):.2f}× (budget {budget:.2f})"
         )
 
 
@@ -91,6 +123,7 @@ def main() -> None:
             f"{method}, 3 layers, 25 steps, over the plain caption: "
             f"{statistics.median(ratios):.2f}× (budget {budget:.2f})"
         )
+    dragging(pipe)
 
 
 if __name__ == "__main__":

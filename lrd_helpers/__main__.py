@@ -45,9 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument("layouts", nargs="+", metavar="LAYOUT.json", type=Path)
     render.add_argument("--output", required=True, metavar="DIR", type=Path)
     render.add_argument("--seed", type=_seed, default=0, help="of the initial noise (%(default)s)")
-    render.add_argument("--steps", type=int, default=25, help="denoising steps (%(default)s)")
+    # A few-step model has its own.
+    render.add_argument("--steps", type=int, help="denoising steps (25; 4 of a few-step model)")
     render.add_argument(
-        "--guidance-scale", type=_finite, default=5.0, help="γ of the caption (%(default)s)"
+        "--guidance-scale", type=_finite, help="γ of the caption (5.0; off for a few-step model)"
     )
     render.add_argument(
         "--method",
@@ -62,12 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     render.add_argument("--device", help="cuda, mps, cpu (the best there is)")
     render.set_defaults(run=_render)
     _add_layers(commands)
+    _add_construct(commands)
     _add_benchmark(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
-        resumed = "; the same command goes on from here" if options.run is _benchmark else ""
+        goes_on = options.run in (_benchmark, _construct)
+        resumed = "; the same command goes on from here" if goes_on else ""
         print(f"interrupted{resumed}", file=sys.stderr)
         return 130
     except OSError as error:
@@ -107,6 +110,29 @@ def _add_layers(commands: argparse._SubParsersAction) -> None:
     layers.set_defaults(run=_layers)
 
 
+def _add_construct(commands: argparse._SubParsersAction) -> None:
+    construct = commands.add_parser(
+        "construct",
+        help="take pictures apart into layers, to train a layered model on",
+        description="Take each picture of webdataset shards apart: find what its caption names, "
+        "order it, cut it out with its alpha, fill what it hides. Write a shard of layers for each "
+        "shard, and beside it, in .json, how many pictures were kept, and why the others were not. "
+        "A shard that is written is whole, and the same command goes on with the others. A picture "
+        "file (with its caption in a .txt beside it) becomes a .ora, for Krita or GIMP.",
+    )
+    add = construct.add_argument
+    add("sources", nargs="+", metavar="SHARD", help="shards/*.tar, an address, or picture files")
+    add("--output", required=True, metavar="DIR", type=Path)
+    add(
+        "--captions",
+        default="given",
+        choices=("given", "made"),
+        help="leave out pictures without a caption, or caption all by the detector (%(default)s)",
+    )
+    add("--device", help="cuda, mps, cpu (the best there is)")
+    construct.set_defaults(run=_construct)
+
+
 def _add_benchmark(commands: argparse._SubParsersAction) -> None:
     benchmark = commands.add_parser(
         "benchmark",
@@ -123,6 +149,28 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         metavar="LAYOUTS.json",
         type=Path,
         help="files of layouts (the 220 that are shipped)",
+    )
+    add(
+        "--coco",
+        nargs=2,
+        metavar=("INSTANCES.json", "CAPTIONS.json"),
+        type=Path,
+        help="in place of LAYOUTS.json: COCO's annotations, instances_val2017.json and "
+        "captions_val2017.json",
+    )
+    add("--masks", action="store_true", help="with --coco: objects' masks, not their boxes")
+    add(
+        "--detector",
+        metavar="MODEL",
+        help="judges in place of the storybook's: OWLv2, OWL-ViT or Grounding DINO, a folder or a "
+        "hub name (with --coco google/owlv2-base-patch16-ensemble)",
+    )
+    add("--threshold", type=_finite, help="how sure that detector must be, 0 to 1 (0.2)")
+    add("--sam", metavar="MODEL", help="adds pixels to its boxes, such as facebook/sam-vit-base")
+    add(
+        "--clip",
+        metavar="MODEL",
+        help="of the CLIP score (with --coco or --detector openai/clip-vit-large-patch14)",
     )
     add("--output", default="outputs/benchmark", metavar="DIR", type=Path, help="(%(default)s)")
     add(
@@ -151,7 +199,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
         help="pictures our methods draw at once: quicker, but their seconds then say less "
         "(%(default)s)",
     )
-    add("--model", default="storybook", help="storybook, or a folder (%(default)s)")
+    add("--model", default="storybook", help="storybook, a folder, or a hub name (%(default)s)")
     add("--device", help="cuda, mps, cpu (the best there is)")
     add(
         "--measure-again",
@@ -265,6 +313,39 @@ def _layers(options: argparse.Namespace) -> None:
             tqdm.write(f"{path.stem}{suffix or '/'}  {shown}", file=sys.stdout)
 
 
+def _construct(options: argparse.Namespace) -> None:
+    from lrd_helpers.benchmark.judges import digest
+    from lrd_helpers.layerdiff.construction import GATES, storybook_stages
+    from lrd_helpers.measure import StorybookDetector
+    from lrd_helpers.models import load_pipeline, load_segmenter
+    from lrd_helpers.storybook import IMAGE_SIZE
+    from lrd_helpers.training.layered_shards import Construction, ConstructionError
+
+    try:
+        pipe = load_pipeline("storybook", options.device)
+        detector = StorybookDetector(load_segmenter(pipe.device))
+        construction = Construction(
+            options.sources,
+            options.output,
+            storybook_stages(pipe, detector),
+            settings={
+                "model": digest(pipe.unet, pipe.vae, pipe.text_encoder),
+                "detector": f"{digest(detector.model)}, {detector.rules}",
+            },
+            size=IMAGE_SIZE,
+            gates=GATES,
+            captioned=options.captions == "given",
+        )
+    except NotADirectoryError as error:
+        raise _Refused(f"--output {error.strerror}") from None
+    except (ConstructionError, ImportError, ValueError) as error:
+        raise _Refused(str(error)) from None
+    construction.run()
+    print(construction.summary())
+    if rates := construction.rates():
+        print(rates)
+
+
 def _render(options: argparse.Namespace) -> None:
     # Here and not above: --help and a wrong argument need not wait for torch.
     from tqdm import tqdm
@@ -303,6 +384,7 @@ def _benchmark(options: argparse.Namespace) -> None:
         BEST,
         ablations,
         checked_metrics,
+        coco_layouts,
         load_layouts,
         measure_again,
         methods_named,
@@ -313,7 +395,14 @@ def _benchmark(options: argparse.Namespace) -> None:
     )
     from lrd_helpers.methods import METHODS
 
-    layouts = load_layouts(*options.layouts)
+    if options.coco and options.layouts:
+        raise _Refused("--coco and LAYOUTS.json are two sources of layouts; give one of them")
+    if options.masks and not options.coco:
+        raise _Refused("--masks goes with --coco; other layouts say themselves what they have")
+    if options.coco:
+        layouts = coco_layouts(*options.coco, shapes="masks" if options.masks else "boxes")
+    else:
+        layouts = load_layouts(*options.layouts)
     bases = options.ablations if options.ablations != [] else [BEST, "lrdiff"]
     names = [*(options.methods or bases or METHODS)]
     names += [name for base in bases or () for name in ablations(base)]
@@ -327,17 +416,19 @@ def _benchmark(options: argparse.Namespace) -> None:
                 "--measure-again measures every picture of the folder; leave out --methods, "
                 "--ablations, --seeds and --limit"
             )
-        measure_again(options.output, layouts)
-        print(report(options.output, layouts, metrics=metrics))
+        judges = _judges(options, options.device)
+        measure_again(options.output, layouts, **judges)
+        print(report(options.output, layouts, metrics=metrics, detector=judges["detector"]))
         return
 
     from lrd_helpers.models import load_pipeline
 
     state = processes()
     # Of several processes each has a device of its own.
-    device = state.device if state.num_processes > 1 else None
+    device = options.device or (state.device if state.num_processes > 1 else None)
+    judges = _judges(options, device)
     try:
-        pipe = load_pipeline(options.model, options.device or device)
+        pipe = load_pipeline(options.model, device)
     except ValueError as error:
         raise _Refused(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
@@ -352,11 +443,33 @@ def _benchmark(options: argparse.Namespace) -> None:
             num_inference_steps=options.steps,
             guidance_scale=options.guidance_scale,
             batch_size=options.batch_size,
+            **judges,
         )
     finally:
         state.destroy_process_group()
     if state.is_main_process:
-        print(report(options.output, layouts, metrics=metrics))
+        print(report(options.output, layouts, metrics=metrics, detector=judges["detector"]))
+
+
+def _judges(options: argparse.Namespace, device: Any) -> dict[str, Any]:
+    """The detector and the CLIP; None stands for the storybook's."""
+    if not (options.coco or options.detector) and (options.sam or options.threshold is not None):
+        raise _Refused("--sam and --threshold go with a --detector; the storybook's needs neither")
+    if not (options.coco or options.detector or options.clip):
+        return {"detector": None, "clip": None}
+
+    from lrd_helpers.measure import load_detector, load_pretrained_clip
+    from lrd_helpers.measure.pretrained import CLIP, OWLV2, THRESHOLD
+
+    try:
+        detector = None
+        if options.coco or options.detector:
+            threshold = THRESHOLD if options.threshold is None else options.threshold
+            name = options.detector or OWLV2
+            detector = load_detector(name, device, sam=options.sam, threshold=threshold)
+        return {"detector": detector, "clip": load_pretrained_clip(options.clip or CLIP, device)}
+    except ValueError as error:
+        raise _Refused(str(error)) from None
 
 
 def _drawn(

@@ -1,4 +1,4 @@
-"""Editing a picture: insert, replace, remove or move an object, and keep the rest.
+"""Editing a picture: insert, replace, remove or move an object, fill a hole, keep the rest.
 
 LRDiff shows edits, but not how they are made. Here is the natural way. DDIM inversion gives the
 picture's own latents at every noise level. A hole is drawn anew; a new object is a sketch, pasted
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,9 +25,9 @@ from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box, Mask, tight_box
 from lrd_helpers.measure import Detector
 from lrd_helpers.methods import Choices, Method, check_opacity, named
-from lrd_helpers.methods.placement import moved
+from lrd_helpers.methods.placement import REFERENCE_PIXELS, moved, scaled
 from lrd_helpers.methods.plain import caption_step
-from lrd_helpers.methods.regions import phases
+from lrd_helpers.methods.regions import phases, times_wider
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.quiet import quiet_libraries
 from lrd_helpers.sampling.model import model_of
@@ -43,7 +45,14 @@ DIFFERENT = 0.15
 """A pixel belongs to an object if removing that changed a channel by more than this, of 1."""
 
 SEAM = 2
-"""Half of the pixels over which the new picture fades into the old one, where it may change."""
+"""Half of the pixels (of 128; no fewer of less) over which the new picture fades into the old one,
+where it may change."""
+
+LEAST = 16.0
+"""Fewer pixels (of 128 × 128) are no object."""
+
+SMOOTHINGS = 60
+"""How often the colours that fill a hole are averaged with their neighbours."""
 
 
 class EditError(ValueError):
@@ -327,6 +336,65 @@ def remove(
     return _edited(new, inversion.image, changing, keep_pixels)
 
 
+def fill(
+    pipe: StableDiffusionPipeline,
+    image: Image.Image,
+    hole: Box | Mask,
+    *,
+    prompt: str,
+    share: float = 0.8,
+    num_inference_steps: int = 10,
+    guidance_scale: float = 3.0,
+) -> Edited:
+    """Draw what a thing hides: the place behind it, and the rest of what stands there.
+
+    The colours around the hole are spread over it, this picture is inverted, and the last `share`
+    of the steps draws the hole again: lines go on, and a thing that was hidden in part gets whole.
+    Where `remove` begins with new noise, and so invents, this begins with the picture's own colours
+    (after SDEdit: Meng et al. 2022). There is no noise in it: the same picture gives the same.
+
+    Args:
+        pipe: draws it, and stays as it is.
+        image: as for `invert`.
+        hole: what is drawn anew, where that thing is, such as `find` gives.
+        prompt: what is there without it, "a red car on grass".
+        share: which part of the steps, in (0, 1].
+        num_inference_steps: T.
+        guidance_scale: γ; the inversion goes without guidance.
+
+    Raises:
+        EditError: a picture of another shape than the model's, or a box of no area.
+        ValueError: an invalid share.
+    """
+    image = fitted(pipe, image)
+    pixels, covered = pixels_of(image), _region(hole).cells(image.height, image.width)
+    seam = _seam(covered.shape)
+    # Its edge is a mixture of both: its colours are not to be spread.
+    edge = functional.max_pool2d(covered[None].float(), 2 * seam + 1, 1, seam)[0] > 0
+    rough = picture_of(_spread(pixels, edge))
+    inversion = invert(pipe, rough, prompt, num_inference_steps=num_inference_steps)
+    cells = _touched(Mask.of(covered), *inversion.latents.shape[-2:], pipe.vae_scale_factor)
+    new = redraw(pipe, inversion, changing=cells, share=share, guidance_scale=guidance_scale)
+    around = functional.max_pool2d(covered[None].float(), 4 * seam + 1, 1, 2 * seam)[0] > 0
+    return _edited(new, image, around, True)
+
+
+def _spread(
+    pixels: Float[Tensor, "3 height width"], hole: Bool[Tensor, "height width"]
+) -> Float[Tensor, "3 height width"]:
+    """The picture with each pixel of the hole in the nearest colour outside, then smoothed."""
+    if hole.all():
+        return pixels
+    rows, columns = ndimage.distance_transform_edt(
+        hole.numpy(), return_distances=False, return_indices=True
+    )
+    spread = pixels[:, rows, columns]
+    for _ in range(SMOOTHINGS):
+        padded = functional.pad(spread[None], (1, 1, 1, 1), mode="replicate")
+        spread = torch.where(hole, functional.avg_pool2d(padded, 3, 1)[0], spread)
+    return spread
+
+
 def move(
     pipe: StableDiffusionPipeline,
     image: Image.Image,
@@ -375,7 +443,7 @@ def move(
     thing = region.cells(*before.shape[-2:])
     if not isinstance(old, Mask):
         thing = thing & ((before - after).abs().amax(0) > DIFFERENT)
-    if thing.sum() < 16:
+    if thing.float().mean() * REFERENCE_PIXELS**2 < LEAST:
         raise EditError(
             f"there is nothing to move in {tuple(round(side, 2) for side in region.box)}: without "
             "it the picture is the same; draw the box around an object"
@@ -436,18 +504,24 @@ def _region(old: Box | Mask) -> Mask:
     return Mask.of(Layer("what is there", old).cells(256, 256))
 
 
+def _seam(size: Sequence[int]) -> int:
+    return max(SEAM, scaled(SEAM, size))
+
+
 def _touched(old: Mask, height: int, width: int, factor: int) -> Bool[Tensor, "height width"]:
     """The cells that an old object has a part in, with so much around it that no pixel of it lies
     where the new picture fades into the old one.
     """
     pixels = old.cells(height * factor, width * factor)[None].float()
-    around = functional.max_pool2d(pixels, 4 * SEAM + 1, 1, 2 * SEAM)
+    seam = _seam(pixels.shape[-2:])
+    around = functional.max_pool2d(pixels, 4 * seam + 1, 1, 2 * seam)
     return functional.adaptive_max_pool2d(around, (height, width))[0] > 0
 
 
 def _grown(cells: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
-    """One cell more on all sides: outlines and shadows reach over the edge."""
-    return functional.max_pool2d(cells[None].float(), 3, 1, 1)[0] > 0
+    """One cell (of 16) more on all sides: outlines and shadows reach over the edge."""
+    more = round(times_wider(cells.shape))
+    return functional.max_pool2d(cells[None].float(), 2 * more + 1, 1, more)[0] > 0
 
 
 def _enlarged(
@@ -462,10 +536,12 @@ def _edited(
     """The new picture, faded into the old one at the inner edge of what may change."""
     changed = _enlarged(changing.cpu(), torch.Size((before.height, before.width)))
     if keep:
-        width = 2 * SEAM + 1
+        seam = _seam(changed.shape)
+        around = {"kernel_size": 2 * seam + 1, "stride": 1, "padding": seam}
         # Far enough inside is 1, outside is exactly 0, and between it rises in equal steps.
-        core = -functional.max_pool2d(-changed[None].float(), width, 1, SEAM)
-        share = functional.avg_pool2d(core, width, 1, SEAM)
+        core = -functional.max_pool2d(-changed[None].float(), **around)
+        # Beyond the picture's edge there is nothing old that could show through.
+        share = functional.avg_pool2d(core, **around, count_include_pad=False)
         new = picture_of(pixels_of(new) * share + pixels_of(before) * (1 - share))
     return Edited(new, before, changed)
 

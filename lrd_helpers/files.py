@@ -36,7 +36,7 @@ def checked_file(path: str | os.PathLike[str], limit: int) -> bytes:
     Raises:
         OSError: the file is missing, no regular file, larger, …; `strerror` says it in words.
     """
-    with _naming(path):
+    with naming(path):
         if kind := _kind(path):
             raise OSError(errno.EINVAL, f"it is {kind}, but should be a file")
         with open(path, "rb") as file:
@@ -52,7 +52,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
         OSError: as `replacing` does.
     """
-    with _naming(path):
+    with naming(path):
         if _is_stream(path):
             with open(path, "ab") as file:
                 file.write(data)
@@ -72,7 +72,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder is missing, the disk is full, …; names `path`. The temporary file is
             removed and what stood at `path` before is untouched.
     """
-    with _naming(path):
+    with naming(path):
         if kind := _kind(path):
             raise OSError(errno.EINVAL, f"it is {kind}, but should be a file")
         target = Path(os.path.realpath(path))
@@ -103,7 +103,7 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         OSError: as `replacing` does; also where `path` is a file.
     """
-    with _naming(path):
+    with naming(path):
         kind = "a file" if os.path.isfile(path) else _kind(path)
         if kind not in ("", "a folder"):
             raise OSError(errno.ENOTDIR, f"it is {kind}, but should be a folder")
@@ -160,7 +160,7 @@ def locked(folder: str | os.PathLike[str], refusal: Exception) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Errors name the file that was asked for, not a temporary one."""
     try:
         yield

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
+from lrd_helpers import hub
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
 from lrd_helpers.layerdiff.unet import LayeredUNet2DConditionModel
+from lrd_helpers.messages import LONGEST, excerpt, sentence
+from lrd_helpers.model_memory import (
+    GIB,
+    TILE,
+    Plan,
+    free_memory,
+    needs_of,
+    on_meta,
+    plans,
+)
 from lrd_helpers.pipeline import (
     LayeredRenderingMixin,
     LayeredRenderingPipeline,
@@ -28,14 +40,14 @@ with quiet_libraries():
     import diffusers
     import transformers
     from diffusers import DDIMScheduler, UNet2DModel
-    from huggingface_hub import hf_hub_download
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import AutoProcessor, CLIPModel, CLIPTokenizer, PreTrainedConfig
 
 __all__ = [
     "ASSETS",
     "AssetError",
     "best_device",
     "load_clip",
+    "load_judge",
     "load_pipeline",
     "load_segmenter",
     "load_style",
@@ -48,11 +60,8 @@ ASSETS = Path(__file__).parent / "assets"
 SHIPPED = ("storybook", "storybook-layers")
 """The pipelines among them."""
 
-REVISIONS = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
-    "stabilityai/stable-diffusion-xl-base-1.0": "462165984030d82259a11f4367a4eed129e94a7b",
-}
-"""The commit on the Hugging Face hub that a model is taken from: so pictures stay the same."""
+HUB_NAME = r"\w[\w.-]*/[\w.-]+"
+"""A name on the Hugging Face hub: an owner's, and a model's."""
 
 TRAINED_BY = {
     "storybook": "latent_diffusion",
@@ -74,57 +83,100 @@ def load_pipeline(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
+    revision: str | None = None,
 ) -> LayeredRenderingPipeline | LayeredRenderingXLPipeline | LayerDiffPipeline:
     """The model as a layered pipeline, ready to draw: in eval mode, no safety checker.
+
+    For a model that is not shipped, its configuration is read first: what cannot work, and what is
+    too large, is refused before weights are fetched or read. Then it is put where it fits (see
+    `lrd_helpers.model_memory`): wholly on the device; or with a decoder that works in tiles; or
+    part by part; or layer by layer. One printed line says so. Methods that take gradients need more
+    than is counted. A few-step model (Turbo, LCM) gets its own number of steps and guidance as
+    defaults.
 
     Args:
         name_or_folder: "storybook" or "storybook-layers" (shipped), a folder of a Stable Diffusion
             pipeline (1.x, 2.x or XL) or of a `LayerDiffPipeline`, or a name on the Hugging Face
             hub such as "stable-diffusion-v1-5/stable-diffusion-v1-5" or
-            "stabilityai/stable-diffusion-xl-base-1.0" (at the commit in `REVISIONS`). Only
-            safetensors weights are read.
+            "stabilityai/stable-diffusion-xl-base-1.0". Only safetensors weights are read.
         device: "cuda", "mps", "cpu", …; the best there is by default.
         dtype: of all weights; half precision on CUDA and single elsewhere by default.
-        variant: of the weights' files, such as "fp16" for `….fp16.safetensors`; in a folder by
-            default the one that it has, if it has no plain ones.
+        variant: of the weights' files, such as "fp16" for `….fp16.safetensors`; by default the
+            only one that a folder has, and "fp16" from the hub for half precision.
+        revision: the commit, tag or branch on the hub; by default the one in `hub.REVISIONS`, else
+            the newest. The printed line says which commit it was.
 
     Raises:
-        AssetError: missing, incomplete or damaged, weights of another shape, or no Stable
-            Diffusion 1.x, 2.x or XL that draws from text alone.
-        ValueError: a device that this machine does not have.
+        AssetError: missing, gated, incomplete or damaged, weights of another shape, no Stable
+            Diffusion 1.x, 2.x or XL that draws from text alone, or too little memory.
+        ValueError: a device that this machine does not have, or float16 on a CPU.
     """
     device = best_device() if device is None else _checked_device(device)
     if dtype is None:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
+    if device.type == "cpu" and dtype == torch.float16:
+        raise ValueError("a CPU is slow in float16; use float32, or bfloat16 to save memory")
     name = os.fspath(name_or_folder)
     if name in SHIPPED or Path(name).is_dir():
         folder = ASSETS / name if name in SHIPPED else Path(name)
         with _one_sentence(folder), _no_progress_bars():
-            index = LayeredRenderingPipeline.load_config(str(folder))
-            cls, options = _pipeline_of(index)
-            for part in ("unet", "vae", *_text_encoders(index)):
-                options[part] = _load_part(folder / part, index[part][1], variant)
-            pipe = cls.from_pretrained(str(folder), **options)
-            if cls is not LayerDiffPipeline:
-                check_kind(pipe)
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-        revision = REVISIONS.get(name)
+            return _from_folder(folder, device, dtype, variant, said=name not in SHIPPED)
+    if re.fullmatch(HUB_NAME, name):
         with _one_sentence(name):
-            # Before gigabytes are fetched.
-            index = hf_hub_download(name, "model_index.json", revision=revision)
-            cls, options = _pipeline_of(json.loads(Path(index).read_text(encoding="utf-8")))
-            pipe = cls.from_pretrained(
-                name, revision=revision, use_safetensors=True, variant=variant, **options
-            )
-            check_kind(pipe)
-    else:
-        raise AssetError(
-            f"there is no model {name!r}: give {' or '.join(map(repr, SHIPPED))}, a folder with a "
-            "model_index.json, or a name on the Hugging Face hub such as "
-            "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
-        )
-    with quiet_libraries():
+            return _from_hub(name, device, dtype, variant, revision or hub.REVISIONS.get(name))
+    raise AssetError(
+        f"there is no model {name!r}: give {' or '.join(map(repr, SHIPPED))}, a folder with a "
+        "model_index.json, or a name on the Hugging Face hub such as "
+        "'stable-diffusion-v1-5/stable-diffusion-v1-5'"
+    )
+
+
+def _from_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype, variant: str | None, said: bool
+) -> LayeredRenderingMixin | LayerDiffPipeline:
+    index = LayeredRenderingPipeline.load_config(str(folder))
+    cls, options = _pipeline_of(index)
+    shapes = None
+    if said and cls is not LayerDiffPipeline:
+        shapes = _shapes(cls, index, lambda part, file: folder / part / file)
+    placing = shapes and _placed(shapes, device, dtype)
+    for part in ("unet", "vae", *_text_encoders(index)):
+        options[part] = _load_part(folder / part, index[part][1], variant)
+    pipe = cls.from_pretrained(str(folder), **options)
+    if placing is None:  # shipped, or layered: small
         return pipe.to(device, dtype)
+    return _put(pipe.to(dtype=dtype), folder.name, shapes, placing, device)
+
+
+def _from_hub(
+    name: str, device: torch.device, dtype: torch.dtype, variant: str | None, revision: str | None
+) -> LayeredRenderingMixin:
+    index_file = hub.hub_file(name, "model_index.json", revision)
+    commit = index_file.parent.name if revision is None else revision
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    cls, options = _pipeline_of(index)
+    shapes = _shapes(cls, index, lambda part, file: hub.hub_file(name, f"{part}/{file}", commit))
+    placing = _placed(shapes, device, dtype)
+    files = hub.files_of(name, commit)
+    if variant is None and dtype.itemsize == 2:
+        models = ("unet", "vae", *_text_encoders(index))
+        variant = _half_in(index_file.parent, files, models)
+    pipe = cls.from_pretrained(
+        name,
+        revision=commit,
+        use_safetensors=True,
+        variant=variant,
+        local_files_only=files is None,
+        **options,
+    )
+    return _put(pipe.to(dtype=dtype), f"{name} at {commit[:7]}", shapes, placing, device)
+
+
+def _half_in(snapshot: Path, files: list[str] | None, parts: tuple[str, ...]) -> str | None:
+    """ "fp16" where all parts have such weights, which are half as large; else None."""
+    there = [path.relative_to(snapshot).as_posix() for path in snapshot.glob("*/*.safetensors")]
+    half = [file for file in files or there if file.endswith(".fp16.safetensors")]
+    return "fp16" if all(any(f.startswith(f"{part}/") for f in half) for part in parts) else None
 
 
 def load_clip(device: torch.device | str | None = None) -> tuple[CLIPModel, CLIPTokenizer]:
@@ -138,6 +190,38 @@ def load_clip(device: torch.device | str | None = None) -> tuple[CLIPModel, CLIP
     with _one_sentence(folder), _no_progress_bars():
         tokenizer = CLIPTokenizer.from_pretrained(str(folder))
         return _load_weights(CLIPModel, folder).to(device, torch.float32), tokenizer
+
+
+def load_judge(
+    name_or_folder: str | os.PathLike[str],
+    kinds: Mapping[str, str],
+    device: torch.device | str | None = None,
+) -> tuple[nn.Module, Any]:
+    """A model of transformers that judges pictures (in eval mode, single precision), its processor.
+
+    Args:
+        name_or_folder: a folder with the model and its processor, or a name on the Hugging Face hub
+            (at the commit in `hub.REVISIONS`). Only safetensors weights are read.
+        kinds: what may be there: `model_type` of a config.json → the class of the model.
+        device: as for `load_pipeline`.
+
+    Raises:
+        AssetError: missing, incomplete or damaged, or a model of another kind.
+        ValueError: a device that this machine does not have.
+    """
+    device = best_device() if device is None else _checked_device(device)
+    name = os.fspath(name_or_folder)
+    source = Path(name) if Path(name).is_dir() or not re.fullmatch(HUB_NAME, name) else name
+    at = {"revision": None if isinstance(source, Path) else hub.REVISIONS.get(name)}
+    with _one_sentence(source), _no_progress_bars():
+        wanted = f"a model of transformers of the kind {' or '.join(kinds)} would work"
+        if isinstance(source, Path) and not (source / "config.json").is_file():
+            raise ValueError(f"it holds a pipeline; {wanted}")
+        kind = PreTrainedConfig.get_config_dict(name, **at)[0].get("model_type")
+        if kind not in kinds:
+            raise ValueError(f"its config.json is of the kind {excerpt(kind)}; {wanted}")
+        model = _load_weights(getattr(transformers, kinds[kind]), source, **at)
+        return model.to(device, torch.float32), AutoProcessor.from_pretrained(name, **at)
 
 
 def load_segmenter(device: torch.device | str | None = None) -> UNet2DModel:
@@ -229,11 +313,109 @@ def _text_encoders(index: dict[str, Any]) -> list[str]:
     return ["text_encoder", *(part for part in index if part == "text_encoder_2")]
 
 
+def _shapes(
+    cls: type, index: Mapping[str, Any], file_of: Callable[[str, str], Path]
+) -> SimpleNamespace:
+    """A pipeline without weights, as its configuration says: models on the meta device.
+
+    Raises:
+        ValueError: a part without a configuration, or of a kind that is not supported.
+    """
+    shapes = type(cls.__name__, (SimpleNamespace,), {})()
+    for part in ("scheduler", "unet", "vae", *_text_encoders(index)):
+        file = "scheduler_config.json" if part == "scheduler" else "config.json"
+        try:
+            config = json.loads(file_of(part, file).read_text(encoding="utf-8"))
+        except (FileNotFoundError, hub.EntryNotFoundError):
+            raise ValueError(
+                f"{part}/{file} is missing; copy the folder {part} from the model that this one "
+                "was made from, or load it again"
+            ) from None
+        made = config if part == "scheduler" else on_meta(_class_named(index[part][1]), config)
+        setattr(shapes, part, made)
+    check_kind(shapes)
+    return shapes
+
+
+def _placed(shapes: SimpleNamespace, device: torch.device, dtype: torch.dtype) -> Plan:
+    """Where a pipeline's parts will lie.
+
+    Raises:
+        ValueError: too little memory.
+    """
+    models = {name: part for name, part in vars(shapes).items() if name != "scheduler"}
+    free = free_memory(device)
+    possible = plans(needs_of(models, dtype), free, offload=device.type == "cuda")
+    if fitting := [each for each in possible if each.least <= free]:
+        return fitting[0]
+    least = min(each.least for each in possible)
+    remedy = "dtype=torch.bfloat16 takes half" if dtype.itemsize == 4 else "take a smaller model"
+    raise ValueError(
+        f"too little memory: on {device} it takes at least {least / GIB:.1f} GiB in "
+        f"{str(dtype).removeprefix('torch.')}, and {free / GIB:.1f} GiB are free; {remedy}, or "
+        "close other programs"
+    )
+
+
+def _put(
+    pipe: LayeredRenderingMixin,
+    name: str,
+    shapes: SimpleNamespace,
+    placing: Plan,
+    device: torch.device,
+) -> LayeredRenderingMixin:
+    """The pipeline where it will work; says so."""
+    said = [f"{name}: {device}, {str(pipe.unet.dtype).removeprefix('torch.')}"]
+    if placing.offload == "no":
+        pipe = pipe.to(device)
+    elif placing.offload == "models":
+        pipe.enable_model_cpu_offload(device=device)
+        said.append("only the part that works lies there")
+    else:
+        pipe.enable_sequential_cpu_offload(device=device)
+        said.append("only the layer that works lies there, which is slow")
+    if placing.tiled:
+        pipe.vae.enable_slicing()
+        pipe.vae.enable_tiling()
+        cells = TILE // pipe.vae_scale_factor  # XL's own tile would be the whole picture
+        pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = TILE, cells
+        said.append(f"decoded in tiles of {TILE} pixels")
+    cells = pipe.unet.config.sample_size
+    cells = cells**2 if isinstance(cells, int) else cells[0] * cells[1]
+    if placing.rows * cells < pipe.cells_at_once:
+        pipe.cells_at_once = placing.rows * cells
+        said.append(f"{placing.rows} samples at once")
+    if few := _few_steps(shapes):
+        pipe.default_steps, pipe.default_guidance_scale = few
+        said.append("{} steps and guidance {:g} by default".format(*few))
+    print(", ".join(said))
+    return pipe
+
+
+def _few_steps(shapes: SimpleNamespace) -> tuple[int, float] | None:
+    """Steps and guidance scale of a model that is distilled to few steps, else None."""
+    scheduler = shapes.scheduler
+    kind = scheduler.get("_class_name", "")
+    if shapes.unet.config.time_cond_proj_dim is not None:  # LCM: γ is an input of the U-Net
+        return 4, 8.5
+    if kind in ("LCMScheduler", "TCDScheduler"):
+        return 4, 1.0
+    trailing = scheduler.get("timestep_spacing") == "trailing"
+    if trailing and kind.startswith("Euler") and scheduler.get("prediction_type") == "epsilon":
+        return 4, 1.0  # Turbo: guidance is off
+    return None
+
+
 def _load_part(folder: Path, kind: str, variant: str | None) -> nn.Module:
     """A model of a pipeline's folder, of the class that its model_index.json says."""
-    ours = {LayeredUNet2DConditionModel.__name__: LayeredUNet2DConditionModel}
-    cls = ours.get(kind) or getattr(diffusers, kind, None) or getattr(transformers, kind)
-    return _load_weights(cls, folder, variant or _variant_in(folder))
+    return _load_weights(_class_named(kind), folder, variant or _variant_in(folder))
+
+
+def _class_named(kind: str) -> type:
+    """A model's class by its name in a model_index.json."""
+    if kind == LayeredUNet2DConditionModel.__name__:
+        return LayeredUNet2DConditionModel
+    return getattr(diffusers, kind, None) or getattr(transformers, kind)
 
 
 def _variant_in(folder: Path) -> str | None:
@@ -244,13 +426,19 @@ def _variant_in(folder: Path) -> str | None:
     return variants.pop() if len(variants) == 1 and "" not in variants else None
 
 
-def _load_weights(cls: Any, folder: Path, variant: str | None = None) -> nn.Module:
+def _load_weights(
+    cls: Any, folder: Path | str, variant: str | None = None, revision: str | None = None
+) -> nn.Module:
     """`cls.from_pretrained(folder)`, but a weight that is missing or not finite is an error.
 
     Both libraries leave a missing one at random and log a line, and draw black with the other.
     """
     model, info = cls.from_pretrained(
-        str(folder), use_safetensors=True, variant=variant, output_loading_info=True
+        str(folder),
+        use_safetensors=True,
+        variant=variant,
+        revision=revision,
+        output_loading_info=True,
     )
     if missing := sorted(info["missing_keys"]):
         raise AssetError(
@@ -287,11 +475,24 @@ def _one_sentence(folder: Path | str) -> Iterator[None]:
     except AssetError:
         raise
     except Exception as error:
-        if "ignore_mismatched_sizes" in str(error):
-            what = "the weights have another shape than config.json says"
-        else:
-            what = " ".join(str(error).split()) or type(error).__name__
-        raise AssetError(f"{folder} cannot be loaded: {what}{_remedy(folder)}") from error
+        what = isinstance(folder, str) and hub.explained(error, folder)
+        what = what or _what_is_wrong(error, folder)
+        begin, end = f"{folder} cannot be loaded: ", _remedy(folder)
+        what = sentence(what, max(100, LONGEST - len(begin + end)))
+        raise AssetError(f"{begin}{what}{end}") from error
+
+
+def _what_is_wrong(error: Exception, folder: Path | str) -> str:
+    if "ignore_mismatched_sizes" in str(error):
+        return "the weights have another shape than config.json says"
+    for path in folder.glob("*/*.safetensors") if isinstance(folder, Path) else ():
+        with path.open("rb") as file:
+            if file.read(11) == b"version htt":
+                return (
+                    f"{path.parent.name}/{path.name} is a pointer of Git LFS and no weights; run "
+                    "`git lfs pull` there"
+                )
+    return str(error) or type(error).__name__
 
 
 @contextmanager

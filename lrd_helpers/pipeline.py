@@ -14,12 +14,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lrd_helpers.adapters import check_lora, check_textual_inversion
 from lrd_helpers.layout import Layout, checked_text
+from lrd_helpers.messages import excerpt
 from lrd_helpers.methods import Method, check_opacity, named
 from lrd_helpers.methods.regions import Fields, layer_name
 from lrd_helpers.pictures import picture_of
 from lrd_helpers.quiet import quiet_libraries
-from lrd_helpers.sampling.model import check_kind, checked_finite
+from lrd_helpers.sampling.model import CELLS_AT_ONCE, check_kind, checked_finite
 from lrd_helpers.sampling.regions import Regions, stacked
 from lrd_helpers.sampling.run import Run, State, returned_latents
 from lrd_helpers.sampling.steps import (
@@ -29,6 +31,7 @@ from lrd_helpers.sampling.steps import (
     check_generators,
     check_scheduler,
     finite_number,
+    learned_steps,
 )
 from lrd_helpers.words import warn_of_texts
 
@@ -92,6 +95,15 @@ class LayeredRenderingMixin:
     plain: ClassVar[type[DiffusionPipeline]]
     """The pipeline of diffusers that a saved folder is one of."""
 
+    default_steps: int = 25
+    """T where a call names none. `load_pipeline` sets it for few-step models, as the next two."""
+
+    default_guidance_scale: float = 5.0
+    """γ where a call names none."""
+
+    cells_at_once: int = CELLS_AT_ONCE
+    """So many latent cells go through the U-Net at once where a call has no `chunk_size`."""
+
     prompts_of_rows: list[str | None] | None = None
     """The prompt of each row of the batch the U-Net is computing, None for an unconditional row:
     what `capture_attention` goes by. None while nothing is drawn."""
@@ -108,10 +120,10 @@ class LayeredRenderingMixin:
         method: str | Method = "collage",
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
@@ -141,10 +153,13 @@ class LayeredRenderingMixin:
                 `dataclasses.replace(METHODS["paper"], fuse="once")` or `BoxDiff(strength=10)`.
             height: of the pictures in pixels, divisible by 8; the model's own size by default.
             width: likewise.
-            num_inference_steps: T, the denoising steps.
+            num_inference_steps: T, the denoising steps; by default `default_steps`, or all that a
+                distilled model has learned.
             timesteps: these timesteps, largest first, for schedulers that take them.
             sigmas: these noise levels, largest first, for schedulers that take them.
-            guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1.
+            guidance_scale: γ of classifier-free guidance, s + γ (s(y) − s); off where γ ≤ 1. By
+                default `default_guidance_scale`, or 1 for a distilled model, which has its guidance
+                built in.
             guidance_rescale: φ of Lin et al. 2024, Eq. 16; 0 = off.
             negative_prompt: in place of the empty prompt; one for all or one for each layout. A
                 layer's own `negative_prompt` comes first.
@@ -188,10 +203,16 @@ class LayeredRenderingMixin:
         method = named(method, **{name: v for name, v in changes.items() if v is not None})
         layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
         size = height or self._default_size(0), width or self._default_size(1)
-        if timesteps is not None or sigmas is not None:
-            num_inference_steps = None
         check_kind(self)
         check_layouts(self, layouts, size)
+        check_scheduler(self.scheduler)
+        learned = learned_steps(self.scheduler)
+        if guidance_scale is None:
+            guidance_scale = 1.0 if learned else self.default_guidance_scale
+        if timesteps is not None or sigmas is not None:
+            num_inference_steps = None
+        elif num_inference_steps is None:
+            num_inference_steps = learned or self.default_steps
         check_sampling(self, num_inference_steps, num_images_per_prompt, chunk_size)
         names = tensor_names(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
         canvas = checked_canvas(canvas, layouts, size)
@@ -324,6 +345,18 @@ class LayeredRenderingMixin:
         """The pictures in [−1, 1] as diffusers' pipeline lets them pass, and its objections."""
         raise NotImplementedError
 
+    def load_lora_weights(self, lora: Any, adapter_name: str | None = None, **options: Any) -> None:
+        """As diffusers; a LoRA of another family is refused before it is loaded."""
+        check_lora(self, lora, **options)
+        super().load_lora_weights(lora, adapter_name, **options)
+
+    def load_textual_inversion(self, inversion: Any, *arguments: Any, **options: Any) -> None:
+        """As diffusers; learnt words for another text encoder are refused before they are added."""
+        named = dict(zip(("token", "tokenizer", "text_encoder"), arguments, strict=False)) | options
+        rest = {k: v for k, v in named.items() if k not in ("token", "tokenizer", "text_encoder")}
+        check_textual_inversion(named.get("text_encoder") or self.text_encoder, inversion, **rest)
+        super().load_textual_inversion(inversion, **named)
+
     def to_json_string(self) -> str:
         """The text of `model_index.json`: that of `plain`.
 
@@ -426,7 +459,6 @@ def check_layouts(
 def check_sampling(
     pipe: LayeredRenderingMixin, steps: int | None, pictures: int, chunk_size: int | None
 ) -> None:
-    check_scheduler(pipe.scheduler)
     most = pipe.scheduler.config.num_train_timesteps
     if steps is not None:
         check_count("num_inference_steps", steps, most)
@@ -496,6 +528,8 @@ def for_each_layout(text: str | Sequence[str] | None, layouts: Sequence[Layout])
     """The negative prompt of each layout, "" for none."""
     if text is None or isinstance(text, str):
         text = [text or ""] * len(layouts)
+    if not isinstance(text, (list, tuple)):
+        raise ValueError(f"negative_prompt is {excerpt(text)}, but should be text or a list of it")
     if len(text) != len(layouts):
         raise ValueError(
             f"negative_prompt has {len(text)} entries for {len(layouts)} layouts; give one text "

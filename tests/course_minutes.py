@@ -105,6 +105,27 @@ def measured(notebook: NotebookNode) -> tuple[Part, Part]:
     return core, side
 
 
+def measured_part(notebook: NotebookNode, sections: set[int], exercises: set[int]) -> Part:
+    """Of the core path: the goals, these sections, and of their exercises these.
+
+    A heading without a number, such as the summary's, begins a part that is not read.
+    """
+    reading, read = [], True
+    for cell in notebook.cells:
+        for level, title in re.findall(r"^(##|###) (.+)$", cell.source, flags=re.MULTILINE):
+            if cell.cell_type != "markdown":
+                continue
+            exercise, section = HEADING.match(f"### {title}"), re.match(r"(\d+) · ", title)
+            if level == "##":
+                in_section = read = bool(section) and int(section[1]) in sections
+            else:
+                read = in_section and (not exercise or int(exercise[1]) in exercises)
+        if read and SIDE_ROAD not in cell.metadata.get("tags", []):
+            reading.append(cell)
+    core, _ = measured(nbformat.v4.new_notebook(cells=reading))
+    return core
+
+
 def together(parts: Iterable[Part]) -> Part:
     """Words, lines and minutes added up."""
     kinds = zip(*((p.words, p.code, p.exercises, p.waiting) for p in parts), strict=True)

@@ -11,7 +11,8 @@ this script lives with the tests.
 The picture of a cell with the tag `title-picture` is also copied into the title, where the text
 shows it as an attachment: the first thing one sees is what the notebook really draws.
 
-The source of a cell with the tag `hide-input` is folded in Jupyter and Colab: it holds an answer.
+The source of a cell with the tag `hide-input` is folded in Jupyter and Colab: it holds an answer,
+or it only makes data or plots, and nobody needs to read it.
 """
 
 from __future__ import annotations

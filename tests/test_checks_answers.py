@@ -23,6 +23,7 @@ from lrd_helpers.checks import (
     layerdiff,
     layered_rendering,
     quickstart,
+    stable_diffusion,
     style,
     vision_guidance,
 )
@@ -337,6 +338,26 @@ def share_by_counting_pixels(composite, back, front):
     return yes / both
 
 
+# ------------------------------------------------------------------ notebook 12
+
+
+def tokens_by_loop(pieces, number):
+    word, mask = 0, []
+    for piece in pieces:
+        mask.append(word == number and not piece.startswith("<|"))
+        word += piece.endswith("</w>")
+    return torch.tensor(mask)
+
+
+def tokens_that_begin_a_word(pieces, number):
+    return torch.tensor([False, *(piece.endswith("</w>") for piece in pieces[:-1])])
+
+
+def bytes_by_the_time_line(weights, row, rows, decoding):
+    there = sum(weights.values())
+    return max(there, there + row * rows, there + decoding)
+
+
 # ------------------------------------------------------------------ right answers
 
 RIGHT = [
@@ -381,6 +402,9 @@ RIGHT = [
     (layerdiff.check_slots_attend, slots_by_loops),
     (layerdiff.check_step_with_given, step_of_noisy_slots_alone),
     (layerdiff.check_front_share, share_by_counting_pixels),
+    (stable_diffusion.check_word_mask, tokens_by_loop),
+    (stable_diffusion.check_level_for_cells, lambda bar, n, m: 1 / (1 + m * (1 / bar - 1) / n)),
+    (stable_diffusion.check_bytes_needed, bytes_by_the_time_line),
 ]
 
 
@@ -443,6 +467,10 @@ WRONG = [
     (layerdiff.check_slots_attend, slots_in_the_batch, "from at each position"),
     (layerdiff.check_step_with_given, given_slots_under_noise, "from the slots at level bar_to"),
     (layerdiff.check_front_share, lambda *case: share_by_counting_pixels(*case) > 0.5, "from a nu"),
+    (stable_diffusion.check_word_mask, lambda pieces, number: [number + 1], "a list"),
+    (stable_diffusion.check_word_mask, tokens_that_begin_a_word, "at token 2\n"),
+    (stable_diffusion.check_level_for_cells, lambda bar, n, m: bar, "from the ᾱ'"),
+    (stable_diffusion.check_bytes_needed, lambda w, *rest: sum(w.values()), "from all weights"),
 ]
 
 

@@ -22,7 +22,7 @@ def stub(*arguments): ...
 
 
 def test_for_what_is_not_written_ours_stands_in(capsys):
-    pieces = checks.assembled(stub, stub, stub, stub, stub)
+    pieces = checks.assembled(stub, None, stub, stub, stub)
     assert capsys.readouterr().out == f"yours: none yet\nours:  {', '.join(NAMES)}\n"
     boxes = [(0.0, 0.0, 0.5, 1.0), (0.25, 0.0, 1.0, 0.5)]
     layout = Layout("x", layers=[Layer("x", box=box) for box in boxes])

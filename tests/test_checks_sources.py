@@ -16,11 +16,13 @@ from lrd_helpers.checks import (
     image_tasks,
     latent_diffusion,
     layerdiff,
+    stable_diffusion,
     vision_guidance,
 )
 from lrd_helpers.layerdiff.unet import SlotAttention, Slots
 from lrd_helpers.measure.layers import order_right
 from lrd_helpers.pictures import picture_of
+from lrd_helpers.words import PromptTokens, word_tokenizer
 
 STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
@@ -106,6 +108,16 @@ def step_with_given(ask, x, clean, given, t, bar, bar_to):
     return clean.index_copy(0, rows[1], ddim_move(x[~given], noise[~given], bar, bar_to))
 
 
+def level_by_search(bar, cells, more):
+    """By halving, with notebook 07's ratio."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        larger = middle / ((1 - middle) / more) > bar / ((1 - bar) / cells)
+        low, high = (low, middle) if larger else (middle, high)
+    return low
+
+
 def mended_map(query, key, heads, token):
     module = Attention(query.shape[1], heads=heads, dim_head=query.shape[1] // heads)
     q, k = (module.head_to_batch_dim(x[None]) for x in (query, key))
@@ -122,6 +134,7 @@ SOURCES = [
     (layerdiff.check_step_with_given, step_with_given),
     (cross_attention.check_mended_map, mended_map),
     (editing.check_way_there, way_there),
+    (stable_diffusion.check_level_for_cells, level_by_search),
 ]
 
 
@@ -154,6 +167,16 @@ def test_the_share_of_the_front_says_what_the_package_says_of_the_order(monkeypa
     solution, cases = solution_and_cases(monkeypatch, layerdiff, layerdiff.check_front_share)
     assert [order_right(*case) for case in cases] == [solution(*case) > 0.5 for case in cases]
     assert len({order_right(*case) for case in cases}) == 2
+
+
+def test_the_tokens_of_a_word_are_those_that_the_package_finds(monkeypatch):
+    module = stable_diffusion
+    solution, _ = solution_and_cases(monkeypatch, module, module.check_word_mask)
+    tokenizer, text = word_tokenizer(["a", "red", "car"]), "an axolotl and a red car"
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(text, padding="max_length").input_ids)
+    for number, word in enumerate(text.split()):
+        tokens = solution(pieces, number).nonzero().flatten().tolist()
+        assert tokens == PromptTokens.encode(tokenizer, text).positions(word)
 
 
 def test_the_interval_is_what_the_report_computes():

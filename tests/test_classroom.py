@@ -6,6 +6,7 @@ from collections import Counter
 
 import nbformat
 import pytest
+from course_minutes import measured_part
 from exercises import exercises_of
 from grading import Execute, grade, restored
 from kit import (
@@ -407,7 +408,7 @@ def test_a_plan_fills_its_hours_with_sections_and_exercises_that_exist(hours):
             assert sections
             assert sections <= there, what
             assert len(exercises) == len(chosen), what
-            assert sum(each.minutes for each in exercises) < int(minutes)
+            assert int(minutes) == measured_part(NOTEBOOKS[name], sections, chosen).minutes, what
             for each in exercises:  # the section that it stands in is read, too
                 before = text_of(name).split(f"### Exercise {each.number} ·")[0]
                 assert int(re.findall(r"^## (\d+) · ", before, re.M)[-1]) in sections, what

@@ -71,6 +71,21 @@ def test_renders_a_picture_and_prints_a_row(folder, capsys) -> None:
     assert err == ""
 
 
+def test_steps_are_the_models_own_where_none_are_given(folder, monkeypatch) -> None:
+    monkeypatch.setattr(LayeredRenderingPipeline, "default_steps", 3)
+    steps = []
+    original = LayeredRenderingPipeline.progress_bar
+    monkeypatch.setattr(
+        LayeredRenderingPipeline,
+        "progress_bar",
+        lambda pipe, total: steps.append(total) or original(pipe, total=total),
+    )
+    for more in ((), ("--steps", 2)):
+        given = folder / "car.json", "--output", folder / "out", "--method", "plain"
+        assert run(*given, *more) == 0
+    assert steps == [3, 2]
+
+
 def test_the_seed_decides(folder) -> None:
     pictures = []
     for number, seed in enumerate([3, 3, 4]):

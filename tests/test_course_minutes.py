@@ -13,6 +13,7 @@ from course_minutes import (
     lines,
     main,
     measured,
+    measured_part,
     stated,
     table,
     together,
@@ -58,7 +59,7 @@ def side_road_faults(notebook: NotebookNode) -> list[str]:
         for heading in HEADING.finditer(text):
             before, depth = level, len(heading[1])
             if heading[2].startswith("Side road:"):
-                level = level or depth
+                level = min(level, depth) if level else depth
             elif level and depth <= level:
                 stays = heading[2].startswith("Exercise ") and depth == level and tagged
                 level = level if stays else 0
@@ -74,6 +75,14 @@ def side_road_faults(notebook: NotebookNode) -> list[str]:
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_a_notebook_can_be_done_in_the_minutes_that_it_says(path):
     assert form_faults(nbformat.read(path, as_version=4), path.stem) == []
+
+
+def test_the_core_path_takes_the_eight_hours_that_the_readme_says():
+    of = {path.stem: measured(nbformat.read(path, as_version=4))[0].minutes for path in PATHS}
+    spent = sum(m for name, m in of.items() if name < "11" and not is_side_road(name))
+    assert spent <= 485
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "(the core path of 00 to 10: about eight hours)" in readme
 
 
 # ------------------------------------------------------------------ would a fault be found?
@@ -209,6 +218,15 @@ def test_an_exercise_below_a_subsection_may_belong_to_it(tags):
     assert side_road_faults(notebook) == []
 
 
+def test_a_section_that_is_a_side_road_may_follow_a_subsection_that_is():
+    notebook = short()
+    tags = {"tags": [SIDE_ROAD]}
+    notebook.cells.insert(7, new_markdown_cell("### Side road: Play", id="play", metadata=tags))
+    within = new_markdown_cell("### Within section 2", id="within", metadata=tags)
+    notebook.cells.insert(9, within)
+    assert side_road_faults(notebook) == []
+
+
 # ------------------------------------------------------------------ the command
 
 
@@ -236,3 +254,23 @@ def test_a_notebook_without_a_place_for_it_is_named(tmp_path, monkeypatch, capsy
     assert "01_ddpm.ipynb: 0 text cells have a line that begins" in capsys.readouterr().err
     assert main(["02_vq"]) == 2
     assert "there is no notebook '02_vq'" in capsys.readouterr().err
+
+
+def test_a_part_is_its_goals_its_sections_and_the_exercises_that_are_named():
+    cells = [
+        new_markdown_cell("# 01 · Goals\n\nthree words here"),
+        new_markdown_cell("## 1 · One\n\none two"),
+        new_markdown_cell("### Exercise 1 · Jump (easy, 5 minutes)\n\nthree four"),
+        new_code_cell("a = 1\nb = 2"),
+        new_markdown_cell("### After it\n\nfive"),
+        new_markdown_cell("### Exercise 2 · Fall (easy, 7 minutes)"),
+        new_markdown_cell("## 2 · Two\n\nnot read"),
+        new_markdown_cell("## Summary\n\nnot read"),
+        new_markdown_cell("## 3 · Side road: no"),
+    ]
+    cells[4].metadata["tags"] = ["side-road"]
+    notebook = new_notebook(cells=cells)
+    part = measured_part(notebook, {1, 3}, {1})
+    assert (part.exercises, part.code) == (5, 2)
+    assert part.words == sum(words(cells[n].source) for n in (0, 1, 2, 8))
+    assert measured_part(notebook, {1, 2}, {1, 2}).exercises == 12

@@ -17,6 +17,7 @@ from PIL import Image
 from lrd_helpers import editing
 from lrd_helpers.editing import (
     EditError,
+    fill,
     find,
     fitted,
     insert,
@@ -165,6 +166,45 @@ def test_nothing_changes_outside_and_something_inside(pipe, image):
         assert edited.changed.sum() == 64 * (13 - 1 if name == "replace" else 9), name
 
 
+def test_a_hole_is_filled_and_no_pixel_far_from_it_changes(pipe, image):
+    hole, near = torch.zeros(2, 32, 32, dtype=torch.bool)
+    hole[8:16, 22:] = True  # up to the picture's edge
+    near[4:20, 18:] = True
+    options = {"prompt": "a car on grass", "num_inference_steps": 4}
+    filled = fill(pipe, image, Mask.of(hole), **options)
+    difference = (pixels_of(filled.image) - pixels_of(image)).abs().amax(0)
+    assert torch.equal(filled.changed, near)
+    assert difference[~near].max() == 0
+    assert difference[hole].mean() > 0.1
+    # There is no noise in it, and not a trace of what stood in the hole.
+    red = Image.composite(Image.new("RGB", image.size, "red"), image, Mask.of(hole).image())
+    assert fill(pipe, red, Mask.of(hole), **options).image.tobytes() == filled.image.tobytes()
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.5, 0.25, 0.75), (0.75, 0.75, 1.0, 1.0)])
+def test_nothing_of_an_object_is_left_at_the_edge_of_the_picture(pipe, image, box):
+    cells = Layer("a car", box).cells(32, 32) > 0
+    red = Image.composite(Image.new("RGB", image.size, "red"), image, Mask.of(cells).image())
+    options = {"background": "on grass", **STEPS}
+    with_pixels = remove(pipe, red, box, generator=seeded(), **options)
+    without = remove(pipe, red, box, generator=seeded(), keep_pixels=False, **options)
+    difference = pixels_of(with_pixels.image) - pixels_of(without.image)
+    assert difference[:, cells].abs().max() < 1 / 255 + 1e-6
+
+
+def test_colours_are_spread_over_a_hole():
+    hole = torch.zeros(9, 9, dtype=torch.bool)
+    hole[2:7, 2:7] = True
+    flat = torch.full((3, 9, 9), 0.25)
+    assert torch.allclose(editing._spread(torch.where(hole, 1.0, flat), hole), flat)
+    ramp = torch.linspace(0, 1, 9).expand(3, 9, 9)
+    spread = editing._spread(torch.where(hole, 1.0, ramp), hole)
+    assert torch.equal(spread[:, ~hole], ramp[:, ~hole])
+    assert (spread - ramp).abs().max() < 0.05
+    everything = torch.ones(9, 9, dtype=torch.bool)
+    assert torch.equal(editing._spread(ramp, everything), ramp)
+
+
 def test_without_the_old_pixels_only_the_autoencoder_s_error_is_left(pipe, image):
     edited = insert(
         pipe,
@@ -253,6 +293,37 @@ def test_an_object_is_moved(pipe, image):
     assert not torch.equal(redrawn[:, :8, :8], after[:, :8, :8])
     torch.testing.assert_close(redrawn[:, 16:, 16:], after[:, 16:, 16:])
     assert touched.kept == math.inf
+
+
+def test_the_smallest_object_that_can_be_moved_follows_from_the_size(pipe, image):
+    """2 × 2 pixels of 32 are as much as 8 × 8 of storybook's 128."""
+    pixels = torch.zeros(32, 32, dtype=torch.bool)
+    pixels[16:18, 16:18] = True
+    options = {"prompt": "a red car", "background": "on grass", **STEPS}
+    edited = move(pipe, image, Mask.of(pixels), (0.0, 0.0, 0.25, 0.25), **options)
+    assert edited.image.tobytes() != image.tobytes()
+
+
+def test_rims_and_seams_follow_from_the_size():
+    """Of 512 pixels four times those of 128: as large a share of the picture."""
+    shares = []
+    for side in (16, 64):
+        cells = torch.zeros(side, side, dtype=torch.bool)
+        cells[side // 4 : side // 2, side // 4 : side // 2] = True
+        grown = editing._grown(cells)
+        black, white = (
+            Image.new("RGB", (8 * side, 8 * side), colour) for colour in ("black", "white")
+        )
+        faded = editing._edited(white, black, grown, keep=True)
+        shares.append((grown, pixels_of(faded.image)[0]))
+    (few, small), (many, large) = shares
+    assert torch.equal(few.repeat_interleave(4, 0).repeat_interleave(4, 1), many)
+    assert few.sum() == 6 * 6
+    small = small.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert (small - large).abs().max() < 0.3  # a step of the fade
+    assert (small == 1).float().mean() == pytest.approx(
+        float((large == 1).float().mean()), abs=0.02
+    )
 
 
 @pytest.mark.parametrize("edit", [insert, replace_object])
@@ -361,18 +432,19 @@ def test_an_object_that_is_not_seen_leaves_more_of_the_picture(pipe, image):
     assert changed(0.05) < changed(0.95)
 
 
-@pytest.mark.parametrize("edit", [invert, remove, insert, replace_object, move])
+@pytest.mark.parametrize("edit", [invert, remove, fill, insert, replace_object, move])
 def test_numbers_that_are_not_finite_never_become_an_edit(own_pipe, image, edit):
     torch.nn.init.constant_(own_pipe.unet.conv_out.bias, torch.nan)
     arguments = {
         invert: [],
         remove: [BOX],
+        fill: [BOX],
         insert: [Layer("a star", BOX)],
         replace_object: [BOX, Layer("a star", BOX)],
         move: [BOX, (0.0, 0.0, 0.25, 0.25)],
     }[edit]
-    options = {} if edit is invert else {"background": "on grass"}
-    options |= {"prompt": "a star"} if edit is move else {}
+    options = {} if edit in (invert, fill) else {"background": "on grass"}
+    options |= {"prompt": "a star"} if edit in (move, fill) else {}
     with pytest.raises(ValueError, match="the U-Net's predictions at t = .* are not finite"):
         edit(own_pipe, image, *arguments, **options, **STEPS)
 

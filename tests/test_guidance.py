@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageColor
 
+from lrd_helpers.layout import Layer, Layout
+from lrd_helpers.methods import METHODS, guidance
 from lrd_helpers.methods.guidance import (
     NORM,
     colour_latents,
@@ -11,6 +15,7 @@ from lrd_helpers.methods.guidance import (
     contrast_delta,
     decoded_delta,
     dynamic_delta,
+    positions,
     vision_guidance,
 )
 
@@ -99,3 +104,34 @@ def test_decoded_delta_goes_through_the_colour_of_the_noise(tiny) -> None:
     flat = colour[None, :, None, None].expand(1, 3, 32, 32)
     expected = tiny.vae.encode(flat).latent_dist.mean.mean((0, 2, 3)) * scaling_factor
     assert torch.allclose(decoded_delta(tiny.vae, latents, attention, 4), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "side", "wanted"), [("paper", 4, 16), ("paper", 32, 80), ("authors", 32, 20)]
+)
+def test_k_is_a_share_of_the_canvas_where_it_counts_cells(
+    pipe, monkeypatch, method, side, wanted
+) -> None:
+    """20 of 16 × 16 are 80 of 32 × 32; pixels, with the script's δ, are 20 anywhere."""
+    seen = []
+
+    def counting(latents, attention, top_k):
+        seen.append(top_k)
+        return dynamic_delta(latents, attention, top_k)
+
+    monkeypatch.setattr(guidance, "dynamic_delta", counting)
+    choices = replace(METHODS[method], top_k=min(20, side**2))
+    layout = Layout("a red car", layers=[Layer("a red car", (0, 0, 0.5, 0.5))])
+    pipe(layout, method=choices, num_inference_steps=2, height=8 * side, width=8 * side)
+    assert seen == [wanted]
+
+
+def test_delta_stands_out_as_much_of_a_wider_canvas() -> None:
+    """δ, a mean of K cells of noise, against the mean of noise in a region of a tenth."""
+    ratios = []
+    for side in (16, 64):
+        noise = torch.randn(64, 4, side, side, generator=torch.Generator().manual_seed(0))
+        k = positions(METHODS["paper"], (side, side))
+        deltas = torch.stack([dynamic_delta(each, torch.rand(side, side), k) for each in noise])
+        ratios.append(float(deltas.std() / noise.flatten(2)[..., : side**2 // 10].mean(2).std()))
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.15)

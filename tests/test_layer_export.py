@@ -547,5 +547,5 @@ def test_damaged_bytes_are_read_or_refused_in_one_sentence(tmp_path_factory, dat
 
 
 def test_the_same_stack_is_the_same_file(tmp_path):
-    assert export._ora_of(a_stack()) == export._ora_of(a_stack())
+    assert export.ora_of(a_stack()) == export.ora_of(a_stack())
     assert export._psd_of(a_stack()) == export._psd_of(a_stack())

@@ -1,11 +1,17 @@
 """The layered model: layers as latents, the layered U-Net, its training."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from shard_files import tar
 from torch import Tensor
 
 from lrd_helpers.layerdiff.alpha import decode_layers, encode_layers, grown, over, straightened
+from lrd_helpers.layerdiff.export import ora_of
+from lrd_helpers.layerdiff.stack import LayerStack, StackLayer
 from lrd_helpers.layerdiff.unet import (
     COMPOSITE,
     MOST_LAYERS,
@@ -17,15 +23,19 @@ from lrd_helpers.layerdiff.unet import (
     switched_off,
 )
 from lrd_helpers.measure.layers import alpha_sad, blended_psnr, colour_error, soft_iou
-from lrd_helpers.storybook import StorybookDataset, seeded
+from lrd_helpers.pictures import picture_of
+from lrd_helpers.storybook import StorybookDataset, caption_of, seeded
+from lrd_helpers.training import layerdiff
 from lrd_helpers.training.layerdiff import (
     LayerDiffOptions,
     LayerDiffTraining,
+    ShardCache,
     StackBatch,
     encoded_stacks,
     sample_given,
     sample_prompts,
 )
+from lrd_helpers.training.layered_shards import rendering_of
 from lrd_helpers.training.rgba_autoencoder import mixed, rgba_losses
 
 WIDTH = 16
@@ -340,3 +350,105 @@ def test_without_attention_and_embedding_slots_are_strangers(model):
 def test_only_parts_that_are_there_can_be_switched_off(model):
     with pytest.raises(ValueError, match="is no part"), switched_off(model, "composites"):
         pass
+
+
+# ------------------------------------------------------------------ stacks from shards
+
+
+def true_stacks(count: int) -> list[LayerStack]:
+    """Scenes of the storybook as stacks, as a perfect construction would give them."""
+    stream = StorybookDataset(
+        count, seed=5, sticker_shares=[0.0, 1.0, 1.0, 0.0, 0.0], size=32
+    ).batch(0)
+    stacks = []
+    for row, scene in enumerate(stream.scenes):
+        pixels = (255 * stream.rgba[row]).round().byte().permute(0, 2, 3, 1).numpy()
+        layers = [
+            StackLayer(
+                caption_of((placed,), scene.place, name_place=False), Image.fromarray(numbers)
+            )
+            for placed, numbers in zip(scene.stickers, pixels, strict=False)
+        ]
+        ground, whole = (picture_of(x[row]) for x in (stream.backgrounds, stream.images))
+        texts = {"caption": f"caption {row}", "background_prompt": scene.place}
+        stacks.append(LayerStack(ground, layers, composite=whole, **texts))
+    return stacks
+
+
+@pytest.fixture
+def shard_options(tmp_path, monkeypatch) -> LayerDiffOptions:
+    """Two shards of six stacks each; pictures have 32 × 32 pixels."""
+    monkeypatch.setattr(layerdiff, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(layerdiff, "CACHE_BATCH", 4)
+    stacks = true_stacks(12)
+    for shard in range(2):
+        six = stacks[6 * shard : 6 * shard + 6]
+        files = [(f"{shard}{n}.ora", ora_of(stack)) for n, stack in enumerate(six)]
+        (tmp_path / f"{shard}.tar").write_bytes(tar(*files))
+    data = [str(tmp_path / "*.tar")]
+    return LayerDiffOptions(run=tmp_path / "run", data=data, batch_size=3, mixed_precision="no")
+
+
+def test_batches_of_stacks_from_shards(shard_options) -> None:
+    vae, stacks = grown(a_vae()), true_stacks(12)
+    cache = ShardCache(vae, shard_options, 0, 1)
+    true = encoded_stacks(vae, rendering_of(stacks))
+    assert cache.kept["stacks"].shape == (12, 6, 4, 16, 16)
+    assert torch.allclose(cache.kept["stacks"].float(), true, atol=0.01)
+    captions, layers = set(), set()
+    for number in range(40):
+        batch = cache.batch(number)
+        assert batch.latents.shape[:2] == (3, len(batch.identities))
+        layers.add(batch.latents.shape[1] - 2)
+        for latents, prompts in zip(batch.latents, batch.prompts, strict=True):
+            if prompts[-1] and prompts[0]:
+                stack = stacks[int(prompts[-1].split()[1])]
+                things = [layer.prompt for layer in stack.layers]
+                assert prompts[: 1 + len(things)] == [stack.background_prompt, *things]
+                captions.add(prompts[-1])
+                row = stacks.index(stack)
+                assert torch.allclose(latents[-1], true[row, COMPOSITE], atol=0.01)
+    assert len(captions) > 9
+    assert layers == {1, 2, 3, 4}, "some slots stay empty"
+    parts = [ShardCache(vae, shard_options, reader, 2) for reader in range(2)]
+    texts = [caption for part in parts for _, _, caption in part.texts]
+    assert sorted(texts) == sorted(caption for _, _, caption in cache.texts)
+
+
+def test_stacks_from_shards_are_learned(shard_options) -> None:
+    batch = ShardCache(grown(a_vae()), shard_options, 0, 1).batch(0)
+    trainee = LayerDiffTraining(shard_options)
+    optimizer = torch.optim.AdamW(trainee.model.parameters(), lr=1e-4)
+    before = trainee(batch, seeded(1))["loss"]
+    before.backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert trainee(batch, seeded(1))["loss"] < 0.95 * before
+
+
+def test_a_share_of_the_batches_is_from_shards(shard_options, monkeypatch) -> None:
+    class Numbered:
+        def __init__(self, kind: str) -> None:
+            self.kind = kind
+
+        def batch(self, number: int) -> StackBatch:
+            slots = torch.arange(3)
+            texts = [[self.kind, str(number)]]
+            return StackBatch(noise(1, 3, 4, 1, 1), texts, slots, slots[None] > 2)
+
+    for name in ("ShardCache", "StackCache"):
+        monkeypatch.setattr(layerdiff, name, lambda *_, name=name: Numbered(name))
+    options = replace(shard_options, data_share=0.25)
+    batches = layerdiff.stack_batches(a_vae(), options, 0, 0, 1)
+    first = [next(batches).prompts[0] for _ in range(400)]
+    later = layerdiff.stack_batches(a_vae(), options, 100, 0, 1)
+    assert [next(later).prompts[0] for _ in range(20)] == first[100:120], "a run can be taken up"
+    assert [number for _, number in first] == [str(number) for number in range(400)]
+    assert 70 < sum(kind == "ShardCache" for kind, _ in first) < 130
+
+
+def test_shards_without_a_stack_are_refused(shard_options, tmp_path) -> None:
+    for shard in range(2):
+        (tmp_path / f"{shard}.tar").write_bytes(tar((f"{shard}.txt", b"a red car")))
+    with pytest.raises(ValueError, match=r"--data: no stack can be used: 2 without a stack of lay"):
+        ShardCache(grown(a_vae()), shard_options, 0, 1)

@@ -1329,6 +1329,8 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"method": "papper"}, "method is 'papper', but should be one of collage, lrdiff"),
         (TWO, {"inside": float("nan")}, "inside is nan, but should be a finite number"),
         (TWO, {"method": "paper"}, "top_k is 20, but there are only 16 positions to choose from"),
+        (TWO, {"method": LayeredRendering(delta="dynamic", top_k=300), "height": 256, "width": 256},
+         "top_k is 300, on this canvas 1200, but there are only 1024 positions to choose from"),
         (replace(TWO, layers=[replace(TWO.layers[0], word="bike")]),
          {"method": LayeredRendering(delta="dynamic", top_k=1)},
          "layer 1 'a red car', word: 'bike' is not in the prompt \"a red car\"; its words are: a, "
@@ -1342,6 +1344,7 @@ def test_masks_draw_like_the_boxes_they_are(pipe) -> None:
         (TWO, {"layered_fraction": float("nan")}, "layered_fraction is nan"),
         (TWO, {"chunk_size": 0}, "chunk_size is 0, but should be a whole number"),
         (TWO, {"negative_prompt": ["a", "b"]}, "negative_prompt has 2 entries for 1 layouts"),
+        (TWO, {"negative_prompt": 3}, "negative_prompt is 3, but should be text or a list"),
         (TWO, {"negative_prompt": "a" * 10**6}, "negative_prompt has 1000000 characters, but"),
         (TWO, {"latents": torch.zeros(2, 4, 4, 4)}, "latents has shape (2, 4, 4, 4), but should "
          "have (1, 4, 4, 4)"),

@@ -30,6 +30,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    TCDScheduler,
 )
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
@@ -41,7 +42,7 @@ from torch import Tensor
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS, BoxDiff, LayoutGuidance
 from lrd_helpers.pipeline import LayeredRenderingPipeline
-from lrd_helpers.sampling.steps import Steps, ddim_like
+from lrd_helpers.sampling.steps import Steps, ddim_like, derived
 
 LAYOUT = Layout(
     "a red car and a yellow star on grass",
@@ -321,6 +322,54 @@ def test_every_derived_scheduler_has_the_noise_of_its_source(tiny, scheduler, co
     assert torch.equal(ddim_like(source).alphas_cumprod, source.alphas_cumprod)
 
 
+@pytest.fixture
+def distilled(pipe, tiny):
+    """The pipeline, as if its model had been distilled to four steps."""
+    options = {"original_inference_steps": 4, "set_alpha_to_one": False}
+    pipe.scheduler = derived(TCDScheduler, tiny.scheduler, **options)
+    return pipe
+
+
+def test_a_distilled_model_is_asked_for_what_it_has_learned(distilled, method, monkeypatch) -> None:
+    """Its timesteps alone, sketches and relevance too, and never the empty prompt's prediction."""
+    asked, forward = [], distilled.unet.forward
+    empty = distilled.encode_prompt("", "cpu", 1, False)[0][0]
+
+    def noting(sample, timestep, encoder_hidden_states, **options):
+        asked.append(int(timestep))
+        assert not any(torch.equal(row, empty) for row in encoder_hidden_states)
+        return forward(sample, timestep, encoder_hidden_states, **options)
+
+    monkeypatch.setattr(distilled.unet, "forward", noting)
+    few = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    options = few if method == DIFFUSERS else dict.fromkeys(few)
+    picture = drawn(distilled, method, **options)
+    assert set(asked) == {999, 749, 499, 249}
+    assert torch.equal(picture, drawn(distilled, method, **few)), "the default"
+
+
+@pytest.mark.parametrize("method", ["collage", "plain"], indirect=True)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 5}, "is 5, but this model was distilled to 4 steps; 4 would work"),
+        ({"timesteps": [999, 600]}, "4 timesteps and knows no others; give num_inference_steps=4"),
+        ({"guidance_scale": 5.0}, "is 5, but guidance was distilled into this model; 1 would work"),
+    ],
+)
+def test_what_a_distilled_model_does_not_know(distilled, method, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        drawn(
+            distilled, method, **dict.fromkeys(("num_inference_steps", "guidance_scale")) | options
+        )
+
+
+def test_a_distilled_model_cannot_be_inverted(tiny) -> None:
+    scheduler = derived(TCDScheduler, tiny.scheduler, original_inference_steps=4)
+    with pytest.raises(ValueError, match="distilled to 4 steps and cannot be inverted"):
+        ddim_like(scheduler)
+
+
 # ------------------------------------------------------------------ other parts
 
 
@@ -404,6 +453,56 @@ def test_a_lora_changes_the_picture(pipe, method, expected) -> None:
     assert not torch.equal(with_lora, expected)
     without = drawn(pipe, method, cross_attention_kwargs={"scale": 0.0})
     assert same(without, expected)
+
+
+def lora_for(width: int) -> dict[str, torch.Tensor]:
+    """A LoRA of one matrix that reads text of so many features, as diffusers writes it."""
+    place = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    return {f"{place}.lora_A.weight": torch.ones(2, width),
+            f"{place}.lora_B.weight": torch.ones(8, 2)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        (lora_for(2048), r"for XL \(it reads text of 2048 features\), but this is a U-Net"),
+        (lora_for(768), "was made for Stable Diffusion 1.x"),
+        ({"transformer.blocks.0.attn.to_q.lora_A.weight": torch.ones(2, 8)},
+         "has weights for transformer, but this pipeline has a U-Net"),
+    ],
+    ids=["XL", "1.x", "transformer"],
+)  # fmt: skip
+def test_a_lora_of_another_family_is_refused(pipe, method, expected, lora, said) -> None:
+    if method == DIFFUSERS:
+        pytest.skip("it is our pipelines that refuse")
+    own_unet(pipe)
+    with pytest.raises(ValueError, match=said):
+        pipe.load_lora_weights(lora)
+    assert same(drawn(pipe, method), expected)
+    width = pipe.unet.config.cross_attention_dim
+    place = next(name for name, _ in pipe.unet.named_modules() if name.endswith("attn2.to_k"))
+    fitting = {
+        key.replace("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", place): tensor
+        for key, tensor in lora_for(width).items()
+    }
+    out = pipe.unet.get_submodule(place).out_features
+    fitting = {k: torch.ones(out, 2) if "lora_B" in k else v for k, v in fitting.items()}
+    pipe.load_lora_weights(fitting)
+    assert not same(drawn(pipe, method), expected)
+
+
+def test_a_textual_inversion_of_another_family_is_refused(pipe, method) -> None:
+    if method == DIFFUSERS:
+        pytest.skip("it is our pipelines that refuse")
+    pipe.text_encoder = copy.deepcopy(pipe.text_encoder)
+    pipe.tokenizer = copy.deepcopy(pipe.tokenizer)
+    words = len(pipe.tokenizer)
+    said = "was made for Stable Diffusion 2.x, but this text encoder has 16 features"
+    with pytest.raises(ValueError, match=said):
+        pipe.load_textual_inversion({"<cat-toy>": torch.ones(1024)})
+    assert len(pipe.tokenizer) == words
+    pipe.load_textual_inversion(torch.ones(16), "<cat-toy>")
+    assert len(pipe.tokenizer) == words + 1
 
 
 @pytest.fixture

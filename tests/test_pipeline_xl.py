@@ -30,6 +30,8 @@ from test_pipeline_common import (  # noqa: F401 (fixtures and tests, here of XL
     seeded,
     test_a_callback_of_diffusers_cuts_guidance_off,
     test_a_lora_changes_the_picture,
+    test_a_lora_of_another_family_is_refused,
+    test_a_textual_inversion_of_another_family_is_refused,
     test_auto_pipelines_know_it,
     test_callback_cfg,
     test_callback_inputs,

@@ -101,3 +101,18 @@ def test_what_is_pasted_fills_its_box_and_no_more_than_it_may() -> None:
     above = pasted(canvas, picture, disc, box, half)
     assert torch.equal(above[:, :60], made[:, :60])
     assert (above[:, 68:] == 0.25).all(), "below it may cover nothing"
+
+
+@pytest.mark.parametrize(
+    ("side", "gap", "parts"), [(128, 4, 1), (128, 6, 2), (512, 16, 1), (512, 20, 2)]
+)
+def test_how_far_apart_the_parts_of_an_object_may_be_follows_from_the_size(
+    side, gap, parts
+) -> None:
+    picture, wide = torch.zeros(3, side, side), side // 4
+    left, right = side // 8, side // 8 + wide + gap
+    picture[0, wide : 2 * wide, left : left + wide] = 1.0
+    picture[0, wide : 2 * wide, right : right + wide] = 1.0
+    relevance = torch.ones(4, 4)
+    found = object_pixels(picture, torch.zeros_like(picture), relevance)
+    assert found.any(dim=0)[[left + wide // 2, right + wide // 2]].sum() == 3 - parts

@@ -132,6 +132,7 @@ def test_every_package_that_is_imported_is_declared():
     projects["huggingface_hub"] = "diffusers"
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     extras = {"shards.py": "shards", "precision.py": "benchmark", "export.py": "layers"}
+    extras["coco.py"] = "benchmark"
     for path in sorted((ROOT / "lrd_helpers").rglob("*.py")):
         foreign = imported(path.read_text(encoding="utf-8")) - sys.stdlib_module_names
         for name in foreign - {"lrd_helpers"}:
@@ -206,6 +207,11 @@ def test_everything_the_makefile_runs_exists():
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
     for script in re.findall(r"\$\(RUN\) (\w[\w/]*\.py)", MAKEFILE):
         assert (ROOT / script).is_file(), script
+
+
+def test_lab_serves_what_the_notebooks_link_to():
+    """../TERMS.md is outside of the notebooks' folder."""
+    assert re.search(r"^lab:.*\n\t.*--ServerApp\.root_dir=\. ", MAKEFILE, flags=re.MULTILINE)
 
 
 def test_ci_is_executable_and_runs_the_tests():

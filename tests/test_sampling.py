@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LMSDiscreteScheduler, PNDMScheduler
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from torch.nn import functional
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.methods import METHODS, LayeredRendering
+from lrd_helpers.methods.regions import phases
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.sampling.predictions import convert, shift_of_input
 from lrd_helpers.sampling.run import Run
@@ -155,3 +157,37 @@ def test_a_state_can_be_changed_by_whoever_iterates(pipe) -> None:
                     state.latents = noise
             ends.append(state.latents)
         assert (ends[1] - ends[0]).abs().mean() > 0.1, "the steps go on from what was set"
+
+
+# ------------------------------------------------------------------ wider canvases
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_wider_canvas_begins_with_as_many_times_the_noise(tiny, scheduler) -> None:
+    steps = Steps(scheduler.from_config(tiny.scheduler.config, skip_prk_steps=True), 40)
+    usual, wide = steps.late_start(0.7), steps.late_start(0.7, 4.0)
+    levels = [steps.level(t) for t in steps.timesteps]
+    assert levels[wide] <= 4 * levels[usual] < levels[wide - steps.order]
+    assert wide % steps.order == 0
+    assert steps.late_start(0.7, 1e9) == steps.late_start(0.01), "one step is always left out"
+    assert steps.late_start(1.0, 4.0) == len(steps), "no noise stays none"
+
+
+def test_noise_hides_as_much_of_a_collage_of_512_pixels(pipe) -> None:
+    """A hand-made picture, noised where the collage goes on, seen in 16 × 16 parts."""
+
+    def begun_with(side: int, count: int) -> tuple[Run, int]:
+        run = Run.begin(pipe, [TWO], (8 * side, 8 * side), Steps(pipe.scheduler, count))
+        return run, phases(run, METHODS["collage"]).alone
+
+    errors = []
+    for side in (16, 64):
+        run, start = begun_with(side, 200)
+        clean = torch.zeros(1, 4, side, side)
+        clean[..., side // 4 : side // 2, side // 4 : side // 2] = 1.0
+        x = run.steps.noised(clean, torch.randn(clean.shape, generator=seeded()), start)
+        alpha, _ = run.steps.coefficients(run.steps.timesteps[start])
+        errors.append(float(functional.adaptive_avg_pool2d(x / alpha - clean, 16).std()))
+    assert errors[0] == pytest.approx(errors[1], rel=0.1)
+    # What `Choices.layered_fraction` says of 25 steps.
+    assert [begun_with(side, 25)[1] for side in (4, 16, 64)] == [17, 17, 7]

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import sys
-import tarfile
 import warnings
 from collections import Counter
 from itertools import islice
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from picture_files import as_a_phone_saves
 from PIL import Image
 from safetensors.torch import load_file
+from shard_files import png, tar
 
 from lrd_helpers.storybook import StorybookDataset
 from lrd_helpers.training import latent_diffusion
@@ -26,27 +26,10 @@ from lrd_helpers.training import shards as shards_module
 from lrd_helpers.training.shards import APART, HELD_OUT, TWICE, Condition, ShardPairs, shard_list
 
 
-def png(colour: tuple[int, int, int] = (0, 0, 0), size: tuple[int, int] = (40, 40)) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "PNG")
-    return file.getvalue()
-
-
 def write(path: Path, pairs: list[dict[str, bytes]]) -> None:
     with webdataset.TarWriter(str(path)) as shard:
         for number, pair in enumerate(pairs):
             shard.write({"__key__": f"{path.stem}{number:05d}", **pair})
-
-
-def tar(*files: tuple[str, bytes]) -> bytes:
-    """A tar of these files in this order, named as they stand."""
-    shard = io.BytesIO()
-    with tarfile.open(fileobj=shard, mode="w") as archive:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return shard.getvalue()
 
 
 def read(path: Path, content: bytes, *conditions: str) -> tuple[list[str], Counter]:

@@ -2,10 +2,16 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from safetensors.torch import load_file
 
@@ -25,6 +31,7 @@ from lrd_helpers.storybook import (
 from lrd_helpers.training import (
     autoencoder,
     clip,
+    distillation,
     latent_diffusion,
     layerdiff,
     loop,
@@ -540,6 +547,110 @@ def test_a_new_sticker_needs_a_pipeline_and_a_share(capsys, arguments, said):
     assert said in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------ distillation
+
+CAPTIONS = ["a red car", "a cat at night"]
+
+
+@pytest.fixture
+def distilled(tiny_folder, tmp_path):
+    return distillation.DistillationOptions(
+        student_steps=2,
+        teacher_steps=2,
+        cache=64,
+        batch_size=12,
+        seed=1,
+        run=tmp_path,
+        teacher=tiny_folder,
+        mixed_precision="no",
+    )
+
+
+def test_a_jump_of_the_student_ends_where_the_teacher_s_does(tiny_folder):
+    """With the x̂_0 that the loss asks for, DDIM's step is the jump: whatever the step."""
+    trainee = distillation.DistillationTraining(tiny_folder, 4)
+    x_t, x_s = torch.randn(2, 4, 4, 4, 4, generator=seeded(0))
+    batch = distillation.Jumps(x_t, x_s, torch.arange(4), [""] * 4)
+    clean = trainee.clean_of_jump(batch)
+    scheduler = DDIMScheduler.from_config(
+        latent_diffusion.noise_schedule().config, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == trainee.few_steps.timesteps.tolist()
+    for step, t in enumerate(scheduler.timesteps):
+        bar = scheduler.alphas_cumprod[t]
+        noise = (x_t[step] - bar.sqrt() * clean[step]) / (1 - bar).sqrt()
+        jump = scheduler.step(noise, t, x_t[step]).prev_sample
+        torch.testing.assert_close(jump, x_s[step], atol=1e-3, rtol=1e-3)
+        row = torch.tensor([step])
+        again = trainee.clean(x_t[row], noise[None], row)
+        torch.testing.assert_close(again[0], clean[step], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_teacher_and_student_draw_as_their_pipelines_do(tiny_folder, distilled):
+    noise = torch.randn(2, 4, 16, 16, generator=seeded(0))
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folder)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        latent_diffusion.noise_schedule().config, timestep_spacing="trailing"
+    )
+    drawn = {"latents": noise, "output_type": "latent"}
+    expected = pipe(CAPTIONS, num_inference_steps=4, guidance_scale=5.0, **drawn).images
+    teacher, x = distillation.Teacher(distilled), noise
+    teacher.begin(0)
+    for _ in range(2):
+        x = teacher.jump(x, teacher.text(CAPTIONS))
+    torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
+
+    student, x = distillation.DistillationTraining(tiny_folder, 2), noise
+    for step in range(2):
+        x = student.jump(x, step, CAPTIONS)
+    pipe = distillation.student_pipeline(student, pipe.vae)
+    expected = pipe(CAPTIONS, num_inference_steps=2, guidance_scale=1.0, **drawn).images
+    torch.testing.assert_close(x, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_student_goes_on_from_where_its_steps_lead(tiny_folder, distilled):
+    drawings = distillation.Drawings(distilled, 0, 1)
+    x_t, x_s = drawings.kept["x_t"], drawings.kept["x_s"]
+    assert x_t.shape == (64, 2, 4, 16, 16)
+    assert torch.equal(x_t[:, 1:], x_s[:, :-1]), "the teacher's from end to end"
+    batch = drawings.batch(5)
+    assert batch.step.bincount().tolist() == [6, 6]
+    row = next(i for i, each in enumerate(x_t[:, 1]) if torch.equal(each.float(), batch.x_t[1]))
+    assert drawings.captions[row] == batch.captions[1]
+    assert torch.equal(batch.x_t[1], drawings.batch(5).x_t[1])
+
+    own = distillation.Drawings(replace(distilled, start_from=tiny_folder), 0, 1)
+    assert own.captions == drawings.captions
+    states, captions = own.kept["x_t"][:2].float(), own.captions[:2]
+    student, teacher = own.student, own.teacher
+    led = student.jump(states[:, 0], 0, captions)
+    torch.testing.assert_close(led, states[:, 1], atol=1e-2, rtol=1e-2)
+    teacher.begin(1)
+    shown = teacher.jump(states[:, 1], teacher.text(captions))
+    torch.testing.assert_close(shown, own.kept["x_s"][:2, 1].float(), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--student-steps", "0"], "--student-steps 0: it must be from 1 to 50"),
+        (["--student-steps", "3"], "must be divisible by it; 2 would work"),
+        (["--teacher-steps", "51"], "--teacher-steps 51: it must be from 1 to 50"),
+        (["--guidance-scale", "0.5"], "--guidance-scale 0.5: it must be 1 or more"),
+        (["--guidance-scale", "nan"], "--guidance-scale nan: it must be 1 or more"),
+        (["--teacher", "."], "python -m lrd_helpers.training.latent_diffusion"),
+    ],
+)
+def test_options_of_a_distillation_that_cannot_work_exit_with_2(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        distillation.main(arguments)
+    assert message in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ the commands
 
 
@@ -556,6 +667,7 @@ def test_a_new_sticker_needs_a_pipeline_and_a_share(capsys, arguments, said):
         (rgba_autoencoder, {"--masks": False, "--batch-size": 4}),
         (layerdiff, {"--weighting": "root-snr", "--cache": 16000}),
         (new_sticker, {"--minutes": 9.0, "--new": 0.5, "--weight-decay": 0.0}),
+        (distillation, {"--student-steps": 4, "--guidance-scale": 5.0, "--cache": 8000}),
     ],
 )
 def test_help_names_every_option_with_its_default(capsys, module, defaults):
@@ -584,6 +696,7 @@ def test_help_names_every_option_with_its_default(capsys, module, defaults):
         (rgba_autoencoder, "config.json diffusion_pytorch_model.safetensors"),
         (layerdiff, "unet/config.json vae/config.json text_encoder/config.json"),
         (new_sticker, "model_index.json unet/config.json tokenizer/tokenizer.json"),
+        (distillation, "model_index.json unet/config.json vae/README.md"),
     ],
 )
 def test_each_training_runs_and_exports_a_loadable_folder(
@@ -601,6 +714,8 @@ def test_each_training_runs_and_exports_a_loadable_folder(
     # A step on small and a step on whole pictures; a cache of one batch of scenes.
     autoencoder_folder = ["--autoencoder", str(tiny_folder / "vae"), "--cache", "64"]
     from_tiny = ["--from", str(tiny_folder)]
+
+    teacher_options = ["--cache", "64", "--student-steps", "2", "--teacher-steps", "1"]
     more, first = {
         segmenter: (["--coarse-steps", "1"], []),
         latent_diffusion: (autoencoder_folder, ["--text-encoder", str(text_encoder)]),
@@ -609,6 +724,7 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         rgba_autoencoder: (autoencoder_folder[:2], ["--from", str(tiny_folder / "vae")]),
         layerdiff: ([*autoencoder_folder, "--pipeline", str(tiny_folder)], []),
         new_sticker: (["--cache", "64", "--stickers", str(tmp_path / "flag.svg")], from_tiny),
+        distillation: (["--teacher", str(tiny_folder), *teacher_options], []),
     }.get(module, ([], []))
     options = ["--steps", "2", "--batch-size", "4", "--mixed-precision", "no"]
     options += ["--log-every", "1", "--output", str(tmp_path / "out"), *more]
@@ -626,9 +742,9 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         image = pipe("a red car", num_inference_steps=1, output_type="pt").images
         assert image.shape == (1, 3, 128, 128)
         assert_what_is_kept_is_exported(options, tmp_path)
-    elif module in (style, upsampler, rgba_autoencoder, layerdiff):
+    elif module in (style, upsampler, rgba_autoencoder, layerdiff, distillation):
         module.main([*options, "--run", str(tmp_path / "second"), "--from", str(tmp_path / "out")])
-    if module in (latent_diffusion, style, upsampler, rgba_autoencoder, layerdiff):
+    if module not in (autoencoder, clip, segmenter, text_encoder_training):
         assert_a_second_run_went_on(tmp_path)
 
 

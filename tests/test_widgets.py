@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy
 import pytest
 import torch
 import traitlets
+from IPython.core.formatters import DisplayFormatter
 from ipywidgets.embed import dependency_state
 from picture_files import as_a_phone_saves
 from PIL import Image
@@ -26,9 +29,16 @@ from lrd_helpers.measure import Detection, StorybookDetector
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.plotting import BOX_COLOURS
 from lrd_helpers.storybook import render_scenes
-from lrd_helpers.widgets import BoxEditor, LayoutStudio, Render, Settings, render
+from lrd_helpers.widgets import (
+    BoxEditor,
+    LayoutStudio,
+    Render,
+    Settings,
+    layout_studio,
+    render,
+)
 from lrd_helpers.widgets.box_editor import layer_colours, layout_svg
-from lrd_helpers.widgets.layout_studio import HISTORY, layout_in, starters
+from lrd_helpers.widgets.layout_studio import HISTORY, Job, layout_in, starters
 
 TWO = Layout(
     caption="a yellow house and a purple cat on snow",
@@ -325,6 +335,36 @@ def test_the_widgets_are_public_names():
     assert lrd_helpers.LayoutStudio is LayoutStudio
 
 
+SHOWN = {
+    "BoxEditor": lambda pipe: BoxEditor(TWO),
+    "Guess": lambda pipe: widgets.Guess("What?", ["this", "that"], answer=0, why="So."),
+    "LayoutStudio": lambda pipe: LayoutStudio(pipe),
+    "SideBySide": lambda pipe: widgets.SideBySide(
+        [widgets.Pair(TWO, ("a", "b"), (Image.new("RGB", (8, 8)),) * 2)]
+    ),
+    "StackEditor": lambda pipe: lrd_helpers.StackEditor(
+        lrd_helpers.LayerStack(Image.new("RGB", (8, 8)), [])
+    ),
+}
+
+
+@pytest.mark.parametrize("widget", SHOWN)
+def test_on_colab_a_widget_says_where_its_manager_is_as_the_last_line_of_a_cell(
+    pipe, widget, monkeypatch
+):
+    """As `display` does there: with ipywidgets 8 nothing else tells Colab."""
+    address = "https://example.org/manager.js"
+    colab = SimpleNamespace(
+        enable_custom_widget_manager=lambda: None,
+        _widgets=SimpleNamespace(_installed_url=address),
+    )
+    monkeypatch.setitem(sys.modules, "google.colab.output", colab)
+    kind = "application/vnd.jupyter.widget-view+json"
+    data, metadata = DisplayFormatter().format(SHOWN[widget](pipe))
+    assert data[kind]["model_id"]
+    assert metadata[kind] == {"colab": {"custom_widget_manager": {"url": address}}}
+
+
 # ------------------------------------------------------------------ the studio
 
 CARS = Layout(
@@ -552,15 +592,14 @@ def test_a_render_also_stops_while_it_sketches(studio, monkeypatch, by):
     first = studio._thread
     first.join()
     if by == "cancel":
-        assert len(asked) == 1
+        assert len(asked) == 2, "whether the model is still the same, and a step"
         assert "Cancelled" in studio._panel.job["text"]
     studio.wait()
     assert len(studio.renders) == (by == "start")
-    dropped_and_next = len(asked)
     if by == "start":
-        studio.start()
-        studio.wait()
-        assert len(asked) == 2 * dropped_and_next - 1, "the one that was dropped asked once"
+        steps = [len(rows) for rows, *_ in asked]
+        assert steps[:3] == [1, 4, 1], "the one that was dropped asked once"
+        assert len(asked) == 2 + 1 + 9 + 2 + 1, "nine more steps, the relevance, the last step"
 
 
 def test_live_mode_waits_for_a_pause_and_for_prompts(pipe, monkeypatch):
@@ -573,6 +612,111 @@ def test_live_mode_waits_for_a_pause_and_for_prompts(pipe, monkeypatch):
     studio.editor.document = draft(STAR)
     studio.wait()
     assert [made.layout.caption for made in studio.renders] == ["a yellow star"]
+
+
+def hand(studio, *layers):
+    """What the editor's page says while a box is dragged; no layers: it is let go."""
+    document = draft(*layers) if layers else None
+    studio.editor._on_message(studio.editor, {"kind": "hand", "document": document}, [])
+
+
+@pytest.fixture
+def follower(pipe):
+    """A studio whose picture follows, with a picture."""
+    studio = LayoutStudio(
+        pipe, detector=finds_what_was_asked, follow=True, settings=replace(QUICK, steps=10)
+    )
+    studio.editor.document = draft(CAR, STAR)
+    studio.start()
+    studio.wait()
+    return studio
+
+
+def right(layer, by):
+    x0, y0, x1, y1 = layer["box"]
+    return layer | {"box": [x0 + by, y0, x1 + by, y1]}
+
+
+def test_while_a_box_is_dragged_quick_pictures_follow_and_the_newest_wins(follower, monkeypatch):
+    drawn, shown = [], []
+    draws = layout_studio.render
+
+    def noting(layout, pipe, settings, **options):
+        drawn.append((layout.layers[0].box[0], settings.steps, options["attention"]))
+        return draws(layout, pipe, settings, **options)
+
+    monkeypatch.setattr(layout_studio, "render", noting)
+    follower._panel.observe(lambda change: shown.append(change["new"]), "shown")
+    with follower._pipe_is_free:  # so it cannot go on meanwhile
+        for by in (0.01, 0.02, 0.03):
+            hand(follower, right(CAR, by), STAR)
+    follower.wait()
+    assert [place for place, *_ in drawn] == [pytest.approx(0.11), pytest.approx(0.13)]
+    assert drawn[0][1:] == (4, False), "few steps, and no maps"
+    assert [each["quick"] for each in shown] == [True, True]
+    assert len(follower.renders) == 1, "a look only"
+    before = shown[-1]["svg"]
+    hand(follower, right(CAR, 0.05), STAR)
+    follower.editor._on_message(  # let go
+        follower.editor, {"kind": "edit", "document": draft(right(CAR, 0.05), STAR)}, []
+    )
+    hand(follower)
+    follower.wait()
+    assert drawn[-1] == (pytest.approx(0.15), 10, True), "the full picture"
+    assert len(follower.renders) == 2
+    assert not shown[-1]["quick"]
+    assert shown[-1]["svg"] != before
+
+
+def test_a_drag_that_changes_nothing_ends_with_the_picture_of_before(follower):
+    before = follower._panel.shown
+    hand(follower, right(CAR, 0.2), STAR)
+    follower.wait()
+    assert follower._panel.shown["quick"]
+    assert follower._panel.shown["svg"] != before["svg"]
+    hand(follower)
+    assert follower._panel.shown == before
+    assert follower._job is None
+
+
+def test_what_moves_is_drawn_again_and_what_is_typed_waits(follower):
+    follower.editor.document = draft(CAR, right(STAR, 0.05))
+    follower.wait()
+    follower.editor.document = draft(CAR, right(STAR, 0.05) | {"prompt": "a yellow boat"})
+    follower.wait()
+    assert len(follower.renders) == 2
+    say(follower, "follow", on=False)
+    hand(follower, right(CAR, 0.2), STAR)
+    follower.editor.document = draft(CAR, STAR | {"prompt": "a yellow boat"})
+    follower.wait()
+    assert len(follower.renders) == 2
+    assert follower._panel.follow == {"on": False, "why": ""}
+
+
+@pytest.mark.parametrize(
+    ("pace", "chosen", "on", "steps"),
+    [
+        ([(25, 3.0, False)], None, True, 4),
+        ([(25, 30.0, False)], None, False, 4),
+        ([(25, 30.0, False)], True, True, 4),
+        ([(25, 3.0, False), (4, 0.1, True)], None, True, 10),
+        ([(25, 3.0, False), (10, 0.5, True)], None, True, 6),
+        ([(25, 3.0, False), (4, 1.5, True), (4, 0.2, True)], None, True, 6),
+        ([(25, 3.0, False), (4, 1.5, True), (4, 1.5, True)], None, False, 4),
+    ],
+)
+def test_the_measured_time_says_in_how_many_steps_it_follows(pipe, pace, chosen, on, steps):
+    studio = LayoutStudio(pipe, CARS, follow=chosen)
+    image = Image.new("RGB", (8, 8))
+    for count, seconds, quick in pace:
+        settings = Settings(steps=count)
+        made = Render(CARS, settings, image, {}, None, None, seconds, ())
+        studio._note_pace(Job(CARS, settings, quick), made)
+    assert studio._panel.follow["on"] == on
+    assert studio._quick_steps == steps
+    why = studio._panel.follow["why"]
+    assert bool(why) != on
+    assert on or re.fullmatch(r"a quick picture takes about \d\.\d s here", why)
 
 
 def test_the_history_keeps_the_last_renders_to_go_back_to(studio):

@@ -179,6 +179,33 @@ def test_escape_and_a_cancelled_pointer_drop_the_gesture(opened):
     assert page.document["layers"][0]["box"] == list(TWO.layers[0].box)
 
 
+HAND = "messages.filter(({ kind }) => kind === 'hand').map(({ document }) => document)"
+
+
+def test_python_hears_the_newest_of_a_box_that_is_dragged_and_no_more(opened):
+    page = opened(TWO)
+    page.drag((0.7, 0.3), (0.75, 0.35))
+    assert page.page.evaluate(HAND) == [], "nothing follows"
+    page.press("Control+z")
+    page.page.evaluate("state._followed = true")
+    page.drag((0.7, 0.3), (0.8, 0.3), up=False)  # two movements
+    page.page.mouse.move(*page.at(0.8, 0.4))
+    page.page.evaluate("fromPython({ kind: 'handed' })")
+    boxes = [each["layers"][0]["box"] for each in page.page.evaluate(HAND)]
+    assert boxes == [near(0.35, 0.25, 0.9, 0.8), near(0.4, 0.35, 0.95, 0.9)]
+    page.page.evaluate("fromPython({ kind: 'handed' })")  # and there is nothing more
+    before = page.syncs
+    page.page.mouse.up()
+    kinds = [message["kind"] for message in page.page.evaluate("messages")][-3:]
+    assert kinds == ["hand", "edit", "hand"]
+    assert page.page.evaluate(HAND)[2:] == [None], "it is let go, after its edit"
+    page.drag((0.8, 0.4), (0.7, 0.3), up=False)
+    page.press("Escape")
+    page.page.mouse.up()
+    assert page.page.evaluate(HAND)[-1] is None
+    assert page.syncs == before + 1
+
+
 # ------------------------------------------------------------------ the list
 
 
@@ -309,6 +336,24 @@ def test_everything_by_keyboard(opened):
     assert prompts(page) == ["a red car", "a star", "a red car"]
     page.press("Control+Shift+z")
     assert prompts(page) == ["a star", "a red car"]
+
+
+def test_several_boxes_with_one_prompt_and_a_larger_canvas(opened):
+    page = opened(TWO)
+    page.page.keyboard.down("Alt")
+    page.drag((0.7, 0.3), (0.75, 0.35))
+    page.page.keyboard.up("Alt")
+    assert prompts(page) == ["a yellow house", "a purple cat", "a yellow house"]
+    assert page.boxes[2] == near(0.35, 0.3, 0.9, 0.85)
+    assert page.boxes[0] == list(TWO.layers[0].box)
+    width = page.page.locator(".canvas").bounding_box()["width"]
+    page.button("Larger canvas").click()
+    canvas = page.page.locator(".canvas").bounding_box()
+    assert width + 50 < canvas["width"] <= 640, "and all of it on the screen"
+    assert canvas["width"] == pytest.approx(canvas["height"], abs=1)
+    page.drag((0.05, 0.02), (0.25, 0.2))
+    assert page.boxes[3] == near(0.05, 0.02, 0.25, 0.2)
+    page.screenshot("editor-large")
 
 
 def test_undo_goes_all_the_way_back_and_forth(opened):
@@ -520,6 +565,22 @@ def test_the_eraser_cuts_a_box_into_a_shape(opened):
     page.drag((0.3, 0.25), (0.3, 0.8))
     assert "box" not in page.document["layers"][0]
     assert mask_of(page, 0).box == near(0.34, 0.25, 0.85, 0.8)
+
+
+def test_an_ellipse_is_drawn_and_moved_as_a_box_is(opened):
+    page = opened()
+    page.button("Draw ellipses").click()
+    page.drag((0.2, 0.3), (0.6, 0.5))
+    page.page.keyboard.type("a white balloon")
+    page.press("Enter")
+    mask = mask_of(page, 0)
+    assert mask.box == near(0.2, 0.3, 0.6, 0.5)
+    assert numpy.mean(mask.image()) == pytest.approx(0.4 * 0.2 * numpy.pi / 4, abs=0.002)
+    page.screenshot("editor-ellipse")
+    page.drag((0.4, 0.4), (0.5, 0.6))
+    assert mask_of(page, 0).box == near(0.3, 0.5, 0.7, 0.7)
+    page.press("Escape", "Enter")
+    assert mask_of(page, 1).box == near(0.3, 0.3, 0.7, 0.7)
 
 
 def test_painting_by_keyboard(opened):
@@ -751,6 +812,10 @@ def test_what_is_set_goes_to_python_with_each_click(panel):
     assert message["settings"]["layered_fraction"] == METHODS["authors"].layered_fraction
     panel.button("^Live$").click()
     assert page.evaluate("messages.at(-1)")["live"] is True
+    panel.button("^Follow$").click()
+    assert page.evaluate("(({ kind, on }) => [kind, on])(messages.at(-1))") == ["follow", True]
+    page.evaluate("model.set('follow', { on: false, why: 'a quick picture takes 3.1 s here' })")
+    assert page.get_by_text("Follow is off: a quick picture takes 3.1 s here.").is_visible()
     for name, kind in (("asked", "look"), ("Take boxes", "boxes"), ("seed 0", "show")):
         panel.button(name).click()
         assert page.evaluate("messages.at(-1).kind") == kind
@@ -1009,7 +1074,7 @@ SEA = Layout(
 STUDIO = """from lrd_helpers import Layout, LayoutStudio, load_pipeline
 from lrd_helpers.widgets import Settings
 layout = Layout.from_json(LAYOUT)
-LayoutStudio(load_pipeline("storybook"), layout, settings=Settings(steps=STEPS))"""
+LayoutStudio(load_pipeline("storybook"), layout, follow=True, settings=Settings(steps=STEPS))"""
 
 
 def in_both_themes(page: NotebookPage, name: str) -> None:
@@ -1024,6 +1089,27 @@ def in_both_themes(page: NotebookPage, name: str) -> None:
             page.page.wait_for_selector(f"{part}[data-theme={theme.lower()}]", state="attached")
         path = SCREENSHOTS / f"{name}-{theme.lower()}.png"
         page.page.locator(".lrd-studio").screenshot(path=path)
+
+
+def the_picture_follows(page: NotebookPage) -> None:
+    """Drag a box of the studio slowly: quick pictures come meanwhile, the full picture after it."""
+    under = "document.querySelector('.lrd-editor .canvas image').getAttribute('href')"
+    assert page.button("^Follow$").get_attribute("aria-pressed") == "true"
+    page.page.locator(".canvas").first.scroll_into_view_if_needed()
+    pictures = [page.page.evaluate(under)]
+    page.drag((0.8, 0.2), (0.7, 0.3), up=False)
+    for x in (0.6, 0.5):
+        page.page.wait_for_function(f"seen => !seen.includes({under})", arg=pictures)
+        pictures.append(page.page.evaluate(under))
+        page.page.mouse.move(*page.at(x, 0.3))
+    page.page.wait_for_selector(".lrd-panel .result.quick")
+    page.screenshot("studio-follows")
+    assert page.page.locator(".lrd-panel .strip button").count() == 1, "a look only"
+    page.page.mouse.up()
+    page.page.wait_for_selector(".lrd-panel .result:not(.quick)")
+    page.page.wait_for_function(
+        "document.querySelectorAll('.lrd-panel .strip button').length === 2"
+    )
 
 
 def test_the_studio_renders_with_the_shipped_model(chromium, jupyter):
@@ -1055,6 +1141,7 @@ def test_the_studio_renders_with_the_shipped_model(chromium, jupyter):
     page.button("^boat$").click()
     page.page.wait_for_selector("text=Where the model looks for “boat”")
     in_both_themes(page, "studio-attention")
+    the_picture_follows(page)
     page.prompt(1).fill("")
     page.button("Render").click()  # at once: what is drawn, not what Python last had
     page.page.wait_for_selector("text=layer 1 has no prompt")

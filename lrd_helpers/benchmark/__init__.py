@@ -9,7 +9,7 @@ was killed goes on where it stopped, and methods and seeds can be added later.
 
 | module | what |
 |---|---|
-| `layouts` | what is drawn |
+| `layouts`, `coco` | what is drawn |
 | `contenders` | who draws it: the methods, their ablations, the ground truth |
 | `functions` | who else draws it: a function of your own |
 | `cost`, `judges` | what a picture takes, and how good it is |
@@ -21,6 +21,7 @@ was killed goes on where it stopped, and methods and seeds can be added later.
 `accelerate launch` does so, too.
 """
 
+from lrd_helpers.benchmark.coco import CocoRules, coco_layouts
 from lrd_helpers.benchmark.contenders import (
     BEST,
     GROUND_TRUTH,
@@ -69,6 +70,7 @@ __all__ = [
     "GROUND_TRUTH",
     "METRICS",
     "BenchmarkError",
+    "CocoRules",
     "Contender",
     "ContenderError",
     "Cost",
@@ -82,6 +84,7 @@ __all__ = [
     "ablations",
     "by_layout",
     "checked_metrics",
+    "coco_layouts",
     "cost_figure",
     "cost_table",
     "differences",

@@ -48,7 +48,7 @@ def measured(pipe: LayeredRenderingPipeline, pictures: int) -> Iterator[list[Cos
             cost.backward_passes += 1
 
     hook = pipe.unet.register_forward_pre_hook(count, with_kwargs=True)
-    peak, began = _peak_memory(), time.perf_counter()
+    peak, began = peak_memory(), time.perf_counter()
     try:
         yield costs
     finally:
@@ -58,7 +58,7 @@ def measured(pipe: LayeredRenderingPipeline, pictures: int) -> Iterator[list[Cos
         cost.seconds, cost.memory = seconds / pictures, memory / pictures
 
 
-def _peak_memory() -> Callable[[], float]:
+def peak_memory() -> Callable[[], float]:
     """A function that says by how many MB memory has grown since now, at most."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -17,9 +17,11 @@ from lrd_helpers.layout import Layout
 from lrd_helpers.measure import (
     Clip,
     Description,
+    Detection,
     Detector,
     StorybookClip,
     StorybookDetector,
+    ZeroShotDetector,
     attribute_accuracy,
     clip_score,
     front_seen,
@@ -31,6 +33,7 @@ from lrd_helpers.measure import (
     picture_success,
     success,
 )
+from lrd_helpers.messages import excerpt
 
 
 class LookingOnce(StorybookDetector):
@@ -44,6 +47,23 @@ class LookingOnce(StorybookDetector):
         return self.last[1]
 
 
+class Remembering:
+    """A detector of any kind that remembers what it said of the last picture, prompt by prompt."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.last: tuple[object, dict[str, list[Detection]]] | None = None
+
+    def __call__(self, image: Any, prompts: Sequence[str]) -> list[list[Detection]]:
+        if self.last is None or self.last[0] is not image:
+            self.last = image, {}
+        found = self.last[1]
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        if new:
+            found |= dict(zip(new, self.detector(image, new), strict=True))
+        return [found[prompt] for prompt in prompts]
+
+
 class Judges(NamedTuple):
     """The detector and the CLIP of a benchmark."""
 
@@ -53,19 +73,38 @@ class Judges(NamedTuple):
     @property
     def names(self) -> dict[str, str]:
         """Their kinds and weights: other judges, other names."""
-        weights = digest(getattr(self.detector, "model", None))
-        rules = getattr(self.detector, "rules", "")
+        detector = self.detector
+        detector = detector.detector if isinstance(detector, Remembering) else detector
+        weights = digest(getattr(detector, "model", None))
+        rules = getattr(detector, "rules", "")
         return {
-            "detector": f"{type(self.detector).__name__} {weights} {rules}",
+            "detector": f"{type(detector).__name__} {weights} {rules}",
             "clip": f"{type(self.clip).__name__} {digest(getattr(self.clip, 'model', None))}",
         }
 
 
 def judges(detector: Detector | None = None, clip: Clip | None = None) -> Judges:
     """The judges that were given, and the storybook's for those that were not."""
-    return Judges(
-        LookingOnce() if detector is None else detector, StorybookClip() if clip is None else clip
-    )
+    if detector is None:
+        detector = LookingOnce()
+    elif not isinstance(detector, (StorybookDetector, Remembering)):
+        detector = Remembering(detector)
+    return Judges(detector, StorybookClip() if clip is None else clip)
+
+
+def check_masks(detector: Detector, layout: Layout) -> None:
+    """Refuse layers with a mask where the detector is one that gives boxes only.
+
+    Raises:
+        ValueError: names the first.
+    """
+    inner = detector.detector if isinstance(detector, Remembering) else detector
+    for number, layer in enumerate(layout.layers, start=1):
+        if layer.mask is not None and isinstance(inner, ZeroShotDetector):
+            raise ValueError(
+                f"layer {number} {excerpt(layer.prompt)} has a mask, but the detector gives boxes "
+                "only; add a segmenter of pixels (--sam facebook/sam-vit-base)"
+            )
 
 
 def scored(detector: Detector, clip: Clip, image: Image.Image, layout: Layout) -> dict[str, float]:

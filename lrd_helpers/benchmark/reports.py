@@ -127,12 +127,13 @@ def _page(
     first, metrics = metrics[0], present(methods, metrics)
     whole = [metric for metric in metrics if not METRICS[metric].of_overlaps]
     overlaps = [metric for metric in metrics if METRICS[metric].of_overlaps]
+    truth = "The ground truth is the scene itself: no method can be expected to do better. "
     sections = [
         f"{len({row.layout for row in rows})} layouts, {seeds} "
         f"seed{'s' if seeds > 1 else ''}, {settings['num_inference_steps']} steps, "
         f"guidance scale {settings['guidance_scale']:g}. In brackets: 95 % bootstrap interval "
-        "over layouts. The ground truth is the scene itself: no method can be expected to do "
-        "better. A picture's IoU, success, colour and leakage are means over its layers. "
+        f"over layouts. {truth if GROUND_TRUTH in methods else ''}"
+        "A picture's IoU, success, colour and leakage are means over its layers. "
         "A picture succeeds where all its layers do. T2I-Sim is the CLIP score / 100.",
     ]
     if whole:

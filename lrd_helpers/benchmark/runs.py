@@ -45,7 +45,7 @@ from lrd_helpers.benchmark.folder import (
     write_settings,
 )
 from lrd_helpers.benchmark.functions import ContenderError
-from lrd_helpers.benchmark.judges import Judges, judges, scored
+from lrd_helpers.benchmark.judges import Judges, check_masks, judges, scored
 from lrd_helpers.benchmark.layouts import BenchmarkError, NamedLayout, ground_truth_scene, spread
 from lrd_helpers.measure import Clip, Detector, StorybookDetector
 from lrd_helpers.messages import excerpt, sentence
@@ -154,11 +154,12 @@ def _check_layouts(
         raise BenchmarkError("there are no layouts to draw")
     check_file_names("layout", [layout.name for layout in layouts])
     for layout in layouts:
-        if isinstance(jury.detector, StorybookDetector):
-            try:
+        try:
+            if isinstance(jury.detector, StorybookDetector):
                 ground_truth_scene(layout.layout)
-            except ValueError as error:
-                raise BenchmarkError(f"layout {layout.name}: {error}") from None
+            check_masks(jury.detector, layout.layout)
+        except ValueError as error:
+            raise BenchmarkError(f"layout {layout.name}: {error}") from None
         try:
             check_captions(pipe, layout.layout, methods)
         except BenchmarkError as error:

@@ -439,13 +439,13 @@ _PARTS = {
 }
 
 
-def assembled(*functions: Callable[..., Any]) -> Pieces:
+def assembled(*functions: Callable[..., Any] | None) -> Pieces:
     """The learner's five functions where their checks say ✓, in place of the others the right ones.
 
     Prints whose is used.
 
     Args:
-        functions: in the order of the exercises.
+        functions: in the order of the exercises; None for a side road that was not taken.
     """
     pieces, yours = {}, []
     for (name, (check, right)), function in zip(_PARTS.items(), functions, strict=True):

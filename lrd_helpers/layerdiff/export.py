@@ -86,7 +86,7 @@ def save_stack(stack: LayerStack, path: str | os.PathLike[str]) -> None:
     try:
         _check_pixels((1 + len(stack.layers)) * stack.size[0] * stack.size[1])
         if suffix:
-            write_atomically(path, {".psd": _psd_of, ".ora": _ora_of}[suffix](stack))
+            write_atomically(path, {".psd": _psd_of, ".ora": ora_of}[suffix](stack))
         else:
             _save_folder(stack, path)
     except StackError as error:
@@ -228,8 +228,11 @@ def _xml(data: bytes) -> ElementTree.Element:
 # ------------------------------------------------------------------ OpenRaster
 
 
-def _ora_of(stack: LayerStack) -> bytes:
-    """https://www.openraster.org/baseline/file-layout-spec.html, and layer-stack-spec.html."""
+def ora_of(stack: LayerStack) -> bytes:
+    """The stack as the bytes of a .ora.
+
+    https://www.openraster.org/baseline/file-layout-spec.html, and layer-stack-spec.html.
+    """
     width, height = (str(side) for side in stack.size)
     image = ElementTree.Element("image", version="0.0.3", w=width, h=height)
     if stack.caption:
@@ -265,7 +268,12 @@ def _ora_of(stack: LayerStack) -> bytes:
 
 
 def _read_ora(path: Path) -> LayerStack:
-    with zipfile.ZipFile(io.BytesIO(checked_file(path, MOST_BYTES))) as archive:
+    return stack_of_ora(checked_file(path, MOST_BYTES))
+
+
+def stack_of_ora(data: bytes) -> LayerStack:
+    """The stack in the bytes of a .ora; what is damaged raises whatever its reader comes upon."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
         image = _xml(_member(archive, "stack.xml"))
         root = image.find("stack")
         if image.tag != "image" or root is None:

@@ -13,9 +13,9 @@
 | `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 
 What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
-with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `ZeroShotDetector` and
-`PretrainedClip` take models of transformers that know the real world. `OwnStickerDetector` also
-finds stickers of your own.
+with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `OwnStickerDetector` also
+finds stickers of your own; `load_detector` (OWLv2, Grounding DINO; SAM) and
+`load_pretrained_clip` give judges that know the real world.
 
     ious = layout_iou(StorybookDetector(), image, layout)      # a number per layer
     score = clip_score(StorybookClip(), image, layout.caption)
@@ -28,7 +28,13 @@ from lrd_helpers.measure.clip import (
     clip_score,
     text_image_similarity,
 )
-from lrd_helpers.measure.detectors import Detection, Detector, ZeroShotDetector
+from lrd_helpers.measure.detectors import (
+    Detection,
+    Detector,
+    SegmentedDetector,
+    ZeroShotDetector,
+    box_iou,
+)
 from lrd_helpers.measure.overlaps import (
     front_seen,
     overlap_ious,
@@ -37,9 +43,9 @@ from lrd_helpers.measure.overlaps import (
 )
 from lrd_helpers.measure.own import OwnStickerDetector
 from lrd_helpers.measure.precision import average_precision
+from lrd_helpers.measure.pretrained import load_detector, load_pretrained_clip
 from lrd_helpers.measure.scores import (
     attribute_accuracy,
-    box_iou,
     found_boxes,
     layout_iou,
     leakage,
@@ -61,6 +67,7 @@ __all__ = [
     "Detector",
     "OwnStickerDetector",
     "PretrainedClip",
+    "SegmentedDetector",
     "StickerDetection",
     "StorybookClip",
     "StorybookDetector",
@@ -73,6 +80,8 @@ __all__ = [
     "front_seen",
     "layout_iou",
     "leakage",
+    "load_detector",
+    "load_pretrained_clip",
     "overlap_ious",
     "overlapping_pairs",
     "overlay_score",

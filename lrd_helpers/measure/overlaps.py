@@ -10,9 +10,9 @@ from torch import Tensor
 from lrd_helpers.layout import Layout
 from lrd_helpers.mask import Box
 from lrd_helpers.measure.clip import Clip
-from lrd_helpers.measure.detectors import Detection, Detector
+from lrd_helpers.measure.detectors import Detection, Detector, box_iou
 from lrd_helpers.measure.regions import NOISE_FLOOR, REFERENCE_PIXELS
-from lrd_helpers.measure.scores import box_iou, found_boxes, things_by_layer
+from lrd_helpers.measure.scores import found_boxes, things_by_layer
 from lrd_helpers.pictures import Picture, pixels_of
 
 

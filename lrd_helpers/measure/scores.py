@@ -9,19 +9,9 @@ from torch import Tensor
 
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.mask import Box
-from lrd_helpers.measure.detectors import Detection, Detector
+from lrd_helpers.measure.detectors import Detection, Detector, box_iou
 from lrd_helpers.naming import colour_of_prompt, object_of_layer
 from lrd_helpers.pictures import Picture
-
-
-def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1); 0 where either has no area."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def found_boxes(detector: Detector, image: Picture, layout: Layout) -> list[Box | None]:

@@ -28,7 +28,7 @@ from lrd_helpers.messages import excerpt
 from lrd_helpers.methods.boxdiff import BoxDiff
 from lrd_helpers.methods.choices import Choices
 from lrd_helpers.methods.collage import collage_of_sketches
-from lrd_helpers.methods.guidance import check_words, layers_looked_at
+from lrd_helpers.methods.guidance import check_words, layers_looked_at, positions
 from lrd_helpers.methods.larender import LaRender
 from lrd_helpers.methods.layout_guidance import LayoutGuidance
 from lrd_helpers.methods.lrdiff import layered_denoising
@@ -82,12 +82,13 @@ class LayeredRendering(Choices, Method):
         return self.fuse == "collage"
 
     def check(self, run: Run) -> None:
-        positions = run.size[0] * run.size[1]
+        there = run.size[0] * run.size[1]
         if self.delta == "decoded":
-            positions *= run.model.pipe.vae_scale_factor**2
-        if self.looks and self.top_k > positions:
+            there *= run.model.pipe.vae_scale_factor**2
+        if self.looks and (asked := positions(self, run.size)) > there:
+            here = "" if asked == self.top_k else f", on this canvas {asked}"
             raise ValueError(
-                f"top_k is {self.top_k}, but there are only {positions} positions to choose from"
+                f"top_k is {self.top_k}{here}, but there are only {there} positions to choose from"
             )
         check_words(run, self)
         if self.fuse != "steps":
@@ -119,7 +120,7 @@ class LayeredRendering(Choices, Method):
     def count(self, run: Run) -> tuple[int, int]:
         phase = phases(run, self)
         if phase.fuse == "collage" and phase.layered:
-            return self.sketch_steps + 1, len(run.steps) - phase.layered
+            return run.steps.sketch_steps(self.sketch_steps) + 1, len(run.steps) - phase.layered
         return 0, len(run.steps)
 
 

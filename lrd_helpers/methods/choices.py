@@ -33,7 +33,10 @@ class Choices:
         early_repeats: where ξ is in the noise: after so many first steps one per cent of it is
             added again.
         attention: the layers whose maps a dynamic δ looks at; see `capture_attention`.
-        top_k: K, how many positions (with "decoded": pixels) of the map δ is the mean of.
+        top_k: K, how many positions of the map δ is the mean of; on a canvas of more than 16 × 16
+            cells as large a share (of 64 × 64: 16 K), or else δ, a mean of noise, would outweigh
+            the noise's own mean in a region. With "decoded" pixels, on any canvas: the script's 20
+            of 512 × 512 lie in one or two cells, as 20 of 128 × 128 do.
         weighted: inside, ξ follows the attention map (over its largest value) instead of being the
             same everywhere.
         fuse: the layers are put together at all "steps" (`lrdiff.layered_denoising`: the paper's
@@ -43,7 +46,9 @@ class Choices:
             (of all pictures) fill the canvas there is nothing to move: "collage" is "steps".
         sketch_steps: with fuse="collage": in how many steps of DDIM a layer is sketched.
         layered_fraction: which part of the steps, in [0, 1], is layered (the paper's t0). With
-            fuse="collage" these steps are not made: the sketches take their place.
+            fuse="collage" these steps are not made: the sketches take their place. There it is
+            meant for 16 × 16 cells: on a wider canvas fewer are left out, so that the noise hides
+            as much of the collage (`Steps.late_start`): of 25 steps 17 at .68, of 64 × 64 cells 7.
         overlap: whose a cell is that several layers cover; see `Layout.masks`.
         negative_objects: the layers' prompts are negative prompts of the background.
         background_in_prompts: the background is added to each layer's prompt: "a red car at night".

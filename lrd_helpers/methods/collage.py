@@ -17,6 +17,9 @@ without the object to the opaque one, colours go so far (six layouts, 25 steps, 
 | .75 | .69 to .83 | .81 to .99 |
 
 The caption still names an object that is hardly seen, and the last steps may draw it elsewhere.
+
+A sketch does not depend on the boxes (without ξ). So a run with a `memory` draws no sketch anew
+when a box is dragged, and a single layer's when its prompt changes.
 """
 
 from __future__ import annotations
@@ -86,7 +89,7 @@ def sketched(run: Run, sketch_run: Run, plan: Plan, x: Rows) -> Iterator[State]:
     x = run.steps.model_input(x, run.steps.timesteps[0]) / steps.unit(steps.timesteps[0])
     for i, t in steps.until(len(steps)):
         seen = sketch_run.seen(x, t)
-        scores = sketch_run.scores(seen, t, regions)
+        scores = sketch_run.scores(seen, t, regions, run.memory)
         x = steps.step(scores, t, x)
         state = State(i, t, x, regions, seen, scores, alone=True, sketch=True, xi=plan.xi)
         yield state
@@ -120,6 +123,7 @@ def relevance_of_prompts(
             [entries[n].picture for n in asked],
             [True] * len(asked),
             watched=False,  # it is no step of the picture
+            memory=run.memory,
         )
         with_layer, without = answers.chunk(2)
         difference = (with_layer - without).float().square().sum(1).sqrt()
@@ -138,7 +142,8 @@ def placed(
 
     And 1 where the frontmost object is translucent, else 0.
     """
-    decoded = (run.model.decode(sketches) / 2 + 0.5).clamp(0, 1)
+    decoded = run.model.decode(sketches, memory=run.memory)
+    decoded = (decoded / 2 + 0.5).clamp(0, 1)
     size = decoded.shape[-2:]
     entries = regions.entries
     backgrounds = {e.picture: decoded[n] for n, e in enumerate(entries) if not e.layer}

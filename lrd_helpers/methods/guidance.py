@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from lrd_helpers.methods.regions import (
     layer_name,
     make_plan,
     phases,
+    times_wider,
 )
 from lrd_helpers.naming import WordError, colour_of_prompt, object_of_layer
 from lrd_helpers.sampling.model import decode_latents, encode_images
@@ -175,6 +176,12 @@ def decoded_delta(
 # ------------------------------------------------------------------ the fields of a run
 
 
+def positions(choices: Choices, size: Sequence[int]) -> int:
+    """K on a canvas of so many cells; see `Choices.top_k`."""
+    wider = 1.0 if choices.delta == "decoded" else times_wider(size)
+    return round(choices.top_k * wider**2)
+
+
 def prepared(run: Run, choices: Choices) -> Plan:
     """What comes before the first step: ξ, the plan, and the texts' embeddings."""
     xi = vision_fields(run, choices) if phases(run, choices).layered else None
@@ -290,7 +297,7 @@ def _delta(
     """δ of a layer; `expected` is the picture's noise, or with "contrast" its background."""
     vae = run.model.pipe.vae
     if choices.delta == "dynamic":
-        return dynamic_delta(expected, attention, choices.top_k)
+        return dynamic_delta(expected, attention, positions(choices, run.size))
     if choices.delta == "decoded":
         return decoded_delta(vae, expected, attention, choices.top_k).to(expected.device)
     colour = layer.colour or colour_of_prompt(layer.prompt)

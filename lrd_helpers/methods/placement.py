@@ -7,6 +7,8 @@ noised and denoised: Collage Diffusion (Sarukkai et al. 2023), SDEdit (Meng et a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -14,10 +16,20 @@ from torch.nn import functional
 
 from lrd_helpers.mask import Box, connected_regions, tight_box
 
-REFERENCE_PIXELS = 128  # the side of pictures for which a number of pixels is meant
+REFERENCE_PIXELS = 128
+"""The side of storybook's pictures: lengths in pixels were chosen there."""
 
 RIM = 2
 """How many pixels (of 128) around an object are pasted with it: outlines are dark, and thin."""
+
+
+GAP = 2
+"""Parts with at most twice so many pixels (of 128) between them are one object."""
+
+
+def scaled(pixels: int, size: Sequence[int]) -> int:
+    """A length of a picture of 128 × 128 pixels in those of one of another size, at least 1."""
+    return max(1, round(pixels * min(size) / REFERENCE_PIXELS))
 
 
 def otsu_threshold(values: Float[Tensor, "height width"]) -> float:
@@ -46,7 +58,7 @@ def object_pixels(
         D = ‖picture − background‖ √R, the norm over the colours, the mean of 3 × 3 pixels
         M = the connected part of {D ≥ Otsu's threshold}, without thin lines, of the largest sum
 
-    Parts with at most four pixels (of 128) between them are one.
+    Parts with a `GAP` between them are one.
     A line such as a horizon that is a little higher is thinner than 3 pixels (of 128), or R is
     small there.
 
@@ -69,7 +81,7 @@ def object_pixels(
     high = difference >= otsu_threshold(difference)
     eroded = -functional.max_pool2d(-high[None].float(), **around)
     thick = functional.max_pool2d(eroded, **around)[0] > 0
-    parts = connected_regions(thick if thick.any() else high, gap=side - 1)
+    parts = connected_regions(thick if thick.any() else high, gap=scaled(GAP, (height, width)))
     return max(parts, key=lambda part: float(difference[part].sum()))
 
 
@@ -108,7 +120,7 @@ def pasted(
         cells: what it may cover, and a rim around.
         opacity: how much of the canvas it hides there, from 0 to 1.
     """
-    rim = max(1, round(RIM * min(mask.shape) / REFERENCE_PIXELS))
+    rim = scaled(RIM, mask.shape)
     around = {"kernel_size": 2 * rim + 1, "stride": 1, "padding": rim}
     source = tight_box(mask)
     wide = functional.max_pool2d(mask[None].float(), **around)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,11 +18,23 @@ from lrd_helpers.sampling.run import Method, Run
 
 FULL = (0, 0, 1, 1)  # the box of the whole canvas
 
+REFERENCE_CELLS = 16
+"""Latent cells a side of storybook's canvas: numbers of cells, and amounts of noise, were chosen
+there."""
+
 MUCH = 10
 """A layered step that takes more than so many times as long as a plain one is warned of."""
 
 Fields = Sequence[Sequence[Tensor | None]]
 """ξ of each layer of each picture, None where it is zero."""
+
+
+def times_wider(size: Sequence[int]) -> float:
+    """How many times wider than storybook's a canvas of so many cells is; 1 where it is smaller.
+
+    Stable Diffusion's of 512 pixels is 4 times as wide, XL's of 1024 pixels 8 times.
+    """
+    return max(1.0, math.sqrt(math.prod(size)) / REFERENCE_CELLS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +63,7 @@ def phases(run: Run, choices: Choices) -> Phases:
         fuse = "steps"  # what fills the canvas is in its place
     layered = round(choices.layered_fraction * len(run.steps))
     if fuse == "collage" and layered:
-        layered = run.steps.late_start(choices.layered_fraction)
+        layered = run.steps.late_start(choices.layered_fraction, times_wider(run.size))
     return Phases(fuse, layered, 0 if fuse == "steps" else layered)
 
 

@@ -19,6 +19,7 @@ from lrd_helpers.attention import (
 )
 from lrd_helpers.messages import excerpt
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.memory import Memory, digest
 from lrd_helpers.sampling.steps import Generators
 from lrd_helpers.words import PromptTokens, WordError
 
@@ -209,6 +210,7 @@ class Model(ABC):
         conditional: Sequence[bool],
         *,
         watched: bool = True,
+        memory: Memory | None = None,
     ) -> Latents:
         """The U-Net's predictions for rows of noisy latents, each with a text.
 
@@ -219,10 +221,14 @@ class Model(ABC):
             pictures: the picture that each row is a part of.
             conditional: whether the row's text is a prompt, or stands for no prompt.
             watched: whether `capture_attention` may look at these rows.
+            memory: has the answers that need not be asked for again. Not for calls in a block of
+                `composed` or `watched`, whose answers depend on more.
 
         Raises:
             ValueError: numbers that are not finite.
         """
+        if memory is not None:
+            return self._remembered(x, t, texts, pictures, conditional, watched, memory)
         checked_finite(x, f"the noisy latents at t = {float(t):g}")
         size = self.rows_at_once(x)
         prompts = [
@@ -237,9 +243,34 @@ class Model(ABC):
             parts.append(self.pipe.unet(x[rows], t, **conditions, return_dict=False)[0])
         return checked_finite(torch.cat(parts), f"the U-Net's predictions at t = {float(t):g}")
 
+    def _remembered(
+        self,
+        x: Latents,
+        t: Tensor,
+        texts: Sequence[str],
+        pictures: Sequence[int],
+        conditional: Sequence[bool],
+        watched: bool,
+        memory: Memory,
+    ) -> Latents:
+        """`__call__` for the rows whose answers the memory does not have."""
+
+        def key(row: int) -> bytes | None:
+            if watched and conditional[row] and texts[row] in memory.watched:
+                return None
+            given = self.conditions([texts[row]], [conditional[row]])
+            return digest("unet", x[row], float(t), given)
+
+        def ask(rows: list[int]) -> Latents:
+            parts = ([part[row] for row in rows] for part in (texts, pictures, conditional))
+            return self(x[rows], t, *parts, watched=watched)
+
+        return memory.answers([*map(key, range(len(x)))], ask)
+
     def rows_at_once(self, x: Latents) -> int:
         """How many rows of such latents go through the U-Net at once."""
-        return self.chunk_size or max(1, CELLS_AT_ONCE // (x.shape[-2] * x.shape[-1]))
+        most = getattr(self.pipe, "cells_at_once", CELLS_AT_ONCE)
+        return self.chunk_size or max(1, most // (x.shape[-2] * x.shape[-1]))
 
     def conditions(self, texts: Sequence[str], conditional: Sequence[bool]) -> dict[str, Any]:
         """The U-Net's arguments beside the latents and the timestep."""
@@ -277,8 +308,16 @@ class Model(ABC):
         encoded = [encode_images(self.pipe.vae, part, **options) for part in parts]
         return torch.cat(encoded).to(self.like)
 
-    def decode(self, latents: Latents, generator: Generators = None) -> Images:
-        """See `decode_latents`; a list of generators has one for each picture."""
+    def decode(
+        self, latents: Latents, generator: Generators = None, *, memory: Memory | None = None
+    ) -> Images:
+        """See `decode_latents`; a list of generators has one for each picture.
+
+        A memory has the pictures that need not be decoded again; not with a generator.
+        """
+        if memory is not None:
+            keys = [digest("vae", row) for row in latents]
+            return memory.answers(keys, lambda rows: self.decode(latents[rows]))
         images = []
         for first in range(0, len(latents), self.at_once):
             rows = slice(first, first + self.at_once)

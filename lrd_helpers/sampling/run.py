@@ -16,9 +16,10 @@ from lrd_helpers.attention import AttentionMaps
 from lrd_helpers.layout import Layout, Overlap
 from lrd_helpers.messages import excerpt
 from lrd_helpers.quiet import quiet_libraries
+from lrd_helpers.sampling.memory import Memory
 from lrd_helpers.sampling.model import Model, model_of
 from lrd_helpers.sampling.regions import Regions
-from lrd_helpers.sampling.steps import Generators, Steps
+from lrd_helpers.sampling.steps import Generators, Steps, learned_steps
 
 with quiet_libraries():
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
@@ -108,6 +109,8 @@ class Run:
         generator: where noise comes from; a list has one for each picture.
         canvas: pictures in [0, 1] that objects are put onto, instead of the background's.
         first_picture: the number of the first picture, where the run has a part of them.
+        memory: what earlier runs have left, for methods that ask the same again (the collage's
+            sketches); None: everything is asked.
     """
 
     model: Model
@@ -120,6 +123,7 @@ class Run:
     generator: Generators = None
     canvas: Float[Tensor, "pictures 3 height_ width_"] | None = None
     first_picture: int = 0
+    memory: Memory | None = None
 
     @classmethod
     def begin(
@@ -147,8 +151,14 @@ class Run:
         The others are those of `Run`.
 
         Raises:
-            ValueError: a model of a kind that is not supported, or embeddings that do not fit it.
+            ValueError: a model of a kind that is not supported, embeddings that do not fit it, or
+                guidance of a distilled model.
         """
+        if learned_steps(steps.scheduler) and guidance_scale > 1:
+            raise ValueError(
+                f"guidance_scale is {guidance_scale:g}, but guidance was distilled into this "
+                "model; 1 would work"
+            )
         options |= {"at_once": len(layouts), "guidance_scale": guidance_scale}
         model = model_of(pipe, size, **options)
         x_T = model.like.new_empty((len(layouts), *model.like.shape[1:]))
@@ -215,10 +225,11 @@ class Run:
         x = self.steps.model_input(x, t)
         return x if regions is None else x[regions.picture]
 
-    def scores(self, seen: Rows, t: Tensor, regions: Regions) -> Rows:
+    def scores(self, seen: Rows, t: Tensor, regions: Regions, memory: Memory | None = None) -> Rows:
         """s(x_t + ξ^i) + γ (s(x_t + ξ^i, y^i) − s(x_t + ξ^i)) for each region i  (LRDiff, Eq. 8b).
 
-        Ordinary classifier-free guidance is the case of one region with M = 1 and ξ = 0.
+        Ordinary classifier-free guidance is the case of one region with M = 1 and ξ = 0. A memory
+        has the answers that need not be asked for again.
         """
         shift = None if regions.field is None else self.steps.shift_of_input(t)
         x = seen if shift is None else seen + regions.field
@@ -226,7 +237,7 @@ class Run:
         pictures = [self.first_picture + region.picture for region in regions.entries]
         yes = [True] * len(prompts)
         if not self.guided:
-            score = self.model(x, t, prompts, pictures, yes)
+            score = self.model(x, t, prompts, pictures, yes, memory=memory)
         else:
             rows = list(regions.region_of_row)
             negatives = [regions.entries[row].negative for row in rows]
@@ -236,6 +247,7 @@ class Run:
                 negatives + prompts,
                 [pictures[row] for row in rows] + pictures,
                 [False] * len(rows) + yes,
+                memory=memory,
             )
             unconditional, conditional = score[: len(rows)], score[len(rows) :]
             unconditional = unconditional[regions.unconditional_of]

@@ -42,6 +42,10 @@ MEMORY = (
 )
 """Where the schedulers of several steps keep earlier predictions and samples."""
 
+FEW = 10
+"""So few `original_inference_steps`, or fewer, of a scheduler of LCM's or TCD's kind say that its
+model was distilled to just these, guidance built in. (Diffusers' default, 50, says nothing.)"""
+
 Scheduler = TypeVar("Scheduler")
 
 
@@ -64,8 +68,23 @@ def derived(kind: type[Scheduler], scheduler: SchedulerMixin, **changes: Any) ->
     return kind.from_config(config, **changes)
 
 
+def learned_steps(scheduler: SchedulerMixin) -> int | None:
+    """The steps of a distilled model, which knows their timesteps alone; None for other models."""
+    steps = scheduler.config.get("original_inference_steps")
+    return steps if steps is not None and steps <= FEW else None
+
+
 def ddim_like(scheduler: SchedulerMixin, timestep_spacing: str = "leading") -> DDIMScheduler:
-    """DDIM with the noise schedule of another scheduler."""
+    """DDIM with the noise schedule of another scheduler.
+
+    Raises:
+        ValueError: a distilled model's, which does not know DDIM's timesteps.
+    """
+    if learned := learned_steps(scheduler):
+        raise ValueError(
+            f"this model was distilled to {learned} steps and cannot be inverted or drawn with by "
+            "other ones; use the model that it was distilled from"
+        )
     return derived(
         DDIMScheduler,
         scheduler,
@@ -108,6 +127,29 @@ def check_few_steps(scheduler: SchedulerMixin, steps: int | None) -> None:
                 f"PNDMScheduler begins with Runge-Kutta steps, for which it needs at least {least} "
                 f"steps, not {steps}; PNDMScheduler.from_config(…, skip_prk_steps=True) needs none"
             )
+
+
+def check_learned(
+    scheduler: SchedulerMixin, steps: int | None, timesteps: Sequence[int] | None
+) -> None:
+    """Refuse steps that a distilled model has not learned.
+
+    Raises:
+        ValueError: it says how many it has.
+    """
+    learned = learned_steps(scheduler)
+    if learned is None:
+        return
+    if steps is not None and steps > learned:
+        raise ValueError(
+            f"num_inference_steps is {steps}, but this model was distilled to {learned} steps; "
+            f"{learned} would work"
+        )
+    if timesteps is not None:
+        raise ValueError(
+            f"timesteps: this model was distilled to {learned} timesteps and knows no others; give "
+            f"num_inference_steps={learned}"
+        )
 
 
 def check_count(name: str, value: object, most: int | None = None) -> None:
@@ -189,6 +231,7 @@ class Steps:
             generator=generator,
         )
         check_few_steps(scheduler, num_inference_steps)
+        check_learned(scheduler, num_inference_steps, timesteps)
         self.timesteps, _ = retrieve_timesteps(
             scheduler, num_inference_steps, device, timesteps, sigmas
         )
@@ -314,14 +357,24 @@ class Steps:
 
     # -------------------------------------------------------------- beginning late
 
-    def late_start(self, share: float) -> int:
+    def late_start(self, share: float, noisier: float = 1.0) -> int:
         """The step that a drawing can begin with when about `share` of the steps are left out.
 
         At least one whole step is left out; `len(self)` where nothing remains.
+
+        Args:
+            share: of the steps, in [0, 1].
+            noisier: begin so much earlier that σ/α is up to so many times what it is there. The
+                mean of a part of a canvas of twice the width is known twice as well under the same
+                σ/α, so twice of that hides as much (Hoogeboom et al. 2023: simple diffusion).
         """
         if share == 1:
             return len(self)
         start = max(1, round(share * len(self) / self.order)) * self.order
+        if noisier > 1 and start < len(self):
+            most = noisier * self.level(self.timesteps[start])
+            earlier = range(self.order, start, self.order)
+            start = next((i for i in earlier if self.level(self.timesteps[i]) <= most), start)
         if isinstance(self.scheduler, PNDMScheduler):
             # Its first steps are of another kind, and it cannot begin among them.
             of_its_kind = 1 if self.scheduler.config.skip_prk_steps else 12
@@ -363,10 +416,18 @@ class Steps:
 
     # -------------------------------------------------------------- sketches
 
+    def sketch_steps(self, wanted: int) -> int:
+        """How many steps `sketching` makes of those wanted: a distilled model has learned few."""
+        return min(wanted, learned_steps(self.scheduler) or wanted)
+
     def sketching(self, num_inference_steps: int) -> Steps:
-        """A few steps of DDIM with the same noise schedule (of EDM's Euler: of itself)."""
+        """A few steps of DDIM with the same noise schedule.
+
+        EDM's Euler and the scheduler of a distilled model sketch with themselves.
+        """
         scheduler = self.scheduler
-        if is_a(scheduler, "EDMEulerScheduler"):
+        num_inference_steps = self.sketch_steps(num_inference_steps)
+        if is_a(scheduler, "EDMEulerScheduler") or learned_steps(scheduler):
             quick = type(scheduler).from_config(scheduler.config)
         else:
             # Only a model of zero terminal SNR has learned to begin at the very end.
@@ -375,11 +436,16 @@ class Steps:
         return Steps(quick, num_inference_steps, device=self.timesteps.device)
 
     def timestep_at(self, share: float) -> Tensor:
-        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise."""
+        """The timestep at this share of the noise schedule, 0 = clean, 1 = pure noise.
+
+        Of a distilled model the nearest that it has learned.
+        """
         if is_a(self.scheduler, "EDMEulerScheduler"):
             return self.timesteps[round((1 - share) * (len(self) - 1))]
-        steps = self.scheduler.config.num_train_timesteps
-        return torch.tensor(round(share * steps), device=self.timesteps.device)
+        t = round(share * self.scheduler.config.num_train_timesteps)
+        if learned_steps(self.scheduler):
+            return min(self.timesteps, key=lambda learned: abs(int(learned) - t))
+        return torch.tensor(t, device=self.timesteps.device)
 
 
 def noise_level(scheduler: SchedulerMixin, t: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lrd_helpers.files import write_atomically
@@ -45,13 +45,21 @@ class SceneCache:
     Args:
         name: of the file. It must tell everything that the tensors depend on, but the autoencoder.
         reader: this process's number, of `readers` that share the scenes.
+        rounds: how many batches of the stream each process keeps; as `options.cache` says.
     """
 
     def __init__(
-        self, name: str, vae: AutoencoderKL, options: CacheOptions, reader: int, readers: int
+        self,
+        name: str,
+        vae: AutoencoderKL,
+        options: CacheOptions,
+        reader: int,
+        readers: int,
+        rounds: int | None = None,
     ) -> None:
         self.vae, self.options, self.reader = vae, options, reader
-        rounds = max(1, options.cache // CACHE_BATCH // readers)
+        if rounds is None:
+            rounds = max(1, options.cache // CACHE_BATCH // readers)
         self.numbers = range(reader, rounds * readers, readers)
         file = options.run / f"{name}-{reader}-of-{readers}.safetensors"
         self.kept = encoded_once(file, vae, self.numbers, self.tensors, quiet=reader > 0)
@@ -77,7 +85,7 @@ class SceneCache:
 @torch.no_grad()
 def encoded_once(
     file: Path,
-    vae: AutoencoderKL,
+    model: nn.Module,
     numbers: Sequence[int],
     encode: Callable[[int], dict[str, Tensor]],
     *,
@@ -85,10 +93,10 @@ def encoded_once(
 ) -> dict[str, Tensor]:
     """`encode(number)` for all numbers, each tensor joined along its first axis.
 
-    Read from `file` if it is there and this very autoencoder made it; else computed and written.
+    Read from `file` if it is there and this very model made it; else computed and written.
     """
     # In double precision, so that the sum is the same however it is split.
-    fingerprint = sum(float(weight.double().abs().sum()) for weight in vae.parameters())
+    fingerprint = sum(float(weight.double().abs().sum()) for weight in model.parameters())
     stored = load_file(file) if file.exists() else {}
     if float(stored.pop("autoencoder", torch.zeros(()))) == fingerprint:
         return stored

@@ -7,12 +7,15 @@ clean and counts nothing. So one model learns three tasks: text → layers (noth
 layers (the composite given) and layer inpainting (some slots given).
 
 The stages are runs of their own, each --from the folder that the run before it has made; README.md
-has their options.
+has their options. With --data, a share of the batches are stacks that `lrd_helpers construct` has
+made of pictures.
 """
 
+import hashlib
+import itertools
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +32,7 @@ from transformers.hf_argparser import HfArg
 
 from lrd_helpers.layerdiff.alpha import decode_layers, encode_layers, over
 from lrd_helpers.layerdiff.pipeline import LayerDiffPipeline
+from lrd_helpers.layerdiff.stack import LayerStack
 from lrd_helpers.layerdiff.unet import (
     COMPOSITE,
     MOST_LAYERS,
@@ -36,6 +40,7 @@ from lrd_helpers.layerdiff.unet import (
     slot_identities,
 )
 from lrd_helpers.storybook import (
+    IMAGE_SIZE,
     Rendering,
     Scene,
     StorybookDataset,
@@ -53,6 +58,7 @@ from lrd_helpers.training.latent_diffusion import (
     stratified_timesteps,
     uniform_timesteps,
 )
+from lrd_helpers.training.layered_shards import StackShards, rendering_of
 from lrd_helpers.training.options import (
     ASSETS,
     CacheOptions,
@@ -122,9 +128,21 @@ class LayerDiffOptions(CacheOptions, SceneOptions):
         help="draw timesteps from a logit-normal distribution of this spread",
         metadata={"metavar": "DEVIATION"},
     )
+    data: list[str] | None = HfArg(
+        default=None,
+        help="shards of layers that `lrd_helpers construct` has made, such as 'layers/*.tar'",
+        metadata={"metavar": "SHARDS"},
+    )
+    data_share: float = HfArg(
+        default=0.5, help="with --data: how many of the batches are drawn from these shards"
+    )
 
     def check(self) -> None:
         super().check()
+        if not 0 < self.data_share <= 1:
+            raise ValueError(
+                f"--data-share: it is {self.data_share:g}, but should be above 0, at most 1"
+            )
         if len(self.tasks) != len(TASKS):
             raise ValueError(f"--tasks: {len(self.tasks)} shares, but 3 are expected: {TASKS}")
         if not all(0 <= share < math.inf for share in self.tasks) or not sum(self.tasks):
@@ -247,7 +265,14 @@ def sample_prompts(scene: Scene, layers: int, generator: torch.Generator) -> lis
         caption_of((placed,), scene.place, name_colours=named, name_place=False)
         for placed, named in zip(scene.stickers, colours, strict=False)
     ]
-    prompts = [scene.place, *things, *[""] * (layers - len(things))]
+    return some_prompts(kind, scene.place, things, caption, layers)
+
+
+def some_prompts(
+    kind: float, place: str, things: Sequence[str], caption: str, layers: int
+) -> list[str]:
+    """The prompts that are left, by a number `kind` that is uniform in [0, 1)."""
+    prompts = [place, *things, *[""] * (layers - len(things))]
     if kind < EMPTY_CAPTIONS:
         return [""] * (layers + 2)
     if kind < EMPTY_CAPTIONS + CAPTION_ALONE:
@@ -268,27 +293,21 @@ def sample_given(
     return given
 
 
-class StackCache(SceneCache):
-    """Stacks of the first scenes of a stream, encoded once, and batches of equally many layers."""
+class StackBatches(SceneCache):
+    """Batches of stacks that were encoded once; those of a batch have equally many layers."""
 
     options: LayerDiffOptions
 
-    def __init__(
-        self, vae: AutoencoderKL, options: LayerDiffOptions, reader: int, readers: int
-    ) -> None:
-        shares = options.sticker_shares
-        self.stream = StorybookDataset(CACHE_BATCH, seed=options.seed, sticker_shares=shares)
-        name = f"stacks-{options.cache}-{options.seed}-{'-'.join(f'{x:g}' for x in shares)}"
-        super().__init__(name, vae, options, reader, readers)
-        self.scenes = [scene for number in self.numbers for scene in self.stream.scenes(number)]
+    def group(self, layers: Sequence[int]) -> None:
+        """Tell the rows apart by how many layers they have."""
         self.rows = [
-            [row for row, scene in enumerate(self.scenes) if len(scene.stickers) == layers]
-            for layers in range(MOST_LAYERS + 1)
+            [row for row, count in enumerate(layers) if count == number]
+            for number in range(MOST_LAYERS + 1)
         ]
 
-    def tensors(self, number: int) -> dict[str, Tensor]:
-        with self.half_precision():
-            return {"stacks": encoded_stacks(self.vae, self.stream.batch(number)).half()}
+    def prompts(self, row: int, layers: int, generator: torch.Generator) -> list[str]:
+        """Prompts of background, `layers` layers and composite."""
+        raise NotImplementedError
 
     def batch(self, number: int) -> StackBatch:
         generator = seeded(self.options.seed, 2, number, self.reader)
@@ -307,10 +326,94 @@ class StackCache(SceneCache):
         identities[1:-1] = some.sort().values
         return StackBatch(
             self.kept["stacks"][rows][:, slots].float(),
-            [sample_prompts(self.scenes[row], layers, generator) for row in rows],
+            [self.prompts(row, layers, generator) for row in rows],
             identities,
             sample_given(self.options.tasks, len(rows), len(identities), generator),
         )
+
+
+class StackCache(StackBatches):
+    """The stacks of the first scenes of a stream."""
+
+    def __init__(
+        self, vae: AutoencoderKL, options: LayerDiffOptions, reader: int, readers: int
+    ) -> None:
+        shares = options.sticker_shares
+        self.stream = StorybookDataset(CACHE_BATCH, seed=options.seed, sticker_shares=shares)
+        name = f"stacks-{options.cache}-{options.seed}-{'-'.join(f'{x:g}' for x in shares)}"
+        super().__init__(name, vae, options, reader, readers)
+        self.scenes = [scene for number in self.numbers for scene in self.stream.scenes(number)]
+        self.group([len(scene.stickers) for scene in self.scenes])
+
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        with self.half_precision():
+            return {"stacks": encoded_stacks(self.vae, self.stream.batch(number)).half()}
+
+    def prompts(self, row: int, layers: int, generator: torch.Generator) -> list[str]:
+        return sample_prompts(self.scenes[row], layers, generator)
+
+
+class ShardCache(StackBatches):
+    """The first stacks in the shards of `--data`, at most as many as `--cache` says.
+
+    Raises:
+        ValueError: no stack can be used.
+    """
+
+    def __init__(
+        self, vae: AutoencoderKL, options: LayerDiffOptions, reader: int, readers: int
+    ) -> None:
+        def stacks() -> Iterator[LayerStack]:
+            in_order = (stack for _, stack in shards.in_order())
+            return itertools.islice(in_order, reader, options.cache, readers)
+
+        shards = StackShards(options.data, IMAGE_SIZE)
+        self.texts = [
+            (stack.background_prompt, [layer.prompt for layer in stack.layers], stack.caption)
+            for stack in stacks()
+        ]
+        if not self.texts:
+            raise ValueError(f"--data: no stack can be used: {shards.summary(3) or 'none there'}")
+        print(f"{len(shards.shards)} shards of layers: {shards.summary()}")
+        self.stream = stacks()
+        rounds = -(-len(self.texts) // CACHE_BATCH)
+        name = f"shards-{options.cache}-{digest_of_files(shards.shards)}"
+        super().__init__(name, vae, options, reader, readers, rounds)
+        self.group([len(things) for _, things, _ in self.texts])
+
+    def tensors(self, number: int) -> dict[str, Tensor]:
+        rendering = rendering_of(list(itertools.islice(self.stream, CACHE_BATCH)))
+        with self.half_precision():
+            return {"stacks": encoded_stacks(self.vae, rendering).half()}
+
+    def prompts(self, row: int, layers: int, generator: torch.Generator) -> list[str]:
+        place, things, caption = self.texts[row]
+        kind = float(torch.rand((), generator=generator))
+        return some_prompts(kind, place, things, caption, layers)
+
+
+def digest_of_files(files: Sequence[str | Path]) -> str:
+    """A short name for files: others, or of another size, have another name."""
+    sizes = [(str(each), each.stat().st_size if isinstance(each, Path) else 0) for each in files]
+    return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+
+
+def stack_batches(
+    vae: AutoencoderKL, options: LayerDiffOptions, start: int, reader: int, readers: int
+) -> Iterator[StackBatch]:
+    """All batches from number `start` on; which are of --data depends on (seed, number, reader)."""
+    if not options.data:
+        return StackCache(vae, options, reader, readers).batches(start)
+    pictures = ShardCache(vae, options, reader, readers)
+    if options.data_share == 1:
+        return pictures.batches(start)
+    scenes = StackCache(vae, options, reader, readers)
+
+    def batch(number: int) -> StackBatch:
+        u = float(torch.rand((), generator=seeded(options.seed, 3, number, reader)))
+        return (pictures if u < options.data_share else scenes).batch(number)
+
+    return map(batch, itertools.count(start))
 
 
 # ------------------------------------------------------------------ the command
@@ -416,20 +519,24 @@ def main(arguments: list[str] | None = None) -> None:
     trainee = LayerDiffTraining(options, pictures * vae.config.latent_channels)
     usual = max(range(MOST_LAYERS + 1), key=lambda layers: options.sticker_shares[layers])
 
-    def batches(start: int, reader: int, readers: int) -> Iterable[StackBatch]:
-        return StackCache(vae, options, reader, readers).batches(start)
-
     progress = loop.train(
-        trainee, options, batches=batches, sample=partial(sample_sheet, trainee, vae, usual)
+        trainee,
+        options,
+        batches=partial(stack_batches, vae, options),
+        sample=partial(sample_sheet, trainee, vae, usual),
     )
     scores = evaluate(trainee, vae.cpu())
     trainee.set_attention(AttnProcessor2_0())
+    data = None
+    if options.data:
+        data = f"{options.data_share:.0%} layers constructed from pictures, in {options.data}"
     with export.exported(
         options,
         progress,
         scores,
         title="storybook: layers generated together",
         what=__doc__,
+        data=data,
         grown_from=options.pipeline,
     ) as folder:
         trainee.model.half().save_pretrained(folder / "unet")

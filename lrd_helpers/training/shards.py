@@ -121,9 +121,9 @@ def name_and_kind(path: str) -> tuple[str, str]:
     return folder + slash + stem, "" if file.startswith(".") or not stem else kind.lower()
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> bytes | None:
-    """A file's content; nothing of a kind that is not read, None if it is too large."""
-    if kind not in (*PICTURES, *TEXTS, "json"):
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo, read: bool) -> bytes | None:
+    """A file's content; nothing if it is not read, None if it is too large."""
+    if not read:
         return b""
     return tar.extractfile(member).read() if member.size <= LARGEST_FILE else None
 
@@ -222,7 +222,8 @@ class ShardPairs:
         least_side: pictures with a shorter side are left out; `size` by default.
         most_aspect: so are those more than so many times longer than wide, or the other way.
         conditions: so are those whose facts do not fulfil all of these.
-        held_out: only the pairs that are never trained on, instead of all but these.
+        held_out: only the pairs that are never trained on, instead of all but these; None: all.
+        captioned: pairs without a caption are left out; otherwise no caption is read, it is "".
         seed: of the order.
         reader: this reader's number, of `readers` that share the shards without overlap.
         readers: how many there are.
@@ -236,6 +237,8 @@ class ShardPairs:
         ValueError: fewer shards than readers; while reading, a whole pass without a single pair.
     """
 
+    kinds: tuple[str, ...] = (*PICTURES, *TEXTS, "json")
+
     def __init__(
         self,
         shards: str | Path | Sequence[str | Path],
@@ -244,7 +247,8 @@ class ShardPairs:
         least_side: int | None = None,
         most_aspect: float = 2.0,
         conditions: Sequence[Condition] = (),
-        held_out: bool = False,
+        held_out: bool | None = False,
+        captioned: bool = True,
         seed: int = 0,
         reader: int = 0,
         readers: int = 1,
@@ -254,7 +258,7 @@ class ShardPairs:
             raise ValueError(f"{len(self.shards)} shards cannot be shared by {readers} processes")
         self.least_side = size if least_side is None else least_side
         self.most_aspect, self.conditions = most_aspect, tuple(conditions)
-        self.held_out, self.seed = held_out, seed
+        self.held_out, self.captioned, self.seed = held_out, captioned, seed
         self.reader, self.readers = reader, readers
         self.counts: Counter[str] = Counter()
 
@@ -276,13 +280,29 @@ class ShardPairs:
         order = torch.randperm(len(self.shards), generator=seeded(self.seed, number)).tolist()
         mine = [self.shards[index] for index in order[self.reader :: self.readers]]
         shuffled = shuffle(SHUFFLED, initial=SHUFFLED, rng=random.Random(f"{self.seed} {number}"))
-        for file, caption in shuffled(pair for shard in mine for pair in self._pairs(shard)):
-            pixels = self._pixels(file)
-            if isinstance(pixels, str):
-                self.counts[pixels] += 1
-            else:
-                self.counts["used"] += 1
-                yield pixels, caption
+        for _, item in shuffled(item for shard in mine for item in self._items(shard)):
+            yield from self._counted(item)
+
+    def in_order(self) -> Iterator[tuple[str, Any]]:
+        """Name and content of every pair of all shards once, as they lie there."""
+        for shard in self.shards:
+            for name, item in self._items(shard):
+                for made in self._counted(item):
+                    yield name, made
+
+    def of_files(self, kinds: dict[str, bytes | None]) -> Iterator[Pair]:
+        """The pair of files that lie in no shard, by kind; counted, and none if it is left out."""
+        item = self._judged(Files(kinds))
+        if isinstance(item, str):
+            self.counts[item] += 1
+        else:
+            yield from self._counted(item)
+
+    def _counted(self, item: Any) -> Iterator[Any]:
+        made = self._made(item)
+        self.counts[made if isinstance(made, str) else "used"] += 1
+        if not isinstance(made, str):
+            yield made
 
     def summary(self, most: int = 12) -> str:
         """How many pairs were used and left out, in one line, for the most frequent reasons."""
@@ -292,22 +312,22 @@ class ShardPairs:
             parts.append(f"{rest:,} for other reasons")
         return ", ".join(parts)
 
-    def _pairs(self, shard: str | Path) -> Iterator[tuple[bytes, str]]:
-        """The pictures (as files) and captions of a shard, in its order; counts what is left out.
+    def _items(self, shard: str | Path) -> Iterator[tuple[str, Any]]:
+        """Names and files of a shard's pairs, in its order; counts what is left out.
 
         A pair is complete as soon as SIDE_BY_SIDE others were begun after it.
         """
         begun: dict[str, Files] = {}
         done: dict[str, Files] = {}
 
-        def complete(name: str) -> Iterator[tuple[bytes, str]]:
+        def complete(name: str) -> Iterator[tuple[str, Any]]:
             files = done[name] = begun.pop(name)
-            pair = self._judged(files)
+            item = self._judged(files)
             files.kinds = dict.fromkeys(files.kinds)  # the contents are no longer needed
-            if isinstance(pair, str):
-                files.fault = pair
+            if isinstance(item, str):
+                files.fault = item
             else:
-                yield pair
+                yield name, item
 
         for name, kind, content in self._members(shard):
             files = done.get(name) or begun.setdefault(name, Files())
@@ -339,7 +359,7 @@ class ShardPairs:
                         tar.members = []  # or it would keep all of them
                         name, kind = name_and_kind(member.name)
                         if member.isreg() and kind and self._is_ours(name):
-                            yield name, kind, _content(tar, member, kind)
+                            yield name, kind, _content(tar, member, kind in self.kinds)
                     if tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE:
                         raise tarfile.ReadError("it has no end mark")
         except Exception as error:  # damaged files raise whatever their decoder comes upon
@@ -350,7 +370,7 @@ class ShardPairs:
 
     def _is_ours(self, name: str) -> bool:
         number = zlib.crc32(name.encode("utf-8", "surrogateescape"))
-        return (number % HELD_OUT == 0) == self.held_out
+        return self.held_out in (None, number % HELD_OUT == 0)
 
     def _judged(self, files: Files) -> tuple[bytes, str] | str:
         """A picture (as a file) and its caption, or why the pair is left out."""
@@ -359,15 +379,15 @@ class ShardPairs:
             return files.fault or files.lack("picture")
         if self.conditions and "json" not in files.kinds:
             return files.lack(".json")
-        if "json" in files.kinds and (self.conditions or text is None):
+        if "json" in files.kinds and (self.conditions or (self.captioned and text is None)):
             facts = facts_of(files.kinds["json"])
         if facts is None:
             return "with a .json that cannot be read"
         try:
-            caption = caption_of(text, facts)
+            caption = caption_of(text, facts) if self.captioned else ""
         except UnicodeError:
             return "with a caption that is not UTF-8"
-        if not caption:
+        if self.captioned and not caption:
             return files.lack("caption") if caption is None else "with an empty caption"
         if len(caption) > LONGEST_CAPTION:
             return f"with a caption of more than {LONGEST_CAPTION:,} characters"
@@ -376,8 +396,9 @@ class ShardPairs:
                 return f"not {condition.text}"
         return picture, caption
 
-    def _pixels(self, file: bytes) -> Float[Tensor, "3 size size"] | str:
-        """The picture, or why it is left out."""
+    def _made(self, item: tuple[bytes, str]) -> Pair | str:
+        """Picture and caption, or why they are left out."""
+        file, caption = item
         try:
             opened = read_picture(file)
             if min(opened.size) < self.least_side:
@@ -389,4 +410,4 @@ class ShardPairs:
             return "with a broken picture"
         picture = ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(numpy.array(picture)).permute(2, 0, 1)
-        return pixels.float() / 255
+        return pixels.float() / 255, caption

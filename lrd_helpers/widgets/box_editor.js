@@ -103,6 +103,15 @@ class Masks {
     }));
   }
 
+  /** The ellipse that touches all sides of a box. */
+  ellipse([x0, y0, x1, y1]) {
+    const { width: w, height: t } = this;
+    return this.remember(null, this.canvas((c) => {
+      c.ellipse((x0 + x1) / 2 * w, (y0 + y1) / 2 * t, (x1 - x0) / 2 * w, (y1 - y0) / 2 * t, 0, 0, 2 * Math.PI);
+      c.fill();
+    }));
+  }
+
   /** The mask moved and stretched so that its tight box becomes `box`. */
   fitted(uri, box) {
     const { canvas, box: [u0, v0, u1, v1] } = this.get(uri);
@@ -180,8 +189,10 @@ class BoxEditor extends Editor {
     super(model, el, history);
     this.tool = "box";
     this.over = false; // draw also where there is a box
+    this.large = false; // the canvas is as wide as the page allows, and the list is below it
     this.breadth = 0.08; // of the brush, as a fraction of the longer side
     this.cursor = [0.5, 0.5]; // of the brush, for the keyboard
+    this.hand = null; // what Python has of a gesture: "sent", "taken", or "late", as there is more
     const width = model.get("width"), height = model.get("height");
     this.step = [model.get("cell") / width, model.get("cell") / height]; // of the grid
     this.masks = new Masks(width, height, () => this.draw());
@@ -189,6 +200,18 @@ class BoxEditor extends Editor {
 
   get snap() {
     return this.model.get("snap");
+  }
+
+  /** Whether a drag paints, and does not draw or move shapes. */
+  get paints() {
+    return this.tool === "brush" || this.tool === "eraser";
+  }
+
+  /** What the tool draws into a box; null: nothing, as it is too small. */
+  shapeIn(box) {
+    if (this.tool !== "ellipse") return { box };
+    const mask = this.masks.ellipse(box);
+    return mask && { mask };
   }
 
   get sentTraits() {
@@ -211,6 +234,7 @@ class BoxEditor extends Editor {
     const tool = (name, label) => button(name, label, () => this.use(name), { "data-tool": name });
     this.tools = [
       tool("box", "Draw and move boxes (B)"),
+      tool("ellipse", "Draw ellipses (O)"),
       tool("brush", "Paint a shape (P)"),
       tool("eraser", "Erase from a shape (E)"),
     ];
@@ -223,6 +247,7 @@ class BoxEditor extends Editor {
       () => { this.over = !this.over; this.draw(); });
     this.startersButton = button("starters", "Begin with one of these layouts", () => this.offer(this.starters.hidden));
     this.startersButton.hidden = !this.model.get("_starters").length;
+    this.largeButton = button("large", "Larger canvas", () => { this.large = !this.large; this.draw(); });
     this.snapButton = button("grid", "Keep to the grid of latent pixels", () => {
       this.model.set("snap", !this.snap);
       this.send();
@@ -230,12 +255,12 @@ class BoxEditor extends Editor {
     const toolbar = this.buildToolbar(
       h("div", { class: "group" }, ...this.tools),
       this.breadthInput,
-      h("div", { class: "group" }, this.overButton, this.snapButton, this.startersButton),
+      h("div", { class: "group" }, this.overButton, this.snapButton, this.largeButton, this.startersButton),
       [button("code", "Copy the layout as Python", () => this.copy(), { text: "Copy as Python" }),
         button("download", "Download the layout as JSON", () => this.download()),
         button("upload", "Load a layout from JSON", () => this.openDrawer())]);
     this.addButton = button("add", "Add a layer (N)", () => this.add({ box: MIDDLE }));
-    this.copyButton = button("duplicate", "Duplicate (Ctrl+D)", () => this.duplicate(this.selected));
+    this.copyButton = button("duplicate", "Duplicate (Ctrl+D, or drag with Alt): several boxes with one prompt", () => this.duplicate(this.selected));
     this.buildDrawer();
     this.buildStarters();
     this.scene = h("g");
@@ -332,8 +357,10 @@ class BoxEditor extends Editor {
     for (const element of this.tools) element.setAttribute("aria-pressed", element.dataset.tool === this.tool);
     this.overButton.setAttribute("aria-pressed", this.over);
     this.snapButton.setAttribute("aria-pressed", this.snap);
+    this.largeButton.setAttribute("aria-pressed", this.large);
+    this.root.classList.toggle("large", this.large);
     this.startersButton.setAttribute("aria-pressed", !this.starters.hidden);
-    this.breadthInput.hidden = this.tool === "box";
+    this.breadthInput.hidden = !this.paints;
     this.caption.placeholder = defaultCaption(this.doc) || "the whole picture in words";
     this.background.placeholder = "on grass, at night, …";
     this.copyButton.disabled = !this.layer;
@@ -352,7 +379,7 @@ class BoxEditor extends Editor {
 
   drawScene() {
     const picture = this.model.get("_picture");
-    this.backdrop.setAttribute("href", picture);
+    if (this.backdrop.getAttribute("href") !== picture) this.backdrop.setAttribute("href", picture);
     this.backdrop.style.display = picture ? "" : "none";
     this.behind.hidden = !picture;
     const seen = this.model.get("_picture_opacity");
@@ -362,11 +389,13 @@ class BoxEditor extends Editor {
     this.gridRect.style.display = this.snap ? "" : "none";
     const parts = this.doc.layers.map((layer, index) => isShown(layer) && this.drawLayer(layer, index));
     if (!this.doc.layers.length && !this.gesture) {
-      const verb = this.tool === "box" ? "Drag here to draw a box" : "Paint a shape here";
+      const verb = this.paints ? "Paint a shape here" : `Drag here to draw ${this.tool === "box" ? "a box" : "an ellipse"}`;
       parts.push(h("text", { x: this.size[0] / 2, y: this.size[1] / 2, class: "invite" }, verb));
     }
     if (this.gesture?.kind === "draw" && this.gesture.box) {
-      parts.push(h("rect", { ...this.rect(this.gesture.box), class: "new" }));
+      const { x, y, width, height } = this.rect(this.gesture.box), [rx, ry] = [width / 2, height / 2];
+      parts.push(this.tool === "ellipse" ? h("ellipse", { cx: x + rx, cy: y + ry, rx, ry, class: "new" })
+        : h("rect", { x, y, width, height, class: "new" }));
     }
     if (this.gesture?.kind === "stroke") {
       const points = this.gesture.points.map(([x, y]) => `${x * this.size[0]},${y * this.size[1]}`);
@@ -374,12 +403,12 @@ class BoxEditor extends Editor {
         points: [points[0], ...points].join(" "), class: `stroke ${this.tool}`,
         "stroke-width": this.breadth * 400, stroke: this.colourOf(this.layer),
       }));
-    } else if (this.tool !== "box") {
+    } else if (this.paints) {
       parts.push(h("circle", {
         cx: this.cursor[0] * this.size[0], cy: this.cursor[1] * this.size[1], r: this.breadth * 200, class: "cursor",
       }));
     }
-    if (this.layer && isShown(this.layer) && !this.layer.locked && this.tool === "box") {
+    if (this.layer && isShown(this.layer) && !this.layer.locked && !this.paints) {
       parts.push(...this.drawHandles(this.layer));
     }
     this.scene.replaceChildren(...parts.filter(Boolean));
@@ -489,28 +518,61 @@ class BoxEditor extends Editor {
 
   gestureAt(start, event) {
     const { handle } = event.target.dataset;
-    if (this.tool !== "box") {
+    if (this.paints) {
       if (this.tool === "eraser" && !this.layer) this.selected = this.under(start)[0]?.id ?? null;
       return { kind: "stroke", points: [start] };
     }
     if (handle) return { kind: "resize", id: this.selected, from: this.bounds(this.layer), handle, start };
-    const held = this.hold(this.over || event.shiftKey ? [] : this.under(start), start);
+    const found = this.over || event.shiftKey ? [] : this.under(start);
+    if (event.altKey && found.length) {
+      const copied = found.find((layer) => layer.id === this.selected) ?? found[0];
+      this.add({ ...copied, id: randomName() }, copied.prompt);
+      found.unshift(this.layer);
+    }
+    const held = this.hold(found, start);
     return held ? { ...held, from: this.bounds(this.layer) } : { kind: "draw", start };
   }
 
   pointerMove(event) {
     const point = this.at(event);
-    if (this.tool !== "box") this.cursor = point;
+    if (this.paints) this.cursor = point;
     const { gesture } = this;
-    if (!gesture || event.pointerId !== gesture.pointer) return this.tool !== "box" && this.drawScene();
+    if (!gesture || event.pointerId !== gesture.pointer) return this.paints && this.drawScene();
     if (gesture.kind === "stroke") {
       gesture.points.push(...(event.getCoalescedEvents?.() ?? []).map((each) => this.at(each)), point);
     } else {
       const by = this.shift(gesture, point);
       if (!by) return null;
       gesture.box = this.gridded(gesture, ...by, point);
+      this.drawAlong();
     }
     return this.drawScene();
+  }
+
+  /** Where Python draws along, it gets the draft as the hand has it now, though no edit is made yet:
+   *  the newest, when it has taken the last. */
+  drawAlong() {
+    const layer = this.layerOf(this.gesture?.id);
+    if (!this.model.get("_followed") || !layer?.box || !this.gesture.box) return;
+    if (this.hand === "sent" || this.hand === "late") {
+      this.hand = "late";
+      return;
+    }
+    this.hand = "sent";
+    const box = this.gesture.box.map(tidy);
+    const layers = this.doc.layers.map((each) => each === layer ? { ...each, box } : each);
+    this.tellHand({ ...this.doc, layers });
+  }
+
+  letGo() {
+    if (this.hand) this.tellHand(null);
+    this.hand = null;
+  }
+
+  tellHand(document) {
+    try {
+      this.model.send({ kind: "hand", document });
+    } catch { /* the line is closed: the next edit says so */ }
   }
 
   /** The box that the gesture has come to. */
@@ -529,10 +591,12 @@ class BoxEditor extends Editor {
     const box = gesture.box?.map(tidy);
     if (gesture.kind === "stroke") this.stroke(gesture.points);
     else if (gesture.kind === "draw") {
-      if (box && box[2] - box[0] >= LEAST && box[3] - box[1] >= LEAST) this.add({ box });
+      const large = box && box[2] - box[0] >= LEAST && box[3] - box[1] >= LEAST;
+      const shape = large && this.shapeIn(box);
+      if (shape) this.add(shape);
       else { // of no area: a click beside everything
         this.select(null);
-        this.say(box ? "Drag further, in both directions, to make a box." : "");
+        this.say(box ? `Drag further, in both directions, to make ${this.tool === "box" ? "a box" : "an ellipse"}.` : "");
       }
     } else if (box) this.place(gesture.id, box);
     else if (gesture.kind === "move") this.select(gesture.next);
@@ -546,17 +610,17 @@ class BoxEditor extends Editor {
     const low = key.toLowerCase();
     const plain = !control && !event.altKey, drawn = event.target === this.svg;
     if (control && low === "d") return act(() => this.duplicate(this.selected));
-    if (plain && drawn && this.tool !== "box" && (key === "Enter" || key === " ")) return act(() => this.stroke([this.cursor]));
+    if (plain && drawn && this.paints && (key === "Enter" || key === " ")) return act(() => this.stroke([this.cursor]));
     if (super.command(event)) return true;
     if (!plain) return false;
-    const tool = { b: "box", p: "brush", e: "eraser" }[low];
+    const tool = { b: "box", o: "ellipse", p: "brush", e: "eraser" }[low];
     if (tool) return act(() => this.use(tool));
-    return drawn && (key === "Enter" || low === "n") && act(() => this.add({ box: MIDDLE }));
+    return drawn && (key === "Enter" || low === "n") && act(() => this.add(this.shapeIn(MIDDLE)));
   }
 
   arrow([dx, dy], resize) {
     const step = this.snap ? this.step : [0.01, 0.01];
-    if (this.tool !== "box") {
+    if (this.paints) {
       this.cursor = this.cursor.map((value, i) => clamp(value + 2 * [dx, dy][i] * step[i], 0, 1));
       return this.draw();
     }
@@ -578,7 +642,7 @@ class BoxEditor extends Editor {
   // ---------------------------------------------------------------- edits
 
   add(shape, prompt = "") {
-    const layer = { id: randomName(), prompt, ...shape, hidden: false, locked: false };
+    const layer = { id: randomName(), ...shape, prompt, hidden: false, locked: false };
     this.selected = layer.id;
     this.edited([...this.doc.layers, layer]);
     if (!prompt) this.rows.get(layer.id).prompt.focus({ preventScroll: true }); // it is typed next
@@ -663,6 +727,11 @@ class BoxEditor extends Editor {
   }
 
   hear(message) {
+    if (message.kind === "handed" && this.hand) {
+      const late = this.hand === "late";
+      this.hand = "taken";
+      if (late) this.drawAlong();
+    }
     if (message.kind !== "loaded") return;
     this.drawer.hidden = true;
     this.say("Loaded.");

@@ -15,7 +15,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -72,6 +72,7 @@ class BoxEditor(LayerEditor):
     _starters = traitlets.List().tag(sync=True)
     _picture = traitlets.Unicode("").tag(sync=True)
     _picture_opacity = traitlets.Float(1.0).tag(sync=True)
+    _followed = traitlets.Bool(False).tag(sync=True)
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class BoxEditor(LayerEditor):
     ) -> None:
         if layout is not None and (caption or background):
             raise ValueError("the layout has a caption and a background; do not give others")
+        self._on_hand: Callable[[dict[str, Any] | None], None] | None = None
         picture = None if image is None else picture_of(image)
         width, height = size or (picture.size if picture else (128, 128))
         if min(width, height) < 1:
@@ -127,6 +129,17 @@ class BoxEditor(LayerEditor):
         """Show a picture (PIL, tensor or array) under the boxes; the page can make it fainter."""
         self._picture = reduced_data_uri(picture_of(image))
 
+    def follow(self, on_hand: Callable[[dict[str, Any] | None], None] | None) -> None:
+        """Hear what the hand does while it drags a box; None: not any more.
+
+        Args:
+            on_hand: called with the `document` as it would be if the hand let go now; the next call
+                comes when this one has returned, with the newest. With None when it has let go,
+                after the edit that it made, if it made one.
+        """
+        self._on_hand = on_hand
+        self._followed = on_hand is not None
+
     def as_code(self) -> str:
         """The layout as Python that makes it again, to paste into a cell.
 
@@ -148,6 +161,10 @@ class BoxEditor(LayerEditor):
         return {"image/svg+xml": self.static_svg()}
 
     def _hear(self, message: Mapping[str, Any]) -> None:
+        if message.get("kind") == "hand":
+            if self._on_hand is not None:
+                self._on_hand(message["document"])
+            self.send({"kind": "handed"})
         if message.get("kind") == "load":
             try:
                 self.layout = Layout.from_json(str(message.get("text", "")))

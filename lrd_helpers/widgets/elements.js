@@ -1,6 +1,6 @@
 // What the pages of the widgets share. It stands before each of them, in one ES module (page.py).
 
-const SVG_TAGS = "svg g rect circle path text image mask polyline line pattern defs filter".split(" ");
+const SVG_TAGS = "svg g rect circle ellipse path text image mask polyline line pattern defs filter".split(" ");
 
 /** An element. `on…` are listeners, other attributes are left out where null or false. */
 function h(tag, attributes = {}, ...children) {

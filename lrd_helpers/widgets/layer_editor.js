@@ -10,9 +10,11 @@
 
 const ICONS = {
   box: "M4 6h16v12H4zM4 6h.01M20 6h.01M4 18h.01M20 18h.01",
+  ellipse: "M3 12a9 7 0 1 0 18 0 9 7 0 1 0-18 0z",
   brush: "M4 20c4 0 5-1.5 5-3.5S7 13.5 5.5 14.5 5.5 18.5 4 20zM8.5 14 18 4l2.5 2.5-9.5 10",
   eraser: "M9 19h11M4.5 15.5 13 6l6 5.5L12.5 19H8z",
   over: "M4 4h11v11H4zM9 9h11v11H9z",
+  large: "M14 4h6v6M20 4l-7 7M10 20H4v-6M4 20l7-7",
   grid: "M4 4h16v16H4zM4 9.3h16M4 14.7h16M9.3 4v16M14.7 4v16",
   redraw: "M4 12a8 8 0 0 1 14-5l2 2M20 4v5h-5M20 12a8 8 0 0 1-14 5l-2-2M4 20v-5h5",
   harmonise: "M12 3l1.8 5.2L19 10l-5.2 1.8L12 17l-1.8-5.2L5 10l5.2-1.8zM19 16v4M17 18h4",
@@ -186,7 +188,7 @@ class Editor {
   buildPage(label, above, drawn, more = []) {
     const [w, t] = this.size;
     this.svg = h("svg", {
-      viewBox: `0 0 ${w} ${t}`, style: `max-width:${1.1 * w}px`, class: "canvas",
+      viewBox: `0 0 ${w} ${t}`, style: `--widest:${1.1 * w}px;--ratio:${w / t}`, class: "canvas",
       tabindex: 0, role: "application",
       "aria-roledescription": "canvas",
       onpointerdown: (event) => this.pointerDown(event),
@@ -369,14 +371,19 @@ class Editor {
     if (!gesture || event.pointerId !== gesture.pointer) return;
     this.gesture = null;
     this.finish(gesture);
+    this.letGo();
     this.draw();
   }
 
   endGesture() {
     if (!this.gesture) return;
     this.gesture = null;
+    this.letGo();
     this.draw();
   }
+
+  /** The gesture is over, after what it did. */
+  letGo() {}
 
   /** Drag a row of the list to another place. */
   dragRow(event, id) {

@@ -38,9 +38,11 @@ from lrd_helpers.methods import METHODS, Choices, Method, check_opacity, named
 from lrd_helpers.methods.regions import asked_prompt, phases
 from lrd_helpers.pictures import Picture, picture_of, reduced_data_uri
 from lrd_helpers.pipeline import texts_of_layout
+from lrd_helpers.sampling.memory import Memory
 from lrd_helpers.sampling.run import Run
 from lrd_helpers.sampling.steps import Steps
 from lrd_helpers.widgets.box_editor import BoxEditor, layer_colours, layout_of, layout_svg
+from lrd_helpers.widgets.column import Column
 from lrd_helpers.widgets.page import page_text
 from lrd_helpers.words import WHOLE_WORDS, WordError, faults_of_text
 
@@ -52,6 +54,15 @@ HISTORY = 6
 
 PAUSE = 0.7
 """Seconds without an edit after which live mode renders."""
+
+QUICK = 0.3
+"""So many seconds a picture that follows the hand should take: its steps are chosen for that."""
+
+SLOW = 1.0
+"""Where it takes more seconds, nothing follows by itself."""
+
+QUICK_STEPS = (4, 10)
+"""So many steps such a picture has, least and most. Of four a collage makes the last one."""
 
 
 # ------------------------------------------------------------------ without a widget
@@ -113,6 +124,8 @@ def render(
     settings: Settings | None = None,
     *,
     detector: Detector | None = None,
+    attention: bool = True,
+    memory: Memory | None = None,
     on_step: Callable[[float], bool] | None = None,
 ) -> Render | None:
     """Draw a layout and look at the picture: the plain function behind `LayoutStudio`.
@@ -122,6 +135,8 @@ def render(
         pipe: draws it.
         settings: how; `Settings()` by default.
         detector: finds the layers in the picture; without one there are no IoUs.
+        attention: whether it is noted where the model looks for each word.
+        memory: of the pictures before: what they have in common with this one is not drawn anew.
         on_step: called after each step, those of sketches too, with the share that is done, up to
             1; if it says False, nothing more is drawn, and the answer is None.
 
@@ -143,17 +158,36 @@ def render(
         method.check(run)
     remarks += _faults(layout, pipe)
     run.draw_noise()
-    total, latents = sum(method.count(run)), run.x_T
+    run.memory = memory
+    prompts = prompts_looked_at(run, method) if attention else []
     with torch.no_grad(), run.model.drawing():
-        with capture_attention(pipe, prompts_looked_at(run, method)) as attention:
-            for done, state in enumerate(method.sample(run), start=1):
-                latents = state.latents
-                if on_step is not None and not on_step(done / total):
-                    return None
+        if memory is not None:
+            memory.begin(run.model, prompts)
+        looking = capture_attention(pipe, prompts) if prompts else contextlib.nullcontext()
+        with looking as maps:
+            latents = _drawn(run, method, on_step)
+        if latents is None:
+            return None
         image = picture_of(run.model.decode(latents)[0] / 2 + 0.5)
     found, ious = _judged(layout, image, detector) if detector else (None, None)
     seconds = time.perf_counter() - start
-    return Render(layout, settings, image, _maps(attention), found, ious, seconds, tuple(remarks))
+    words = {} if maps is None else _maps(maps)
+    return Render(layout, settings, image, words, found, ious, seconds, tuple(remarks))
+
+
+def _drawn(
+    run: Run, method: Method, on_step: Callable[[float], bool] | None
+) -> Float[Tensor, "1 channels height width"] | None:
+    """The latents of the picture; None where `on_step` ends it."""
+    sketches, rest = method.count(run)
+    latents, made = run.x_T, Counter()
+    for state in method.sample(run):
+        latents = state.latents
+        made[state.sketch] += 1
+        done = made[True] if state.sketch else sketches + made[False]
+        if on_step is not None and not on_step(done / (sketches + rest)):
+            return None
+    return latents
 
 
 def _faults(layout: Layout, pipe: LayeredRenderingPipeline) -> list[str]:
@@ -283,17 +317,31 @@ class StudioPanel(anywidget.AnyWidget):
     methods = traitlets.Dict().tag(sync=True)  # name → which sliders it looks at
     settings = traitlets.Dict().tag(sync=True, echo_update=False)
     live = traitlets.Bool(False).tag(sync=True, echo_update=False)
+    follow = traitlets.Dict().tag(sync=True)  # whether it is `on`, and `why`
     job = traitlets.Dict().tag(sync=True)  # what is said of a render, and the share done
     shown = traitlets.Dict().tag(sync=True)  # the picture, and what stands around it
     strip = traitlets.List().tag(sync=True)  # the last renders, small
 
 
-class LayoutStudio(ipywidgets.VBox):
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be drawn; `quick`: while the hand drags, for a look only."""
+
+    layout: Layout
+    settings: Settings
+    quick: bool = False
+
+
+class LayoutStudio(Column):
     """An editor, the settings, a Render button, and the picture with all one can ask of it.
 
     A render runs beside the notebook (cells can be run meanwhile, but not with the same pipeline),
     shows its progress, and can be cancelled. It draws the layout as it was when it began. While
     a cell runs, Python does not hear the page, which says so; what was clicked comes after it.
+
+    With *Follow* the picture follows the hand: while a box is dragged it is drawn again and again
+    in few steps, and when the box is let go in all steps. What does not change from picture to
+    picture (with a collage: the sketches) is kept, see `Memory`.
 
     Args:
         pipe: draws the pictures.
@@ -301,6 +349,8 @@ class LayoutStudio(ipywidgets.VBox):
         detector: finds the layers in the pictures; by default the shipped one, for pipelines with
             the vocabulary of its world.
         live: render by itself after each pause in editing.
+        follow: the picture follows the hand; by default where that is quick enough, which the
+            first picture tells.
         settings: where the sliders begin.
 
     Attributes:
@@ -315,6 +365,7 @@ class LayoutStudio(ipywidgets.VBox):
         *,
         detector: Detector | None = None,
         live: bool = False,
+        follow: bool | None = None,
         settings: Settings | None = None,
     ) -> None:
         self.pipe = pipe
@@ -326,12 +377,19 @@ class LayoutStudio(ipywidgets.VBox):
         self.renders: list[Render] = []
         self._shown: Render | None = None
         self._view, self._word = "picture", ""
-        self._job: object | None = None  # the render that counts; any other one is outdated
+        self._job: Job | None = None  # the render that counts; any other one is outdated
+        self._next: Job | None = None  # the newest that the hand asked for while one runs
+        self._changes = threading.RLock()  # of these two, and of what is shown of them
+        self._memory = Memory()
+        self._quick_steps, self._slow = QUICK_STEPS[0], 0
+        self._follow_is_chosen = follow is not None
         self._pipe_is_free = threading.Lock()
         self._thread: threading.Thread | None = None
         self._timer: threading.Timer | None = None
         self._panel = StudioPanel(methods=_looked_at(), live=live)
         self.settings = settings or Settings()
+        tells = "the first picture tells whether it is quick enough"
+        self._set_follow(bool(follow), tells if follow is None else "")
         self._panel.on_msg(self._on_message)
         self._panel.add_class("lrd-contents")
         self.editor.observe(self._edited, "document")
@@ -362,17 +420,14 @@ class LayoutStudio(ipywidgets.VBox):
         except LayoutError as error:
             self._say(str(error), bad=True)
             return
-        job = self._job = object()
         self._say("Rendering …", share=0.0)
-        self._thread = threading.Thread(
-            target=self._work, args=(job, layout, self.settings), daemon=True
-        )
-        self._thread.start()
+        self._begin(Job(layout, self.settings))
 
     def cancel(self) -> None:
         """Stop the render that runs, if one does: it ends after its next step."""
-        if self._job is not None:
-            self._job = None
+        with self._changes:
+            running, self._job, self._next = self._job, None, None
+        if running is not None:
             self._say("Cancelled.")
 
     def wait(self, seconds: float | None = None) -> None:
@@ -399,44 +454,134 @@ class LayoutStudio(ipywidgets.VBox):
 
     # -------------------------------------------------------------- rendering
 
-    def _work(self, job: object, layout: Layout, settings: Settings) -> None:
+    def _begin(self, job: Job) -> None:
+        """Draw this in place of what is drawn now."""
+        with self._changes:
+            self._job, self._next = job, None
+        self._thread = threading.Thread(target=self._work, args=(job,), daemon=True)
+        self._thread.start()
+
+    def _work(self, job: Job | None) -> None:
+        """Draw a job, and then what the hand asked for meanwhile."""
+        while job is not None:
+            with self._pipe_is_free:
+                made = self._made(job) if job is self._job else None
+            with self._changes:
+                if job is not self._job:
+                    return
+                if isinstance(made, Render):
+                    self._note_pace(job, made)
+                    self._show_quickly(made) if job.quick else self._keep(made)
+                elif made:
+                    self._say(made, bad=True)
+                job = self._job = self._next
+                self._next = None
+
+    def _made(self, job: Job) -> Render | str | None:
+        """The picture; or the sentence of what went wrong; None where it is outdated."""
+
         def on_step(share: float) -> bool:
-            if job is self._job:
+            if job is self._job and not job.quick:
                 self._say("Rendering …", share=share)
             return job is self._job
 
-        with self._pipe_is_free:
-            if job is not self._job:
-                return
-            try:
-                made = render(layout, self.pipe, settings, detector=self.detector, on_step=on_step)
-            except Exception as error:  # whatever it is: it is shown, and the button works again
-                if job is self._job:
-                    self._job = None
-                    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                    self._say(f"{name}{error}", bad=True)
-                return
-        if job is self._job:
-            self._job = None
-            self.renders = [*self.renders, made][-HISTORY:]
-            self._show(made)
-            self._say("Done.")
+        detector = None if job.quick else self.detector
+        options = {"attention": not job.quick, "memory": self._memory, "on_step": on_step}
+        try:
+            return render(job.layout, self.pipe, job.settings, detector=detector, **options)
+        except Exception as error:  # whatever it is: it is shown, and the button works again
+            name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return f"{name}{error}"
+
+    def _keep(self, made: Render) -> None:
+        self.renders = [*self.renders, made][-HISTORY:]
+        self._show(made)
+        self._say("Done.")
 
     def _say(self, text: str, **more: Any) -> None:
         """Say what a render does: `share` of it is done, or it is `bad`."""
         self._panel.job = {"text": text} | more
 
-    def _edited(self, _: Any = None) -> None:
-        """Live mode: render after a pause; what is half drawn waits for the next edit."""
-        if not self._panel.live:
+    def _edited(self, change: Any = None) -> None:
+        """Live mode: render after a pause; what is half drawn waits for the next edit.
+
+        Where the picture follows, what moves layers is rendered at once.
+        """
+        moved = change is not None and _texts(change["old"]) == _texts(change["new"])
+        follows = self._panel.follow["on"] and moved
+        if not (self._panel.live or follows):
             return
         if self._timer is not None:
             self._timer.cancel()
         with contextlib.suppress(LayoutError):
             layout_of(self.editor.document)
+            if follows:
+                return self.start()
             self._timer = threading.Timer(PAUSE, self.start)
             self._timer.daemon = True
             self._timer.start()
+
+    # -------------------------------------------------------------- the picture follows the hand
+
+    def _set_follow(self, on: bool, why: str = "") -> None:
+        self._panel.follow = {"on": on, "why": why}
+        self.editor.follow(self._on_hand if on else None)
+
+    def _on_hand(self, document: dict[str, Any] | None) -> None:
+        """Draw quickly what the hand makes of the layout, when the last quick picture is done.
+
+        A full picture that is being drawn is dropped; what it has sketched is kept.
+        """
+        if document is None:
+            return self._let_go()
+        with contextlib.suppress(LayoutError):
+            steps = min(self._quick_steps, self.settings.steps)
+            job = Job(layout_of(document), replace(self.settings, steps=steps), quick=True)
+            with self._changes:
+                if self._job is not None and self._job.quick:
+                    self._next = job
+                    return None
+            self._say(f"Following the hand, in {steps} steps.")
+            self._begin(job)
+        return None
+
+    def _let_go(self) -> None:
+        """The hand let go: the full picture is on its way, or begins, or was there before."""
+        with self._changes, contextlib.suppress(LayoutError):
+            if self._job is not None and not self._job.quick:
+                return
+            self._job = self._next = None
+            if self._shown is None or self._shown.layout != layout_of(self.editor.document):
+                self.start()
+            else:
+                self._show(self._shown)
+                self._say("")
+
+    def _show_quickly(self, made: Render) -> None:
+        """Show a quick picture; what was known of the last does not hold for it."""
+        self.editor.show_behind(made.image)
+        layers = json.loads(made.layout.to_json())["layers"] if self._view != "picture" else []
+        told = _told(made)
+        label = f"A quick picture ({told})"
+        svg = layout_svg(layers, made.image.size, picture=reduced_data_uri(made.image), label=label)
+        more = {"svg": svg, "text": made.layout.caption, "told": told, "quick": True}
+        self._panel.shown = self._panel.shown | more | {"word": "", "name": ""}
+
+    def _note_pace(self, job: Job, made: Render) -> None:
+        """From what a picture took: the steps of the next quick one, and whether it is worth it."""
+        least, most = QUICK_STEPS
+        seconds = made.seconds
+        if job.quick:
+            wanted = round(job.settings.steps * QUICK / seconds)
+            self._quick_steps = min(max(wanted, least), most)
+            self._slow = self._slow + 1 if seconds > SLOW else 0
+            slow = self._slow > 1  # the first may have had sketches to draw
+        else:
+            seconds *= min(1, least / job.settings.steps)
+            slow = seconds > SLOW
+        if not self._follow_is_chosen:
+            why = f"a quick picture takes about {seconds:.1f} s here"
+            self._set_follow(not slow, why if slow else "")
 
     # -------------------------------------------------------------- the page
 
@@ -450,6 +595,9 @@ class LayoutStudio(ipywidgets.VBox):
             self.editor.when_drawn(self.start)
         elif kind == "cancel":
             self.cancel()
+        elif kind == "follow":
+            self._follow_is_chosen = True
+            self._set_follow(bool(message["on"]))
         elif kind == "look" and self._shown is not None:
             self._view, self._word = message["view"], message["word"]
             self._draw()
@@ -512,6 +660,7 @@ class LayoutStudio(ipywidgets.VBox):
             "remarks": list(made.remarks),
             "ious": _ious(made, layers),
             "boxes": self.detector is not None,
+            "quick": False,
         }
 
 
@@ -535,6 +684,12 @@ def _looked_at() -> dict[str, dict[str, Any]]:
         }
         for name, method in METHODS.items()
     }
+
+
+def _texts(document: Mapping[str, Any]) -> list[str]:
+    """What is written in a draft, in any order."""
+    prompts = sorted(layer["prompt"] for layer in document["layers"])
+    return [document["caption"], document["background"], *prompts]
 
 
 def _told(made: Render) -> str:

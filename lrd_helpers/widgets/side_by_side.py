@@ -21,6 +21,7 @@ from PIL import Image
 from lrd_helpers.layout import Layout
 from lrd_helpers.pictures import Picture, picture_of, reduced_data_uri
 from lrd_helpers.plotting import draw_layout
+from lrd_helpers.widgets.column import Column
 
 NEITHER = "no difference"
 ANSWERS = ("left", NEITHER, "right")
@@ -83,7 +84,7 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-class SideBySide(ipywidgets.VBox):
+class SideBySide(Column):
     """Shows pair after pair and asks which is better; says at the end what was chosen.
 
     Args:

@@ -36,6 +36,7 @@ class Panel {
     this.heard = {
       "change:settings": () => this.drawSettings(),
       "change:live": () => this.drawJob(),
+      "change:follow": () => this.drawJob(),
       "change:job": () => this.drawJob(),
       "change:shown": () => this.drawShown(),
       "change:strip": () => this.drawStrip(),
@@ -78,12 +79,17 @@ class Panel {
       type: "button", class: "framed", title: "Render after each pause in editing",
       onclick: () => { this.model.set("live", !this.model.get("live")); this.tell({ kind: "set" }); },
     }, "Live");
+    this.followButton = h("button", {
+      type: "button", class: "framed", onclick: () => this.tell({ kind: "follow", on: !this.model.get("follow").on }),
+    }, "Follow");
+    this.why = h("small", { class: "why" });
     this.bar = h("progress", { max: 1, "aria-label": "Progress" });
     this.message = h("p", { class: "message", role: "status", "aria-live": "polite" });
     return h("section", { class: "controls", "aria-label": "Settings" },
       h("div", { class: "sliders" }, ...this.sliders.map(({ row }) => row),
         h("label", { class: "slider", title: tip }, h("span", {}, "method"), this.method)),
-      h("div", { class: "go" }, this.renderButton, this.cancelButton, this.liveButton, this.bar), this.message);
+      h("div", { class: "go" }, this.renderButton, this.cancelButton, this.liveButton, this.followButton, this.bar),
+      this.why, this.message);
   }
 
   /** A setting: by hand with the slider, or as a number. */
@@ -115,7 +121,7 @@ class Panel {
     this.told = h("p", { class: "told" });
     this.ious = h("table", { class: "ious" });
     this.remarks = h("ul", { class: "remarks" });
-    return h("section", { class: "result", "aria-label": "Picture" },
+    return this.result = h("section", { class: "result", "aria-label": "Picture" },
       h("div", { class: "views" }, h("div", { class: "group" }, ...this.views), this.boxesButton),
       this.figure, this.below, this.words, this.told, this.ious, this.remarks);
   }
@@ -139,6 +145,10 @@ class Panel {
     this.renderButton.disabled = this.busy && !live;
     this.cancelButton.disabled = !this.busy && !this.waits;
     this.liveButton.setAttribute("aria-pressed", live);
+    const { on = false, why = "" } = this.model.get("follow");
+    this.followButton.setAttribute("aria-pressed", on);
+    this.followButton.title = `The picture follows while a box is dragged, in few steps; when you let go, in all${why && ` (off: ${why})`}`;
+    this.why.textContent = why && `Follow is off: ${why}.`;
     this.bar.style.visibility = this.busy ? "visible" : "hidden";
     this.bar.value = share ?? 0;
     const message = this.waits ? WAITS : text;
@@ -147,7 +157,7 @@ class Panel {
   }
 
   drawShown() {
-    const { view = "picture", word = "", svg = "", text = "", told = "", ious = [], words = [], remarks = [], boxes, name } = this.model.get("shown");
+    const { view = "picture", word = "", svg = "", text = "", told = "", ious = [], words = [], remarks = [], boxes, name, quick = false } = this.model.get("shown");
     for (const button of this.views) {
       button.disabled = !svg;
       button.setAttribute("aria-pressed", !word && button.dataset.view === view);
@@ -157,6 +167,7 @@ class Panel {
     else this.figure.replaceChildren(h("p", { class: "empty" }, "Press Render to see the picture here."));
     this.below.textContent = text;
     this.told.textContent = told;
+    this.result.classList.toggle("quick", quick);
     this.drawWords(words, word, view);
     this.ious.replaceChildren(...(ious.length ? [h("caption", {}, "IoU with what was found"), ...ious.map(lineOf)] : []));
     this.remarks.replaceChildren(...remarks.map((remark) => h("li", {}, remark)));
