@@ -23,7 +23,7 @@ from transformers.hf_argparser import HfArg
 
 from lrd_helpers.layout import Layout
 from lrd_helpers.measure import Detector, OwnStickerDetector
-from lrd_helpers.models import load_pipeline
+from lrd_helpers.models import load_pipeline, no_progress_bars
 from lrd_helpers.pipeline import LayeredRenderingPipeline
 from lrd_helpers.storybook import (
     STICKERS,
@@ -168,7 +168,8 @@ def teach(
     """
     options.check()
     torch.manual_seed(options.seed)
-    trainee = NewStickerTraining(options.start_from, [sticker.name for sticker in stickers])
+    with no_progress_bars():
+        trainee = NewStickerTraining(options.start_from, [sticker.name for sticker in stickers])
     pipe = load_pipeline(options.start_from, "cuda" if torch.cuda.is_available() else "cpu")
     vae = pipe.vae.float()
     captions = [
