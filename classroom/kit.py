@@ -138,8 +138,10 @@ def _chapter(name: str, notebook: NotebookNode) -> str:
     question = re.search(rf"^# {NUMBER} · (.+)$", text, re.MULTILINE)[1]
     facts = re.findall(r"^\*\*(?:Time|You should know)\*\* .+$", text, re.MULTILINE)
     lines = [f"### {name}: {question}", "", *(f"{fact}  " for fact in facts), ""]
-    lines += ["| exercise | difficulty | minutes | points |", "|---|---|---|---|"]
     exercises = exercises_of(notebook)
+    if not exercises:
+        return "\n".join([*lines, "No exercises, no assignment.", ""])
+    lines += ["| exercise | difficulty | minutes | points |", "|---|---|---|---|"]
     for each in exercises:
         row = (f"{each.number} · {each.title}", each.difficulty, each.minutes, each.points)
         lines.append(f"| {' | '.join(map(str, row))} |")
@@ -182,8 +184,13 @@ def read_notebooks(folder: Path, names: Sequence[str] = ()) -> dict[str, Noteboo
     return notebooks
 
 
+def with_exercises(notebooks: dict[str, NotebookNode]) -> dict[str, NotebookNode]:
+    """Those of which there is an assignment: the project has a rubric instead."""
+    return {name: notebook for name, notebook in notebooks.items() if exercises_of(notebook)}
+
+
 def write_kit(output: Path, notebooks: dict[str, NotebookNode]) -> None:
-    """Write the kit of these notebooks, and let nbgrader make its assignments.
+    """Write the kit of these notebooks, and let nbgrader make its assignments, where exercises are.
 
     Raises:
         OSError: a file cannot be written.
@@ -197,10 +204,11 @@ def write_kit(output: Path, notebooks: dict[str, NotebookNode]) -> None:
         "solutions/{0}.ipynb": solved_copy,
         "course/source/{0}/{0}.ipynb": assignment,
     }
+    graded = with_exercises(notebooks)
     files = {
         kind.format(name): nbformat.writes(copied(notebook, address), indent=1, ensure_ascii=False)
         for kind, copied in kinds.items()
-        for name, notebook in notebooks.items()
+        for name, notebook in (graded if copied is assignment else notebooks).items()
     }
     files["guide.md"] = guide(notebooks)
     for name in ("nbgrader_config.py", "grading.py"):
@@ -210,7 +218,7 @@ def write_kit(output: Path, notebooks: dict[str, NotebookNode]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
     api = course_api(output / "course")
-    for name in notebooks:
+    for name in graded:
         done = api.generate_assignment(name)
         if not done["success"]:
             raise RuntimeError(f"nbgrader refuses the assignment {name}: {reason(done)}")

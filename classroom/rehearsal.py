@@ -20,7 +20,7 @@ from typing import Any
 import nbformat
 from exercises import CALL, Exercise, exercises_of
 from grading import Marks, course_api, grade, reason
-from kit import ROOT, read_notebooks, write_kit
+from kit import ROOT, read_notebooks, with_exercises, write_kit
 from nbformat import NotebookNode
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.utils import temp_attrs
@@ -116,7 +116,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_ddpm; default: all")
     start, faults = time.perf_counter(), []
     try:
-        notebooks = read_notebooks(ROOT / "notebooks", parser.parse_args(arguments).names)
+        names = parser.parse_args(arguments).names
+        notebooks = with_exercises(read_notebooks(ROOT / "notebooks", names))
         with tempfile.TemporaryDirectory() as folder:
             api = released_course(Path(folder), notebooks)
             for name, notebook in notebooks.items():

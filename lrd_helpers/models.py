@@ -119,7 +119,7 @@ def load_pipeline(
     name = os.fspath(name_or_folder)
     if name in SHIPPED or Path(name).is_dir():
         folder = ASSETS / name if name in SHIPPED else Path(name)
-        with _one_sentence(folder), _no_progress_bars():
+        with _one_sentence(folder), no_progress_bars():
             return _from_folder(folder, device, dtype, variant, said=name not in SHIPPED)
     if re.fullmatch(HUB_NAME, name):
         with _one_sentence(name):
@@ -187,7 +187,7 @@ def load_clip(device: torch.device | str | None = None) -> tuple[CLIPModel, CLIP
     """
     device = best_device() if device is None else _checked_device(device)
     folder = ASSETS / "storybook-clip"
-    with _one_sentence(folder), _no_progress_bars():
+    with _one_sentence(folder), no_progress_bars():
         tokenizer = CLIPTokenizer.from_pretrained(str(folder))
         return _load_weights(CLIPModel, folder).to(device, torch.float32), tokenizer
 
@@ -213,7 +213,7 @@ def load_judge(
     name = os.fspath(name_or_folder)
     source = Path(name) if Path(name).is_dir() or not re.fullmatch(HUB_NAME, name) else name
     at = {"revision": None if isinstance(source, Path) else hub.REVISIONS.get(name)}
-    with _one_sentence(source), _no_progress_bars():
+    with _one_sentence(source), no_progress_bars():
         wanted = f"a model of transformers of the kind {' or '.join(kinds)} would work"
         if isinstance(source, Path) and not (source / "config.json").is_file():
             raise ValueError(f"it holds a pipeline; {wanted}")
@@ -232,7 +232,7 @@ def load_segmenter(device: torch.device | str | None = None) -> UNet2DModel:
     """
     device = best_device() if device is None else _checked_device(device)
     folder = ASSETS / "storybook-segmenter"
-    with _one_sentence(folder), _no_progress_bars():
+    with _one_sentence(folder), no_progress_bars():
         return _load_weights(UNet2DModel, folder).to(device, torch.float32)
 
 
@@ -244,7 +244,7 @@ def load_style(device: torch.device | str | None = None) -> StyleConditioning:
     """
     device = best_device() if device is None else _checked_device(device)
     folder = ASSETS / "storybook-style"
-    with _one_sentence(folder), _no_progress_bars():
+    with _one_sentence(folder), no_progress_bars():
         encoder = _load_weights(StyleEncoder, folder).to(device, torch.float32)
         return StyleConditioning.from_pretrained(folder, encoder)
 
@@ -261,7 +261,7 @@ def load_upsampler(
     """
     device = best_device() if device is None else _checked_device(device)
     folder = ASSETS / "storybook-upsampler"
-    with _one_sentence(folder), _no_progress_bars():
+    with _one_sentence(folder), no_progress_bars():
         scheduler = DDIMScheduler.from_pretrained(str(folder / "scheduler"))
         return _load_weights(UNet2DModel, folder).to(device, torch.float32), scheduler
 
@@ -496,7 +496,7 @@ def _what_is_wrong(error: Exception, folder: Path | str) -> str:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """No bars for what takes a blink (a download from the hub keeps its own)."""
     libraries = [diffusers.utils.logging, transformers.utils.logging]
     shown = [library for library in libraries if library.is_progress_bar_enabled()]

@@ -9,7 +9,8 @@ pictures and what is folded count for none. Of the code the set-up cell, the stu
 cells with a folded source are not counted. Exercises take the minutes in their headings. Waiting is
 what a text cell says ("running everything takes about 70 seconds"), else a minute and a half.
 
-A cell with the tag `side-road` belongs to a side road; so does all of a notebook like 02b_….
+A cell with the tag `side-road` belongs to a side road; so does all of a notebook like 02b_…, and of
+the project, whose milestones take the minutes in their headings.
 `test_course_minutes.py` holds the notebooks against what is said here.
 """
 
@@ -38,6 +39,9 @@ WAITING = 1.5
 
 TIME = re.compile(r"^\*\*Time\*\* .*?(?= \*\*|$)", re.MULTILINE)
 """Where a notebook says how long it takes: this script's line, which is not counted itself."""
+
+MILESTONE = re.compile(r"^## \d+ · .+ \(milestone, (\d+) minutes\)$", re.MULTILINE)
+"""A section of the project."""
 
 SECONDS = re.compile(r"running everything takes about (\d+) seconds")
 
@@ -85,8 +89,8 @@ def read_as_code(cell: NotebookNode) -> bool:
 
 
 def is_side_road(name: str) -> bool:
-    """Whether the whole notebook is one, as 02b_… is."""
-    return re.match(r"\d\d[a-z]_", name) is not None
+    """Whether the whole notebook is one, as 02b_… and the project are."""
+    return re.match(r"\d\d([a-z]_|_project$)", name) is not None
 
 
 def measured(notebook: NotebookNode) -> tuple[Part, Part]:
@@ -99,7 +103,8 @@ def measured(notebook: NotebookNode) -> tuple[Part, Part]:
             part.code += lines(cell)
         elif cell.cell_type == "markdown":
             part.words += words(cell.source)
-            part.exercises += sum(int(minutes) for *_, minutes in HEADING.findall(cell.source))
+            tasks = [minutes for *_, minutes in HEADING.findall(cell.source)]
+            part.exercises += sum(map(int, tasks + MILESTONE.findall(cell.source)))
             if seconds := SECONDS.search(cell.source):
                 core.waiting = int(seconds[1]) / 60
     return core, side

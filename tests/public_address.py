@@ -37,6 +37,7 @@ NOTEBOOKS = [
     "10_editing",
     "11_layerdiff",
     "12_stable_diffusion",
+    "14_project",
 ]
 """All that the course will have, in its order; a side road stands behind its chapter."""
 

@@ -19,6 +19,7 @@ from kit import (
     read_notebooks,
     solved_copy,
     student_copy,
+    with_exercises,
     write_kit,
 )
 from nbformat.v4 import new_code_cell, new_markdown_cell
@@ -436,6 +437,14 @@ def test_the_guide_has_questions_minutes_points_and_mistakes_of_every_notebook()
             named = chapter.count(f"\n- Exercise {each.number}: ")
             assert named >= 3 or each.answer == "star_in_front", "which compares no functions"
     assert "- Exercise 4: no square roots. *ᾱ is a share of the variance; the numbers" in text
+
+
+def test_the_project_has_no_exercises_no_assignment_and_a_chapter_in_the_guide():
+    project = {"14_project": NOTEBOOKS["14_project"]}
+    assert with_exercises({**project, "01_ddpm": short()}).keys() == {"01_ddpm"}
+    chapter = guide(project).split("\n### 14_project: ")[1]
+    assert "exercises, no assignment" in chapter
+    assert "mistakes" not in chapter
 
 
 def test_the_limits_in_the_readme_are_those_of_the_grading():

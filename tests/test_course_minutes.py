@@ -159,6 +159,12 @@ def test_a_notebook_that_is_a_side_road_itself_counts_as_such():
     assert together([Part(1, 2, 3, 4), Part(1, 1, 1, 1)]) == Part(2, 3, 4, 5)
 
 
+def test_milestones_count_and_the_project_is_no_core_path():
+    project = short()
+    cell(project, "again").source = "## 3 · Draw (milestone, 20 minutes)"
+    assert "about 41 minutes: reading 4, exercises 35, waiting 2." in stated("14_project", project)
+
+
 def a_long_text(notebook):
     cell(notebook, "again").source += " word" * 181
 

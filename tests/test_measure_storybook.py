@@ -11,14 +11,26 @@ from PIL import Image
 from lrd_helpers.benchmark import LookingOnce
 from lrd_helpers.layout import Layer, Layout
 from lrd_helpers.measure import (
+    OwnStickerDetector,
     StorybookDetector,
+    box_iou,
     layout_iou,
     sticker_and_colour,
     storybook,
     success,
 )
 from lrd_helpers.measure.regions import NOISE_FLOOR
-from lrd_helpers.storybook import COLOURS, PLACES, STICKERS, StorybookDataset, tight_boxes
+from lrd_helpers.storybook import (
+    COLOURS,
+    PLACES,
+    STICKERS,
+    PlacedSticker,
+    Scene,
+    StorybookDataset,
+    own_sticker,
+    render_scenes,
+    tight_boxes,
+)
 
 
 @pytest.fixture
@@ -283,3 +295,40 @@ def test_on_true_scenes_the_iou_is_nearly_one(shipped_detector, count):
     assert sum(ious) / len(ious) >= 0.95
     assert sum(success(ious)) / len(ious) >= 0.95
     assert sum(places) / len(places) >= 0.95
+
+
+# ------------------------------------------------------------------ stickers of one's own
+
+LETTER = """<svg viewBox="0 0 100 100">
+<path d="M5 5 L95 5 L95 35 L65 35 L65 95 L35 95 L35 35 L5 35 Z" fill="{main}" stroke="{outline}"
+stroke-width="4"/><circle cx="50" cy="20" r="8" fill="#ffffff"/></svg>"""
+
+
+def test_a_sticker_of_ones_own_is_found_by_comparison():
+    letter = own_sticker("letter", LETTER)
+    detector = OwnStickerDetector([letter])
+    blue = PlacedSticker(letter, "blue", (0.3, 0.5), (0.36, 0.36))
+    ball = PlacedSticker("ball", "blue", (0.75, 0.6), (0.3, 0.3))
+    [picture] = render_scenes([Scene("on sand", (blue, ball), "")]).images
+    asked = ["a blue letter", "a letter", "a red letter", "a blue ball"]
+    [[named], [any_colour], none, [known]] = detector(picture, asked)
+    assert named.box == any_colour.box
+    assert box_iou(named.box, (0.12, 0.32, 0.48, 0.68)) > 0.8
+    assert none == []
+    assert box_iou(known.box, (0.6, 0.45, 0.9, 0.75)) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a red letter and a ball", "names letter and ball, but should name only one"),
+        ("a red blue letter", "names red and blue, but should name only one"),
+        ("a red dog", "names no sticker"),
+    ],
+)
+def test_a_prompt_names_a_single_sticker_also_of_ones_own(prompt, said):
+    detector = OwnStickerDetector([own_sticker("letter", LETTER)], model=ReadsCodes())
+    with pytest.raises(ValueError, match=said):
+        detector(paint(), [prompt])
+    with pytest.raises(ValueError, match="use StorybookDetector"):
+        OwnStickerDetector([])

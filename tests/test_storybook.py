@@ -17,13 +17,16 @@ from lrd_helpers.storybook import (
     WORDS,
     PlacedSticker,
     Scene,
+    Sticker,
     StorybookDataset,
     aspect_ratio,
     caption_of,
     layout_of_scene,
+    own_sticker,
     render_scenes,
     sample_layout,
     sample_scene,
+    scene_with,
     seeded,
     sprite_bank,
     sticker_svg,
@@ -255,3 +258,80 @@ def test_sampled_layouts_are_seeded_and_not_too_small() -> None:
             assert max(x1 - x0, y1 - y0) > 0.25
     with pytest.raises(ValueError, match="sticker_count is 0"):
         sample_layout(seeded(0), sticker_count=0)
+
+
+# ------------------------------------------------------------------ stickers of one's own
+
+FLAG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 100">'
+    '<rect x="10" y="20" width="80" height="40" fill="{main}"/></svg>'
+)
+SMILEY = (
+    '<?xml version="1.0"?><svg width="36px" height="36px"><circle fill="#FC4" cx="18" cy="18" '
+    'r="18"/><circle cx="12" cy="14" r="3" fill="#664500"/></svg>'
+)
+
+
+def test_a_sticker_of_ones_own_stands_in_a_scene_beside_the_others():
+    flag = own_sticker("flag", FLAG)
+    assert aspect_ratio(flag) == pytest.approx(2, abs=0.02)
+    placed = one(flag, "blue", centre=(0.5, 0.6), size=(0.5, 0.25))
+    rendering = render_scenes([scene(one("star"), placed)])
+    assert rendering.captions == ["a red star and a blue flag on grass"]
+    assert (rendering.boxes[0, 1] - torch.tensor([0.25, 0.475, 0.75, 0.725])).abs().max() < 0.012
+    colour = rendering.images[0, :, 77, 64]
+    assert torch.allclose(colour, torch.tensor(COLOURS["blue"]), atol=0.01)
+    assert own_sticker("flag", flag.svg) == flag
+    assert caption_of((one(Sticker("owl", FLAG)),), "at sea", name_colours=False) == "an owl at sea"
+
+
+def test_an_emoji_takes_the_scenes_colour_where_it_has_most_of_one(tmp_path):
+    path = tmp_path / "smiley.svg"
+    path.write_text(SMILEY)
+    smiley = own_sticker("smiley", path)
+    assert smiley.svg.count("{main}") == 1
+    pixels = render_scenes([scene(one(smiley, "red", size=(0.9, 0.9)))]).images[0]
+    assert torch.allclose(pixels[:, 90, 64], torch.tensor(COLOURS["red"]), atol=0.01)
+    eye = torch.tensor([0x66, 0x45, 0x00]) / 255
+    assert torch.allclose(pixels[:, 51, 45], eye, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawing", "said"),
+    [
+        ("star", FLAG, "'star' is a word of the world already"),
+        ("grass", FLAG, "'grass' is a word of the world already"),
+        ("red flag", FLAG, "'red flag' cannot be a sticker's name"),
+        ("flag", "<svg", r"not SVG: unclosed token: line 1, column 0"),
+        ("flag", "<html/>", "it begins with <html>, not <svg>"),
+        ("flag", "<svg/>", "it has no viewBox"),
+        ("flag", '<svg viewBox="0 0 9 9"/>', "empty: it paints 0 of 10,000 pixels"),
+        ("flag", FLAG.replace("{main}", "red"), 'write fill="{main}" where it should'),
+    ],
+)
+def test_what_cannot_be_a_sticker_is_said_plainly(name, drawing, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        own_sticker(name, drawing)
+    assert len(str(caught.value)) <= 300
+
+
+def test_a_drawing_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.svg: the sticker 'flag': .* No such file"):
+        own_sticker("flag", tmp_path / "none.svg")
+    (tmp_path / "picture.svg").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match=r"picture\.svg: .*not text in UTF-8"):
+        own_sticker("flag", tmp_path / "picture.svg")
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+def test_scenes_with_a_sticker_of_ones_own_show_it_whole(count):
+    flag = own_sticker("flag", FLAG)
+    scenes = [scene_with(flag, seeded(4, n), sticker_count=count) for n in range(20)]
+    assert scenes == [scene_with(flag, seeded(4, n), sticker_count=count) for n in range(20)]
+    for each in scenes:
+        assert count in (None, len(each.stickers))
+        [placed] = [placed for placed in each.stickers if placed.sticker == flag]
+        for centre, size in zip(placed.centre, placed.size, strict=True):
+            assert size / 2 - 1e-6 <= centre <= 1 - size / 2 + 1e-6
+        assert "flag" in each.caption
+    assert len({placed.colour for each in scenes for placed in each.stickers}) > 4

@@ -23,6 +23,7 @@ from lrd_helpers.storybook import (
     PlacedSticker,
     Scene,
     StorybookDataset,
+    own_sticker,
     render_scenes,
     sample_scene,
     seeded,
@@ -34,6 +35,7 @@ from lrd_helpers.training import (
     latent_diffusion,
     layerdiff,
     loop,
+    new_sticker,
     rgba_autoencoder,
     segmenter,
     style,
@@ -44,6 +46,7 @@ from lrd_helpers.training.ghosts import Ghosts, flawed_scene
 from lrd_helpers.training.latent_cache import Batch
 from lrd_helpers.training.latent_diffusion import Extras, LatentDiffusionTraining
 from lrd_helpers.training.seeing import Seeing, cell_classes
+from lrd_helpers.words import unknown_words
 
 
 @pytest.fixture(scope="module")
@@ -491,6 +494,59 @@ def test_options_that_cannot_work_exit_with_2(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------ a new sticker
+
+FLAG = '<svg viewBox="0 0 100 100"><rect width="90" height="50" fill="{main}"/></svg>'
+
+
+def test_a_new_word_is_learnt_and_the_others_keep_their_embeddings(tiny_folder):
+    trainee = new_sticker.NewStickerTraining(tiny_folder, ["flag", "owl"])
+    assert unknown_words(trainee.tokenizer, "a red flag and a blue owl at sea") == []
+    embeddings = trainee.text_encoder.get_input_embeddings().weight
+    before = embeddings.detach().clone()
+    known = ["ball</w>", "boat</w>", "car</w>", "star</w>"]  # of the stickers, by this model
+    mean = before[trainee.tokenizer.convert_tokens_to_ids(known)].mean(0)
+    assert torch.equal(before[-2:], mean.expand(2, -1))
+    batch = Batch(torch.randn(4, 4, 16, 16), ["a red flag and a blue owl at sea"] * 4)
+    optimizer = torch.optim.SGD(trainee.parameters(), 1.0)
+    trainee.train()(batch, seeded(0))["loss"].backward()
+    optimizer.step()
+    assert torch.equal(embeddings[:-2], before[:-2])
+    assert (embeddings[-2:] != before[-2:]).any(1).all()
+    assert trainee.unet.conv_in.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("words", [["night"], ["flag", "flag"], []])
+def test_words_that_are_known_are_not_taught(tiny_folder, words):
+    with pytest.raises(ValueError, match=r"the model knows the word|no new stickers"):
+        new_sticker.NewStickerTraining(tiny_folder, words)
+
+
+def test_a_share_of_the_scenes_shows_the_new_stickers_in_turn(tmp_path, tiny):
+    stickers = [own_sticker(name, FLAG) for name in ("flag", "owl")]
+    options = new_sticker.NewStickerOptions(cache=64, run=tmp_path, new=0.25, batch_size=3)
+    cache = new_sticker.NewStickerCache(stickers, tiny.vae, options)
+    shown = [{str(each.sticker) for each in scene.stickers} for scene in cache.scenes]
+    assert [sum(name in names for names in shown) for name in ("flag", "owl")] == [8, 8]
+    assert cache.kept["latents"].shape[:2] == (64, 4)
+    latents, captions = cache.batch(5)[:2]
+    assert torch.equal(latents, cache.batch(5).latents)
+    assert captions == cache.batch(5).captions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--new", "0"], "--new 0: it must be a share"),
+        (["--from", "."], "python -m lrd_helpers.training.latent_diffusion"),
+    ],
+)
+def test_a_new_sticker_needs_a_pipeline_and_a_share(capsys, arguments, said):
+    with pytest.raises(SystemExit, match="2"):
+        new_sticker.main(arguments)
+    assert said in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ distillation
 
 CAPTIONS = ["a red car", "a cat at night"]
@@ -610,6 +666,7 @@ def test_options_of_a_distillation_that_cannot_work_exit_with_2(capsys, argument
         (upsampler, {"--noise-level": 0.05, "--cache": 12000}),
         (rgba_autoencoder, {"--masks": False, "--batch-size": 4}),
         (layerdiff, {"--weighting": "root-snr", "--cache": 16000}),
+        (new_sticker, {"--minutes": 9.0, "--new": 0.5, "--weight-decay": 0.0}),
         (distillation, {"--student-steps": 4, "--guidance-scale": 5.0, "--cache": 8000}),
     ],
 )
@@ -638,6 +695,7 @@ def test_help_names_every_option_with_its_default(capsys, module, defaults):
         (upsampler, "config.json scheduler/scheduler_config.json"),
         (rgba_autoencoder, "config.json diffusion_pytorch_model.safetensors"),
         (layerdiff, "unet/config.json vae/config.json text_encoder/config.json"),
+        (new_sticker, "model_index.json unet/config.json tokenizer/tokenizer.json"),
         (distillation, "model_index.json unet/config.json vae/README.md"),
     ],
 )
@@ -651,8 +709,12 @@ def test_each_training_runs_and_exports_a_loadable_folder(
     monkeypatch.setattr(latent_diffusion, "SHEET_STEPS", 1)
     monkeypatch.setattr(style, "SHEET_STEPS", 1)
     monkeypatch.setattr(layerdiff, "SHEET_STEPS", 1)
+    monkeypatch.setattr(new_sticker, "SHEET_STEPS", 1)
+    (tmp_path / "flag.svg").write_text(FLAG)
     # A step on small and a step on whole pictures; a cache of one batch of scenes.
     autoencoder_folder = ["--autoencoder", str(tiny_folder / "vae"), "--cache", "64"]
+    from_tiny = ["--from", str(tiny_folder)]
+
     teacher_options = ["--cache", "64", "--student-steps", "2", "--teacher-steps", "1"]
     more, first = {
         segmenter: (["--coarse-steps", "1"], []),
@@ -661,6 +723,7 @@ def test_each_training_runs_and_exports_a_loadable_folder(
         style: (["--pipeline", str(tiny_folder), "--cache", "64"], []),
         rgba_autoencoder: (autoencoder_folder[:2], ["--from", str(tiny_folder / "vae")]),
         layerdiff: ([*autoencoder_folder, "--pipeline", str(tiny_folder)], []),
+        new_sticker: (["--cache", "64", "--stickers", str(tmp_path / "flag.svg")], from_tiny),
         distillation: (["--teacher", str(tiny_folder), *teacher_options], []),
     }.get(module, ([], []))
     options = ["--steps", "2", "--batch-size", "4", "--mixed-precision", "no"]

@@ -13,8 +13,9 @@
 | `clip_score`, `text_image_similarity` | does the picture fit the caption? | ±100, ±1 |
 
 What looks at the picture is an argument: any `Detector` finds things, any `Clip` compares pictures
-with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `load_detector` (OWLv2,
-Grounding DINO; SAM) and `load_pretrained_clip` give judges that know the real world.
+with words. `StorybookDetector` and `StorybookClip` are the shipped ones; `OwnStickerDetector` also
+finds stickers of your own; `load_detector` (OWLv2, Grounding DINO; SAM) and
+`load_pretrained_clip` give judges that know the real world.
 
     ious = layout_iou(StorybookDetector(), image, layout)      # a number per layer
     score = clip_score(StorybookClip(), image, layout.caption)
@@ -40,6 +41,7 @@ from lrd_helpers.measure.overlaps import (
     overlapping_pairs,
     overlay_score,
 )
+from lrd_helpers.measure.own import OwnStickerDetector
 from lrd_helpers.measure.precision import average_precision
 from lrd_helpers.measure.pretrained import load_detector, load_pretrained_clip
 from lrd_helpers.measure.scores import (
@@ -63,6 +65,7 @@ __all__ = [
     "Description",
     "Detection",
     "Detector",
+    "OwnStickerDetector",
     "PretrainedClip",
     "SegmentedDetector",
     "StickerDetection",

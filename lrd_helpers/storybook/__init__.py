@@ -1,9 +1,11 @@
 """The storybook world: stickers × colours × places, with exact truth for every picture."""
 
 from lrd_helpers.storybook.layouts import layout_of_scene, sample_layout
+from lrd_helpers.storybook.own import own_sticker, scene_with
 from lrd_helpers.storybook.places import PLACES, paint_place
 from lrd_helpers.storybook.scenes import (
     IMAGE_SIZE,
+    WORDS,
     PlacedSticker,
     Rendering,
     Scene,
@@ -19,6 +21,7 @@ from lrd_helpers.storybook.stickers import (
     COLOURS,
     STICKERS,
     STYLES,
+    Sticker,
     aspect_ratio,
     sprite_bank,
     sticker_svg,
@@ -34,22 +37,20 @@ __all__ = [
     "PlacedSticker",
     "Rendering",
     "Scene",
+    "Sticker",
     "StorybookDataset",
     "aspect_ratio",
     "caption_of",
     "layout_of_scene",
+    "own_sticker",
     "paint_place",
     "render_scenes",
     "sample_caption",
     "sample_layout",
     "sample_scene",
+    "scene_with",
     "seeded",
     "sprite_bank",
     "sticker_svg",
     "tight_boxes",
 ]
-
-# Every word a caption can have: what the tokenizers are built from.
-WORDS: tuple[str, ...] = tuple(
-    sorted({"a", "an", "and", *STICKERS, *COLOURS, *" ".join(PLACES).split()})
-)

@@ -16,20 +16,26 @@ from lrd_helpers.storybook.stickers import (
     SPRITE_SIZES,
     STICKERS,
     STYLES,
+    AnySticker,
     aspect_ratio,
-    sprite_bank,
+    sprites,
 )
 
 IMAGE_SIZE = 128  # pixels
 MOST_STICKERS = 4
 STICKER_COUNT_SHARES = (0.05, 0.52, 0.27, 0.10, 0.06)  # of scenes with 0, 1, 2, 3 and 4 stickers
 
+# Every word a caption can have: what the tokenizers are built from.
+WORDS: tuple[str, ...] = tuple(
+    sorted({"a", "an", "and", *STICKERS, *COLOURS, *" ".join(PLACES).split()})
+)
+
 
 @dataclass(frozen=True)
 class PlacedSticker:
     """One sticker of a scene. Lengths are shares of the canvas, (0, 0) is its upper left corner."""
 
-    sticker: str
+    sticker: AnySticker
     colour: str
     centre: tuple[float, float]
     size: tuple[float, float]
@@ -108,11 +114,11 @@ def caption_of(
 ) -> str:
     """A caption: "a red car and a yellow star on grass", or less, or "on grass a red car and …"."""
     things = [
-        f"{placed.colour} {placed.sticker}" if name_colours else placed.sticker
+        f"{placed.colour} {placed.sticker}" if name_colours else str(placed.sticker)
         for placed in stickers
     ]
     text = " and ".join(
-        f"an {thing}" if thing.startswith("orange") else f"a {thing}" for thing in things
+        f"an {thing}" if thing.startswith(tuple("aeiou")) else f"a {thing}" for thing in things
     )
     if not text or not name_place:
         return text or place
@@ -209,7 +215,7 @@ def render_scenes(scenes: list[Scene], size: int = IMAGE_SIZE) -> Rendering:
             where.setdefault((scene.style, level), []).append((row, z, placed))
     for (style, level), entries in where.items():
         rows, zs, placements = zip(*entries, strict=True)
-        layers[list(rows), list(zs)] = _draw_sprites(placements, sprite_bank(style)[level], size)
+        layers[list(rows), list(zs)] = _draw_sprites(placements, style, level, size)
 
     images = backgrounds
     for z in range(depth):  # the "over" operator, back to front
@@ -218,15 +224,15 @@ def render_scenes(scenes: list[Scene], size: int = IMAGE_SIZE) -> Rendering:
 
 
 def _draw_sprites(
-    placements: tuple[PlacedSticker, ...],
-    bank: Float[Tensor, "stickers colours 4 side side"],
-    size: int,
+    placements: tuple[PlacedSticker, ...], style: str, level: int, size: int
 ) -> Float[Tensor, "placements 4 size size"]:
     colours = list(COLOURS)
-    sprites = bank[
-        [STICKERS.index(placed.sticker) for placed in placements],
-        [colours.index(placed.colour) for placed in placements],
-    ]
+    bank = torch.stack(
+        [
+            sprites(placed.sticker, style)[level][colours.index(placed.colour)]
+            for placed in placements
+        ]
+    )
     # grid_sample asks, for each canvas point in [-1, 1]², where in the sprite's [-1, 1]² it lies.
     numbers = torch.tensor(
         [[*placed.centre, *placed.size, placed.rotation, placed.flip] for placed in placements]
@@ -238,7 +244,7 @@ def _draw_sprites(
     to_y = torch.stack([-sine, cosine, sine * shift_x - cosine * shift_y], 1) / height[:, None]
     theta = torch.stack([to_x * (1 - 2 * flip)[:, None], to_y], 1)
     grid = functional.affine_grid(theta, [len(placements), 4, size, size], align_corners=False)
-    return functional.grid_sample(sprites, grid, align_corners=False)
+    return functional.grid_sample(bank, grid, align_corners=False)
 
 
 def seeded(*numbers: int) -> torch.Generator:
