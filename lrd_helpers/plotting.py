@@ -73,7 +73,7 @@ def show_images(
     Raises:
         ValueError: no images, no columns, or another number of titles than of images.
     """
-    if not len(images):
+    if not images:
         raise ValueError("there are no images to show")
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"{len(images)} images, but {len(titles)} titles")

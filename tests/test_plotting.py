@@ -231,12 +231,6 @@ def test_show_images_lays_out_rows_and_titles():
     pyplot.close(figure)
 
 
-def test_show_images_takes_a_batch():
-    figure = plotting.show_images(torch.rand(3, 3, 4, 4), list("abc"))
-    assert [axis.get_title() for axis in figure.axes] == list("abc")
-    pyplot.close(figure)
-
-
 def test_long_titles_of_neighbours_do_not_overlap():
     title = "a red house and a purple tree and an orange flower at night"
     figure = plotting.show_images([GREY] * 3, [title] * 3)
