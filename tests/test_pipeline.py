@@ -35,7 +35,6 @@ from lrd_helpers.methods.guidance import colour_latents, constant_delta, vision_
 from lrd_helpers.methods.placement import object_pixels, pasted
 from lrd_helpers.pictures import picture_of, pixels_of
 from lrd_helpers.pipeline import LayeredRenderingPipeline, checked_canvas
-from lrd_helpers.sampling import model
 from lrd_helpers.sampling.model import StableDiffusion
 
 SCHEDULERS = [
@@ -289,7 +288,7 @@ def test_many_layers_are_warned_of_and_go_through_the_model_in_parts(pipe, monke
     """A layout of 64 layers at 512 × 512 needed 3.3 GB."""
     boxes = [(n / 16, 0, n / 16 + 0.2, 1) for n in range(12)]
     many = Layout("a car", layers=[Layer("a red car", box) for box in boxes])
-    monkeypatch.setattr(model, "CELLS_AT_ONCE", 8 * 16 * 16)
+    monkeypatch.setattr(type(pipe), "cells_at_once", 8 * 16 * 16)
     recorded = Recorded(pipe, monkeypatch)
     options = {"layered_fraction": 1, "num_inference_steps": 2, "height": 128, "width": 128}
     message = "with 12 layers .* 13 prompts at once: .* up to 13 × as long as .*plain"
