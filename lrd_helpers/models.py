@@ -388,7 +388,8 @@ def _put(
     if few := _few_steps(shapes):
         pipe.default_steps, pipe.default_guidance_scale = few
         said.append("{} steps and guidance {:g} by default".format(*few))
-    print(", ".join(said))
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        print(", ".join(said))
     return pipe
 
 
@@ -492,7 +493,10 @@ def _what_is_wrong(error: Exception, folder: Path | str) -> str:
                     f"{path.parent.name}/{path.name} is a pointer of Git LFS and no weights; run "
                     "`git lfs pull` there"
                 )
-    return str(error) or type(error).__name__
+    # The name of a missing part comes last, in a long text that names the folder again.
+    if part := re.search(r"containing a (?:file named )?(\S+?\.json)", str(error)):
+        return f"it has no {part[1]}"
+    return str(error).replace(f"{folder}{os.sep}", "") or type(error).__name__
 
 
 @contextmanager
